@@ -1,0 +1,1 @@
+"""modicum: a language model's KV cache under a hard memory budget."""

@@ -1,0 +1,1 @@
+"""One file per method: its paper, its equation, one dataclass, one score."""
