@@ -104,7 +104,7 @@ class View:
 
     def _tiles(self, which: int) -> Iterator[Tensor]:
         for part in self.parts:
-            for tile in part[which].split(_TILE, dim=2):
+            for tile in torch.split(part[which], _TILE, dim=2):
                 yield tile.float()
 
     def _per_token(self, fn: Callable[[Tensor], Tensor], which: int) -> Tensor:
@@ -130,7 +130,7 @@ class View:
             raise PolicyError("a policy read attention rows without asking for them: set its `rows`")
         q = self.queries[:, :, :, first:last].float().flatten(2, 3)  # [B, H, G*R, Dk]
         z = self.per_key(lambda k: k @ q.transpose(-1, -2)).transpose(-1, -2)
-        z = z.unflatten(2, (self.group, -1)) * self.scaling  # [B, H, G, R, N]
+        z = torch.unflatten(z, 2, (self.group, -1)) * self.scaling  # [B, H, G, R, N]
         if self.softcap is not None:
             z = self.softcap * torch.tanh(z / self.softcap)
         at = self.query_positions[:, None, None, first:last, None]
@@ -142,17 +142,19 @@ class View:
     def rows(self, gain: Tensor | None = None, first: int = 0, last: int | None = None) -> Tensor:
         """Attention rows softmax(gain · z) of queries first:last over the tokens at hand: [B, H, G, R, N] fp32.
 
-        gain: [B, R], a factor on each row's logits. A row without a query is zero.
+        gain: [B, R] or [B, H, R], a factor on each row's logits. A row without a query, or of a query before all
+        tokens at hand, is zero.
         """
-        assert self.query_positions is not None or self.queries is None
         z = self.logits(first, last)
         if gain is not None:
+            gain = (gain if gain.dim() == 3 else gain.unsqueeze(1))[:, :, None, first:last, None]
             # -inf times a gain of 0 is not a number: scale only what is finite.
-            z = torch.where(z.isinf(), z, z * gain[:, None, None, first:last, None])
+            z = torch.where(z.isinf(), z, z * gain)
         rows = torch.softmax(z, dim=-1)
         assert self.query_positions is not None
-        absent = (self.query_positions[:, first:last] < 0)[:, None, None, :, None]
-        return rows.masked_fill(absent, 0.0)
+        oldest = self.masked(self.positions, torch.iinfo(torch.int64).max).amin(-1)  # [B, H]
+        blind = self.query_positions[:, None, first:last] < oldest[:, :, None]  # [B, H, R]
+        return rows.masked_fill(blind[:, :, None, :, None], 0.0)
 
     def row_tiles(self, gain: Tensor | None = None) -> Iterator[Tensor]:
         """`rows` in tiles of queries, so that the full map never stands in memory."""
@@ -191,7 +193,9 @@ class View:
             else:
                 weight = inside.flatten(0, -2).unsqueeze(1).to(flat.dtype)
                 number = F.avg_pool1d(weight, kernel, 1, kernel // 2)
-                pooled = F.avg_pool1d(flat * weight, kernel, 1, kernel // 2) / number.clamp_min(1e-9)
+                # filled, not multiplied: what stands outside need not be finite
+                flat = flat.masked_fill(weight == 0, 0.0)
+                pooled = F.avg_pool1d(flat, kernel, 1, kernel // 2) / number.clamp_min(1e-9)
         else:
             if inside is not None:
                 flat = flat.masked_fill(~inside.flatten(0, -2).unsqueeze(1), -math.inf)
@@ -347,6 +351,14 @@ def check_positive(policy: Policy, **values: int) -> None:
     for key, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise PolicyError(f"{policy.name}: {key} is {value!r}; it must be a whole number of at least 1")
+
+
+def check_odd(policy: Policy, **values: int) -> None:
+    """Raise unless each setting is an odd whole number: pooling has as many neighbours before as after."""
+    check_positive(policy, **values)
+    for key, value in values.items():
+        if value % 2 == 0:
+            raise PolicyError(f"{policy.name}: {key} is {value}; it must be odd, such as {value + 1}")
 
 
 def check_choice(policy: Policy, key: str, value: str, choices: tuple[str, ...]) -> None:
