@@ -16,7 +16,7 @@ from modicum.errors import PolicyError
 GroupReduction = Literal["mean", "max", "rss"]
 
 ALL = -1
-"""Value of `Policy.rows` that asks for every query of the call, not only the last few."""
+"""Value of `Policy.query_rows` that asks for every query of the call, not only the last few."""
 
 _TILE = 4096  # tokens turned to fp32 at a time: scoring scratch stays small beside the cache
 _ROW_BYTES = 32 * 2**20  # attention rows made at a time
@@ -127,7 +127,7 @@ class View:
         -inf where there is no token, and where the token came after the query.
         """
         if self.queries is None or self.query_positions is None:
-            raise PolicyError("a policy read attention rows without asking for them: set its `rows`")
+            raise PolicyError("a policy read attention rows without asking for them: set its `query_rows`")
         q = self.queries[:, :, :, first:last].float().flatten(2, 3)  # [B, H, G*R, Dk]
         z = self.per_key(lambda k: k @ q.transpose(-1, -2)).transpose(-1, -2)
         z = torch.unflatten(z, 2, (self.group, -1)) * self.scaling  # [B, H, G, R, N]
@@ -244,7 +244,7 @@ class Policy:
         return self.score(view).unsqueeze(2)
 
     @property
-    def rows(self) -> int:
+    def query_rows(self) -> int:
         """Last queries whose attention rows the policy reads: 0, a number, or `ALL` those of the call."""
         return 0
 
@@ -318,8 +318,8 @@ class Wrapper(Policy):
         object.__setattr__(self, "base", self.base.per_head())
 
     @property
-    def rows(self) -> int:
-        return self.base.rows
+    def query_rows(self) -> int:
+        return self.base.query_rows
 
     @property
     def window(self) -> int:
