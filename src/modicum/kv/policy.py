@@ -121,40 +121,38 @@ class View:
         assert total is not None
         return total.reshape(*weights.shape[:-1], total.shape[-1])
 
-    def logits(self, first: int = 0, last: int | None = None) -> Tensor:
+    def logits(self, first: int = 0, last: int | None = None, gain: Tensor | None = None) -> Tensor:
         """z = scaling · q·k of queries first:last, soft-capped where the model does: [B, H, G, R, N] fp32.
 
-        -inf where there is no token, and where the token came after the query.
+        gain: [B, R] or [B, H, R], a factor on each query's z. -inf where there is no token, and where the token
+        came after the query.
         """
         if self.queries is None or self.query_positions is None:
-            raise PolicyError("a policy read attention rows without asking for them: set its `query_rows`")
-        q = self.queries[:, :, :, first:last].float().flatten(2, 3)  # [B, H, G*R, Dk]
-        z = self.per_key(lambda k: k @ q.transpose(-1, -2)).transpose(-1, -2)
-        z = torch.unflatten(z, 2, (self.group, -1)) * self.scaling  # [B, H, G, R, N]
+            raise PolicyError("a policy read attention rows without asking for them: set its `rows`")
+        q = self.queries[:, :, :, first:last].float().flatten(2, 3) * self.scaling  # [B, H, G*R, Dk]
+        # q @ kT rather than k @ qT: tokens last, as softmax wants them, and twice as fast for few queries
+        z = self.per_key(lambda k: (q @ k.transpose(-1, -2)).transpose(-1, -2)).transpose(-1, -2)
+        z = torch.unflatten(z, 2, (self.group, -1))  # [B, H, G, R, N]
         if self.softcap is not None:
             z = self.softcap * torch.tanh(z / self.softcap)
+        if gain is not None:
+            z = z * (gain if gain.dim() == 3 else gain.unsqueeze(1))[:, :, None, first:last, None]
         at = self.query_positions[:, None, None, first:last, None]
         unseen = self.positions[:, :, None, None, :] > at
         if self.valid is not None:
             unseen = unseen | ~self.valid[:, :, None, None, :]
-        return z.masked_fill(unseen, -math.inf)
+        return z.masked_fill_(unseen, -math.inf)
 
     def rows(self, gain: Tensor | None = None, first: int = 0, last: int | None = None) -> Tensor:
         """Attention rows softmax(gain · z) of queries first:last over the tokens at hand: [B, H, G, R, N] fp32.
 
-        gain: [B, R] or [B, H, R], a factor on each row's logits. A row without a query, or of a query before all
-        tokens at hand, is zero.
+        A row without a query, or of a query before all tokens at hand, is zero.
         """
-        z = self.logits(first, last)
-        if gain is not None:
-            gain = (gain if gain.dim() == 3 else gain.unsqueeze(1))[:, :, None, first:last, None]
-            # -inf times a gain of 0 is not a number: scale only what is finite.
-            z = torch.where(z.isinf(), z, z * gain)
-        rows = torch.softmax(z, dim=-1)
+        rows = torch.softmax(self.logits(first, last, gain), dim=-1)
         assert self.query_positions is not None
         oldest = self.masked(self.positions, torch.iinfo(torch.int64).max).amin(-1)  # [B, H]
         blind = self.query_positions[:, None, first:last] < oldest[:, :, None]  # [B, H, R]
-        return rows.masked_fill(blind[:, :, None, :, None], 0.0)
+        return rows.masked_fill_(blind[:, :, None, :, None], 0.0)
 
     def row_tiles(self, gain: Tensor | None = None) -> Iterator[Tensor]:
         """`rows` in tiles of queries, so that the full map never stands in memory."""
