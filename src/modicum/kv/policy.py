@@ -98,9 +98,9 @@ class View:
         """Σ_j w_j k_j: weights [B, H, ..., N] fp32 -> [B, H, ..., Dk] fp32."""
         return self._weighted_sum(weights, 0)
 
-    def sum_values(self, weights: Tensor) -> Tensor:
-        """Σ_j w_j v_j: weights [B, H, ..., N] fp32 -> [B, H, ..., Dv] fp32."""
-        return self._weighted_sum(weights, 1)
+    def sum_values(self, weights: Tensor, origin: Tensor | None = None) -> Tensor:
+        """Σ_j w_j (v_j - origin), the origin [B, H, 1, Dv]: weights [B, H, ..., N] -> [B, H, ..., Dv]; fp32."""
+        return self._weighted_sum(weights, 1, origin)
 
     def _tiles(self, which: int) -> Iterator[Tensor]:
         for part in self.parts:
@@ -111,11 +111,11 @@ class View:
         done = [fn(tile) for tile in self._tiles(which)]
         return done[0] if len(done) == 1 else torch.cat(done, dim=2)
 
-    def _weighted_sum(self, weights: Tensor, which: int) -> Tensor:
+    def _weighted_sum(self, weights: Tensor, which: int, origin: Tensor | None = None) -> Tensor:
         flat = weights.flatten(2, -2) if weights.dim() > 3 else weights.unsqueeze(2)  # [B, H, M, N]
         total, start = None, 0
         for tile in self._tiles(which):
-            part = flat[..., start : start + tile.shape[2]] @ tile
+            part = flat[..., start : start + tile.shape[2]] @ (tile if origin is None else tile - origin)
             total = part if total is None else total + part
             start += tile.shape[2]
         assert total is not None
