@@ -1,0 +1,202 @@
+"""Arena: the slots of some rows and KV heads that share one capacity, allocated once and written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from modicum.errors import CacheError
+
+_MOVE = 256  # tokens moved at a time: moving needs a copy of that many, not of a chunk
+
+
+class Arena:
+    """B rows × H heads × (capacity + 1) slots; the last is the newcomer's while a decode step decides.
+
+    Slots 0 … live[row] − 1 hold tokens, in no particular order; `positions` says which. All heads of a row hold
+    equally many.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        heads: int,
+        capacity: int,
+        key_dim: int,
+        value_dim: int,
+        state_width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        slots = capacity + 1
+        self.capacity = capacity
+        self.keys = torch.zeros(rows, heads, slots, key_dim, dtype=dtype, device=device)  # [B, H, S, Dk]
+        self.values = torch.zeros(rows, heads, slots, value_dim, dtype=dtype, device=device)  # [B, H, S, Dv]
+        self.positions = torch.full((rows, heads, slots), -1, dtype=torch.int32, device=device)  # [B, H, S]
+        self.state = torch.zeros(rows, heads, slots, state_width, device=device)  # [B, H, S, F] fp32
+        self.live = [0] * rows
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is stored, by name."""
+        return {"keys": self.keys, "values": self.values, "positions": self.positions, "state": self.state}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of live storage."""
+        return sum(t.untyped_storage().nbytes() for t in self.tensors.values())
+
+    @property
+    def used(self) -> int:
+        """Slots in use in the fullest row."""
+        return max(self.live)
+
+    @property
+    def even(self) -> bool:
+        """Whether all rows hold equally many."""
+        return self.live.count(self.live[0]) == len(self.live)
+
+    def valid(self, slots: int) -> Tensor | None:
+        """[B, H, slots] bool: which of the first slots hold a token; None if all do."""
+        if min(self.live) >= slots:
+            return None
+        live = torch.tensor(self.live, device=self.keys.device)[:, None, None]
+        mask = torch.arange(slots, device=self.keys.device) < live  # [B, 1, slots]
+        return mask.expand(-1, self.keys.shape[1], -1)
+
+    def append(self, key: Tensor, value: Tensor, position: Tensor) -> None:
+        """Write one token per row behind the live slots; key [B, H, 1, Dk], value [B, H, 1, Dv], position [B|1, 1]."""
+        n = self.live[0]
+        if self.even:
+            self.keys[:, :, n : n + 1] = key
+            self.values[:, :, n : n + 1] = value
+            self.positions[:, :, n] = position
+            if self.state.shape[-1]:
+                self.state[:, :, n] = 0.0
+        else:
+            row = torch.arange(len(self.live), device=key.device)
+            slot = torch.tensor(self.live, device=key.device)
+            self.keys[row, :, slot] = key[:, :, 0]
+            self.values[row, :, slot] = value[:, :, 0]
+            self.positions[row, :, slot] = position.expand(len(self.live), -1)
+            self.state[row, :, slot] = 0.0
+        self.live = [n + 1 for n in self.live]
+
+    def replace(self, victim: Tensor) -> None:
+        """Move each row's newest token into the victim's slot and shrink by one; victim [B, H] slot indices.
+
+        A row whose victim is its newest token just loses that. Constant shapes: no gather of the whole cache.
+        """
+        if self.even:
+            n = self.live[0] - 1
+            for store in (self.keys, self.values, self.state):
+                if store.shape[-1]:
+                    index = victim[:, :, None, None].expand(-1, -1, 1, store.shape[-1])
+                    store.scatter_(2, index, store[:, :, n : n + 1].clone())
+            self.positions.scatter_(2, victim[:, :, None], self.positions[:, :, n : n + 1].clone())
+            self.live = [n] * len(self.live)
+            return
+        keep = torch.ones_like(self.positions[:, :, : self.used], dtype=torch.bool)
+        keep.scatter_(2, victim[:, :, None], False)
+        mask = self.valid(self.used)
+        self.absorb(keep if mask is None else keep & mask, [n - 1 for n in self.live])
+
+    def absorb(
+        self,
+        keep: Tensor,
+        live: Sequence[int],
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        position: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> None:
+        """Keep some slots and some newcomers, in place: newcomers move into the slots that became free.
+
+        keep: [B, H, A + m] bool over the first A slots, then the m newcomers; live: tokens kept per row, the same
+        for every head; key [B, H, m, Dk], value [B, H, m, Dv], position [B|1, m], state [B, H, m, F].
+        """
+        heads = self.keys.shape[1]
+        fresh = 0 if key is None else key.shape[2]
+        held = keep.shape[2] - fresh
+        need = max(held, max(live))
+        if max(live) > self.capacity:
+            raise CacheError(f"{max(live)} tokens kept where {self.capacity} fit: this is a bug in modicum")
+        if need > held:  # physical slots beyond those in use become part of the picture
+            gap = keep.new_zeros(*keep.shape[:2], need - held)
+            keep = torch.cat([keep[:, :, :held], gap, keep[:, :, held:]], dim=2)
+        goal = torch.tensor(live, device=keep.device)[:, None, None]
+        index = torch.arange(keep.shape[2], device=keep.device)
+        # Every hole below the new length is filled by a kept token from above it: there are as many of each.
+        holes = ((index < goal) & ~keep).nonzero()  # [K, 3] row, head, slot
+        movers = ((index >= goal) & keep).nonzero()
+        for hole, mover in zip(holes.split(_MOVE * heads), movers.split(_MOVE * heads), strict=True):
+            to = hole.unbind(1)
+            row, head, at = mover.unbind(1)
+            inside = at < need
+            if fresh == 0 or bool(inside.all()):
+                for store in self.tensors.values():
+                    store[to] = store[row, head, at]
+                continue
+            assert key is not None and value is not None and position is not None
+            new = (at - need).clamp_min(0)
+            where = position.expand(keep.shape[0], -1)[row, new]
+            sources = {"keys": key[row, head, new], "values": value[row, head, new], "positions": where}
+            if state is not None:
+                sources["state"] = state[row, head, new]
+            old = at.clamp_max(need - 1)
+            mixed = bool(inside.any())
+            for name, source in sources.items():
+                store = self.tensors[name]
+                if mixed:
+                    kept = store[row, head, old]
+                    shape = (-1,) + (1,) * (kept.dim() - 1)
+                    source = torch.where(inside.view(shape), kept, source)
+                store[to] = source.to(store.dtype)
+        self.live = list(live)
+
+    def resized(self, capacity: int) -> Arena:
+        """A copy with another capacity, which must hold what is in use."""
+        rows, heads, _, key_dim = self.keys.shape
+        other = Arena(
+            rows,
+            heads,
+            capacity,
+            key_dim,
+            self.values.shape[-1],
+            self.state.shape[-1],
+            self.keys.dtype,
+            self.keys.device,
+        )
+        for name, store in self.tensors.items():
+            other.tensors[name][:, :, : self.used] = store[:, :, : self.used]
+        other.live = list(self.live)
+        return other
+
+    def select_rows(self, index: Tensor) -> None:
+        """Rows become rows[index] (beam search, repeated or dropped rows)."""
+        index = index.to(self.keys.device)
+        self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
+        self.positions, self.state = self.positions.index_select(0, index), self.state.index_select(0, index)
+        self.live = [self.live[i] for i in index.tolist()]
+
+    def clear(self) -> None:
+        """Forget every token; the memory stays."""
+        self.live = [0] * len(self.live)
+        self.positions.fill_(-1)
+        self.state.zero_()
+
+    def check(self) -> str | None:
+        """What is wrong, or None: counts within capacity, positions real and distinct, keys finite."""
+        for row, live in enumerate(self.live):
+            if not 0 <= live <= self.capacity:
+                return f"row {row} holds {live} tokens, its capacity is {self.capacity}"
+            held = self.positions[row, :, :live].sort(-1).values
+            if live and int(held[:, 0].min()) < 0:
+                return f"row {row} has a slot in use without a position"
+            if live > 1 and bool((held[:, 1:] == held[:, :-1]).any()):
+                return f"row {row} holds the same position twice"
+            if not bool(torch.isfinite(self.keys[row, :, :live]).all()):
+                return f"row {row} holds keys that are not finite"
+        return None

@@ -1,0 +1,287 @@
+"""Bank: the rows and KV heads of a layer that share one arena, and what is done with each piece of a call."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modicum.errors import PolicyError
+from modicum.kv import attend, compensation
+from modicum.kv.arena import Arena
+from modicum.kv.budget import Budget
+from modicum.kv.call import Piece
+from modicum.kv.choice import best, worst
+from modicum.kv.policy import Policy, View
+
+
+@dataclass
+class Virtual:
+    """What was let go, as one token per head: the running means of its keys and values, and how many there were."""
+
+    key: Tensor
+    """[B, H, Dk] fp32"""
+    value: Tensor
+    """[B, H, Dv] fp32"""
+    count: Tensor
+    """[B, H] fp32"""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"virtual_key": self.key, "virtual_value": self.value, "virtual_count": self.count}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.untyped_storage().nbytes() for t in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a layer's banks have in common."""
+
+    policy: Policy
+    budget: Budget
+    layer: int
+    layers: int
+
+    @property
+    def recent(self) -> int:
+        return max(self.budget.recent, self.policy.window)
+
+
+@dataclass
+class Moment:
+    """What the attention of one piece was handed, for a bank's rows and heads."""
+
+    piece: Piece
+    rows: slice
+    scaling: float
+    softcap: float | None
+    queries: Tensor | None
+    """[B, H, G, R, Dk] as the policy asked for them"""
+    query_positions: Tensor | None
+    """[B, R]"""
+    output_weight: Tensor | None
+
+
+class Bank:
+    """Some rows × some KV heads of one layer, in one arena."""
+
+    def __init__(self, rows: slice, heads: slice, arena: Arena, streaming: bool, virtual: Virtual | None) -> None:
+        self.rows = rows
+        self.heads = heads
+        self.arena = arena
+        self.streaming = streaming
+        """Sinks and newest tokens only, whatever the policy (RazorAttention's other heads)."""
+        self.virtual = virtual
+
+    @property
+    def nbytes(self) -> int:
+        return self.arena.nbytes + (0 if self.virtual is None else self.virtual.nbytes)
+
+    def attend(self, setting: Setting, moment: Moment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Take a piece in: attend, then evict. query [B, H, G, m, Dk], key [B, H, m, Dk] -> [B, H, G, m, Dv]."""
+        if moment.piece.length == 1 and moment.piece.valid is None:
+            return self._step(setting, moment, query, key, value)
+        out, view = self.look(setting, moment, query, key, value)
+        counts = moment.piece.counts[self.rows]
+        total = [a + c for a, c in zip(self.arena.live, counts, strict=True)]
+        live = [min(t, self.arena.capacity) for t in total]
+        if live == total:
+            keep = torch.ones_like(view.protected) if view.valid is None else view.valid
+        else:
+            goal = torch.tensor(live, device=key.device)[:, None]
+            keep = best(self.score(setting, view), view.positions, goal)
+            self._fold(view.parts, ~keep if view.valid is None else ~keep & view.valid)
+        self.take(keep, live, moment, key, value, view.state)
+        return out
+
+    def _step(self, setting: Setting, moment: Moment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One token per row: write it, attend, and let one go per head if the head is over its capacity."""
+        arena = self.arena
+        arena.append(key, value, moment.piece.positions[self._line(moment)])
+        n = arena.used
+        valid = arena.valid(n)
+        keys, values = arena.keys[:, :, :n], arena.values[:, :, :n]
+        if self.virtual is None and moment.softcap is None and keys.shape[-1] == values.shape[-1]:
+            out = attend.decode(query[:, :, :, 0], keys, values, moment.scaling, valid).unsqueeze(3)
+        else:
+            mask = None if valid is None else valid[:, :1, None, :]
+            out, lse = attend.with_lse(
+                query[:, :, :, 0], keys, values, moment.scaling, mask=mask, softcap=moment.softcap
+            )
+            out = self._compensate(query[:, :, :, 0], out, lse, moment).unsqueeze(3)
+        over = n > arena.capacity
+        if not over and not arena.state.shape[-1]:
+            return out
+        view = self._view(setting, moment, ((keys, values),), arena.positions[:, :, :n], valid, 1)
+        view.state = arena.state[:, :, :n]
+        self._observe(setting, view)
+        if over:
+            self._evict_in_place(setting, view)
+        return out
+
+    def _evict_in_place(self, setting: Setting, view: View) -> None:
+        arena = self.arena
+        if setting.budget.evict_every == 1 and arena.even:
+            victim = worst(self.score(setting, view), view.positions)
+            if self.virtual is not None:
+                gone = torch.zeros_like(view.protected).scatter_(-1, victim.unsqueeze(-1), True)
+                self._fold(view.parts, gone)
+            arena.replace(victim)
+            return
+        live = [m if m <= arena.capacity else m - setting.budget.evict_every for m in arena.live]
+        count = torch.tensor(live, device=view.positions.device)[:, None]
+        keep = best(self.score(setting, view), view.positions, count)
+        self._fold(view.parts, ~keep if view.valid is None else ~keep & view.valid)
+        arena.absorb(keep, live)
+
+    def look(
+        self, setting: Setting, moment: Moment, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, View]:
+        """Attend with a piece of several tokens and show the candidates; nothing is stored yet."""
+        arena, piece = self.arena, moment.piece
+        n = arena.used
+        held_valid = arena.valid(n) if n else None
+        held = (arena.keys[:, :, :n], arena.values[:, :, :n]) if n else None
+        fresh_valid = None if piece.valid is None else piece.valid[self.rows]
+        out, lse = attend.chunk(query, held, held_valid, key, value, fresh_valid, moment.scaling, moment.softcap)
+        if self.virtual is not None:
+            b, h, g, m, _ = out.shape
+            flat = query.reshape(b, h, g * m, -1), out.reshape(b, h, g * m, -1), lse.reshape(b, h, g * m)
+            out = self._compensate(*flat, moment).view(out.shape)
+        view = self._chunk_view(setting, moment, held, held_valid, key, value, fresh_valid)
+        if arena.state.shape[-1]:
+            self._observe(setting, view)
+        return out, view
+
+    def take(
+        self, keep: Tensor, live: list[int], moment: Moment, key: Tensor, value: Tensor, state: Tensor | None
+    ) -> None:
+        """Absorb a piece's kept tokens; keep [B, H, held + m] over the slots in use, then the piece."""
+        n = keep.shape[2] - key.shape[2]
+        fresh_state = None
+        if state is not None and state.shape[-1]:
+            self.arena.state[:, :, :n] = state[:, :, :n]
+            fresh_state = state[:, :, n:]
+        positions = moment.piece.positions[self._line(moment)]
+        self.arena.absorb(keep, live, key, value, positions, fresh_state)
+
+    def _chunk_view(
+        self,
+        setting: Setting,
+        moment: Moment,
+        held: tuple[Tensor, Tensor] | None,
+        held_valid: Tensor | None,
+        key: Tensor,
+        value: Tensor,
+        fresh_valid: Tensor | None,
+    ) -> View:
+        arena = self.arena
+        b, h, m = key.shape[:3]
+        n = 0 if held is None else held[0].shape[2]
+        fresh = moment.piece.positions[self._line(moment)][:, None].expand(b, h, m)
+        positions = fresh if n == 0 else torch.cat([arena.positions[:, :, :n], fresh], dim=2)
+        valid = None
+        if held_valid is not None or fresh_valid is not None:
+            old = positions.new_ones(b, h, n, dtype=torch.bool) if held_valid is None else held_valid
+            new = positions.new_ones(b, h, m, dtype=torch.bool)
+            new = new if fresh_valid is None else fresh_valid[:, None].expand(b, h, m)
+            valid = torch.cat([old, new], dim=2)
+            positions = positions.masked_fill(~valid, -1)
+        parts = ((key, value),) if held is None else (held, (key, value))
+        view = self._view(setting, moment, parts, positions, valid, m)
+        if arena.state.shape[-1]:
+            blank = arena.state.new_zeros(b, h, m, arena.state.shape[-1])
+            view.state = torch.cat([arena.state[:, :, :n], blank], dim=2)
+        return view
+
+    def _line(self, moment: Moment) -> slice:
+        """Which lines of the piece's positions are this bank's: one line may stand for all rows."""
+        return slice(0, 1) if moment.piece.positions.shape[0] == 1 else self.rows
+
+    def _view(
+        self,
+        setting: Setting,
+        moment: Moment,
+        parts: tuple[tuple[Tensor, Tensor], ...],
+        positions: Tensor,
+        valid: Tensor | None,
+        newcomers: int,
+    ) -> View:
+        seen = moment.piece.seen[self.rows]
+        device = positions.device
+        if seen.count(seen[0]) == len(seen):
+            newest = positions >= seen[0] - setting.recent
+        else:
+            newest = positions >= torch.tensor(seen, device=device)[:, None, None] - setting.recent
+        protected = newest.logical_or_(positions < setting.budget.n_sink)
+        if valid is not None:
+            protected &= valid
+        return View(
+            parts=parts,
+            positions=positions,
+            valid=valid,
+            protected=protected,
+            seen=torch.tensor(seen, device=device),
+            capacity=self.arena.capacity,
+            layer=setting.layer,
+            layers=setting.layers,
+            scaling=moment.scaling,
+            softcap=moment.softcap,
+            queries=moment.queries,
+            query_positions=moment.query_positions,
+            newcomers=newcomers,
+            output_weight=moment.output_weight,
+        )
+
+    def _observe(self, setting: Setting, view: View) -> None:
+        if self.streaming or view.state is None or not view.state.shape[-1]:
+            return
+        state = setting.policy.observe(view)
+        if state is None or state.shape != view.state.shape:
+            shape = None if state is None else tuple(state.shape)
+            raise PolicyError(
+                f"{setting.policy}: observe gave {shape}, its state is {tuple(view.state.shape)}: make "
+                "state_width and observe agree"
+            )
+        if len(view.parts) == 1 and view.state.data_ptr() == self.arena.state.data_ptr():
+            view.state.copy_(state)
+        else:
+            view.state = state
+
+    def score(self, setting: Setting, view: View) -> Tensor:
+        """The policy's scores with protected tokens on top and empty places at the bottom: [B, H, N] fp32."""
+        if self.streaming:
+            score = torch.zeros(view.positions.shape, device=view.positions.device)  # a tie keeps the newest
+        else:
+            score = setting.policy.score(view)
+            if score.shape != view.positions.shape:
+                raise PolicyError(
+                    f"{setting.policy}: score gave {tuple(score.shape)}, it must be {tuple(view.positions.shape)}"
+                )
+            if view.newcomers > 1 and bool(score.masked_fill(view.protected, 0.0).isnan().any()):
+                where = view.valid if view.valid is not None else torch.ones_like(view.protected)
+                if bool((score.isnan() & where & ~view.protected).any()):
+                    raise PolicyError(f"{setting.policy}: the scores of layer {setting.layer} hold a NaN")
+        score = score.masked_fill(view.protected, math.inf)
+        return score if view.valid is None else score.masked_fill(~view.valid, -math.inf)
+
+    def _compensate(self, query: Tensor, out: Tensor, lse: Tensor, moment: Moment) -> Tensor:
+        """Add the virtual token's share: query [B, H, M, Dk], out [B, H, M, Dv], lse [B, H, M]."""
+        if self.virtual is None:
+            return out
+        logit = compensation.virtual_logit(query, self.virtual.key, self.virtual.count, moment.scaling)
+        return compensation.merge(out, lse, self.virtual.value, logit)
+
+    def _fold(self, parts: tuple[tuple[Tensor, Tensor], ...], gone: Tensor) -> None:
+        """Fold what is let go into the virtual token; gone [B, H, N] over the parts."""
+        if self.virtual is None:
+            return
+        start, v = 0, self.virtual
+        for key, value in parts:
+            mask = gone[:, :, start : start + key.shape[2]]
+            v.key, v.value, v.count = compensation.fold(v.key, v.value, v.count, key, value, mask)
+            start += key.shape[2]

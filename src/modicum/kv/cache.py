@@ -1,0 +1,226 @@
+"""BudgetCache: what a user passes as `past_key_values`."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from modicum.errors import CacheError
+from modicum.kv import snapshot
+from modicum.kv.attention import PREFIX, attach
+from modicum.kv.bank import Setting
+from modicum.kv.budget import Budget
+from modicum.kv.heads import HeadScores, probe
+from modicum.kv.layer import BudgetLayer, Shared, WindowLayer
+from modicum.kv.plan import Plan, plan
+from modicum.kv.policies.razor import RazorAttention
+from modicum.kv.policy import Policy
+from modicum.kv.registry import parse_policy
+from modicum.kv.shape import Shape
+
+_probed: WeakKeyDictionary[PreTrainedModel, HeadScores] = WeakKeyDictionary()
+
+
+class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
+    """A KV cache that never holds more than its budget, between calls, in prefill and in decode.
+
+    Pass it as `past_key_values` to `model(...)` or `model.generate(...)`; keep it for the next turn. Building one
+    switches the model to our attention function (`modicum.detach` puts it back), which leaves its results with any
+    other cache as they were.
+
+    Args:
+        model: a transformers causal LM whose attention goes through transformers' attention interface.
+        policy: a policy, or text such as "keydiff" or "caote+snapkv(window=16)".
+        budget: tokens per KV head (every kind of slot counts), or a size such as "64MiB" for the whole cache of one
+            sequence, or a `Budget` (the settings below are then its own).
+        chunk: tokens taken in at a time; one layer holds that many beyond its budget while it works.
+        n_sink: first tokens of a sequence that always stay.
+        recent: newest tokens that always stay.
+        evict_every: tokens let go at a time in decode; the slack comes out of the budget.
+
+    Raises:
+        BudgetError: a budget that cannot be kept, with the minimum for this model.
+        PolicyError: an unknown policy or setting.
+        ModelError: a model whose attention cannot be taken over, with the reason.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        policy: str | Policy = "keydiff",
+        budget: int | str | Budget = 2048,
+        *,
+        chunk: int = 512,
+        n_sink: int = 4,
+        recent: int = 32,
+        evict_every: int = 1,
+    ) -> None:
+        self.policy = parse_policy(policy)
+        self.budget = Budget.of(budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every)
+        self.shape = Shape.of(model)
+        scores = _head_scores(model, self.policy)
+        self.plan: Plan = plan(self.shape, self.policy, self.budget, scores)
+        self.shared = Shared(model.config.get_text_config(decoder=True))
+        super().__init__(layers=self._build())
+        attach(model)
+
+    def _build(self) -> list[BudgetLayer | WindowLayer]:
+        full, layers = self.shape.full, []
+        for index, shape in enumerate(self.shape.layers):
+            if shape.window is not None:
+                layers.append(WindowLayer(shape.window, shape, self.shared))
+                continue
+            rank = full.index(index)
+            setting = Setting(self.policy, self.budget, index, len(self.shape.layers))
+            caps, kinds = self.plan.capacities[rank], self.plan.streaming[rank]
+            layers.append(BudgetLayer(setting, shape, caps, kinds, self.shared))
+        return layers
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Called by the model's attention; see `transformers.Cache.update`."""
+        if layer_idx >= len(self.layers):
+            raise CacheError(
+                f"layer {layer_idx} of a cache with {len(self.layers)}: the cache was built for another model"
+            )
+        if not self.shared.config._attn_implementation.startswith(PREFIX):
+            raise CacheError("the model of this cache was detached: build a new BudgetCache for it")
+        if layer_idx == 0:
+            self._check_in_step()
+        return self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def _check_in_step(self) -> None:
+        seen = [layer.seen for layer in self.layers]
+        if min(seen) != max(seen):
+            late = next(i for i, n in enumerate(seen) if n != seen[0])
+            raise CacheError(
+                f"an earlier call was interrupted: layer 0 has seen {seen[0]} tokens, layer {late} {seen[late]}. "
+                "Start again with cache.reset(), or go back to a saved or copied cache"
+            )
+
+    # -- what it holds -------------------------------------------------------------------------------------------
+
+    @property
+    def seen(self) -> int:
+        """Tokens seen: columns, left padding included (each row's own count is `row_seen`)."""
+        return int(self.layers[0].seen)
+
+    @property
+    def row_seen(self) -> tuple[int, ...]:
+        """Tokens each row has seen, padding left out; empty before the first call."""
+        for layer in self.layers:
+            if isinstance(layer, BudgetLayer):
+                return layer.row_seen
+        return (self.seen,) * self.batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Rows; 0 before the first call."""
+        return int(self.layers[0].batch)
+
+    @property
+    def held(self) -> list[Tensor]:
+        """Per layer, [B, H_kv] int: slots in use, a virtual token's included."""
+        return [layer.held for layer in self.layers]
+
+    def positions(self, layer: int) -> Tensor:
+        """[B, H_kv, N] int64: absolute positions of what a layer holds, in no particular order.
+
+        -1 for an empty or virtual slot. A position counts the tokens of its row, not its padding.
+        """
+        return self.layers[layer].positions  # type: ignore[no-any-return]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of live storage: keys, values, positions, and whatever the policy keeps."""
+        return sum(int(layer.nbytes) for layer in self.layers)
+
+    @property
+    def peak_nbytes(self) -> int:
+        """Most bytes ever held, within calls too: what is stored and the chunk in hand."""
+        return self.shared.peak
+
+    @property
+    def budget_nbytes(self) -> int:
+        """Bytes that the budget allows between calls, for as many rows as there are (one before the first call)."""
+        return self.plan.nbytes * max(1, self.batch_size)
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes of keys and values that a full cache of the tokens seen would hold."""
+        per_token = sum(s.kv_heads * (s.key_dim + s.value_dim) for s in self.shape.layers) * self.shape.dtype.itemsize
+        return self.seen * per_token * max(1, self.batch_size)
+
+    def check_integrity(self) -> None:
+        """Check every invariant against the live storage.
+
+        Raises:
+            CacheError: the layer, the row and what is wrong.
+        """
+        self._check_in_step()
+        for index, layer in enumerate(self.layers):
+            wrong = layer.check()
+            if wrong is not None:
+                raise CacheError(f"layer {index}: {wrong}")
+        if self.nbytes > self.budget_nbytes:
+            raise CacheError(f"the cache holds {self.nbytes} bytes, its budget allows {self.budget_nbytes}")
+        if self.nbytes != self.shared.now:
+            raise CacheError(f"the cache holds {self.nbytes} bytes and has counted {self.shared.now}")
+
+    # -- its life ------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget everything and free the memory; the next call may have another batch size."""
+        super().reset()
+        self.shared.peak = self.shared.now = 0
+        self.shared.last_call = None
+
+    def copy(self) -> Self:
+        """An independent copy, for instance to ask several questions of one compressed context."""
+        # The configuration is the model's, not ours to copy: it is how the cache knows its model.
+        memo = {id(self.shared.config): self.shared.config}
+        return copy.deepcopy(self, memo)
+
+    def save(self, path: str | Path) -> None:
+        """Write the cache to a file (safetensors with a JSON header); see `BudgetCache.load`."""
+        self._check_in_step()
+        snapshot.save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, model: PreTrainedModel) -> Self:
+        """Read a saved cache for the model that it was made with; going on gives what never stopping would.
+
+        Raises:
+            SnapshotError: the file is truncated, corrupted, of a newer format, or of another model.
+        """
+        return snapshot.load(cls, Path(path), model)
+
+    def __repr__(self) -> str:
+        held = self.budget.tokens if self.budget.tokens is not None else f"{self.budget.nbytes} bytes"
+        return f"BudgetCache({self.policy}, budget={held}, seen={self.seen}, nbytes={self.nbytes})"
+
+
+def _head_scores(model: PreTrainedModel, policy: Policy) -> HeadScores | None:
+    if not isinstance(policy, RazorAttention):
+        return None
+    if policy.heads is not None:
+        return HeadScores.load(policy.heads)
+    if model not in _probed:
+        _probed[model] = probe(model)
+    return _probed[model]
+
+
+def use_head_scores(model: PreTrainedModel, scores: HeadScores) -> None:
+    """Let RazorAttention use these scores for the model instead of probing it."""
+    _probed[model] = scores
+
+
+

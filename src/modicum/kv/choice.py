@@ -1,0 +1,43 @@
+"""Choosing from scores: the best to keep, or the one to let go. Ties keep the more recent token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def best(score: Tensor, positions: Tensor, count: Tensor) -> Tensor:
+    """[B, H, N] bool: the `count` highest of each head.
+
+    score: [B, H, N] fp32, -inf where there is no token; positions: [B, H, N]; count: [B, 1] or [B, H] whole numbers.
+    """
+    newest = positions.argsort(dim=-1, descending=True)
+    order = score.gather(-1, newest).argsort(dim=-1, descending=True, stable=True)
+    order = newest.gather(-1, order)
+    taken = torch.arange(score.shape[-1], device=score.device) < count.unsqueeze(-1)  # [B, H|1, N]
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, taken.expand(order.shape))
+
+
+def worst(score: Tensor, positions: Tensor) -> Tensor:
+    """[B, H]: index of the lowest score of each head, the oldest among equals."""
+    lowest = score == score.amin(-1, keepdim=True)
+    return torch.where(lowest, positions, torch.iinfo(positions.dtype).max).argmin(-1)
+
+
+def compete(scores: list[Tensor], positions: list[Tensor], total: int, sure: int) -> list[Tensor]:
+    """Heads of one row compete for `total` slots (Ada-KV, arXiv 2407.11550, in kvpress's form).
+
+    scores: one [N_h] per head, +inf for protected tokens, -inf where there is none. Each head keeps its `sure` best
+    (and all that is protected); the rest goes to the highest scores of all heads. Returns one bool [N_h] per head,
+    `total` of them True in all if there are that many tokens.
+    """
+    ranked = []
+    for score, position in zip(scores, positions, strict=True):
+        first = best(score[None, None], position[None, None], torch.tensor([[sure]], device=score.device))[0, 0]
+        ranked.append(torch.where(first & (score > -math.inf), math.inf, score))
+    every, where = torch.cat(ranked)[None, None], torch.cat(positions)[None, None]
+    there = int((every > -math.inf).sum())
+    keep = best(every, where, torch.tensor([[min(total, there)]], device=every.device))[0, 0]
+    return list(keep.split([len(s) for s in scores]))

@@ -1,0 +1,118 @@
+"""Plan: a budget turned into slots for every layer and KV head, and into bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from modicum.errors import BudgetError, PolicyError
+from modicum.kv.budget import Budget, format_size
+from modicum.kv.heads import HeadScores
+from modicum.kv.policies.razor import RazorAttention
+from modicum.kv.policy import Policy
+from modicum.kv.shape import LayerShape, Shape
+
+_POSITION = 4  # bytes of an int32
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Slots per budgeted layer and KV head, which heads only stream, and what one sequence costs."""
+
+    capacities: list[list[int]]
+    streaming: list[list[bool]]
+    nbytes: int
+
+    @property
+    def tokens(self) -> int:
+        """Slots per KV head on average, rounded down."""
+        heads = sum(len(layer) for layer in self.capacities)
+        return sum(sum(layer) for layer in self.capacities) // heads if heads else 0
+
+
+def plan(
+    shape: Shape, policy: Policy, budget: Budget, scores: HeadScores | None = None, most: int | None = None
+) -> Plan:
+    """Work out the slots.
+
+    A budget in bytes gives the most tokens whose plan fits: all layers, newcomers' slots, positions, policy state.
+
+    Raises:
+        BudgetError: the budget is smaller than what the policy needs; names the minimum for this model.
+    """
+    least = budget.least(_window(policy, budget))
+    if budget.tokens is not None:
+        if policy.window > budget.tokens:
+            raise BudgetError(
+                f"{policy} needs its window of {policy.window} tokens, the budget is {budget.tokens}: give a larger "
+                "budget or a smaller window"
+            )
+        budget.check_tokens(budget.tokens, policy.window, "")
+        return _slots(shape, policy, budget, budget.tokens, scores)
+    assert budget.nbytes is not None
+    cost: Callable[[int], Plan] = lambda tokens: _slots(shape, policy, budget, tokens, scores)  # noqa: E731
+    smallest = cost(least)
+    if smallest.nbytes > budget.nbytes:
+        raise BudgetError(
+            f"a budget of {format_size(budget.nbytes)} is too small for this model and policy: {least} tokens per KV "
+            f"head (sinks, recent tokens and a choice) take {format_size(smallest.nbytes)}; give at least "
+            f"{smallest.nbytes} bytes"
+        )
+    low, high = least, least + 1
+    while cost(high).nbytes <= budget.nbytes and (not shape.full or high < 2**31):
+        if not shape.full:
+            return smallest
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle).nbytes <= budget.nbytes else (low, middle)
+    return cost(low)
+
+
+def _window(policy: Policy, budget: Budget) -> int:
+    return max(policy.window, budget.recent)
+
+
+def _slots(shape: Shape, policy: Policy, budget: Budget, tokens: int, scores: HeadScores | None) -> Plan:
+    full = [shape.layers[i] for i in shape.full]
+    least = budget.least(_window(policy, budget))
+    if isinstance(policy, RazorAttention):
+        if scores is None:
+            raise PolicyError("RazorAttention needs head scores: run modicum.kv.heads.probe(model) first")
+        retrieval = policy.retrieval(scores)
+        capacities = policy.head_budgets(scores, tokens, budget.n_sink, max(budget.recent, policy.window))
+        # Without retrieval heads (or with nothing else) every head is served by the fallback scorer.
+        flat = [kind for layer in retrieval for kind in layer]
+        mixed = any(flat) and not all(flat)
+        streaming = [[mixed and not kind for kind in layer] for layer in retrieval]
+    else:
+        budgets = policy.layer_budgets(tokens, len(full), least) if full else []
+        capacities = [[b] * layer.kv_heads for b, layer in zip(budgets, full, strict=True)]
+        streaming = [[False] * layer.kv_heads for layer in full]
+    itemsize = shape.dtype.itemsize
+    compensates = bool(getattr(policy, "compensate", False))
+    total = 0
+    for layer, caps, kinds in zip(full, capacities, streaming, strict=True):
+        total += _layer_bytes(layer, caps, kinds, policy, itemsize, compensates)
+    for layer in shape.layers:
+        if layer.window is not None:
+            total += layer.kv_heads * max(layer.window - 1, 0) * (layer.key_dim + layer.value_dim) * itemsize
+    return Plan(capacities, streaming, total)
+
+
+def _layer_bytes(
+    layer: LayerShape, capacities: list[int], streaming: list[bool], policy: Policy, itemsize: int, compensates: bool
+) -> int:
+    width = layer.key_dim + layer.value_dim
+    state = policy.state_width(layer.group)
+    total = 0
+    for capacity, streams in zip(capacities, streaming, strict=True):
+        slots = capacity + 1  # the newcomer's
+        if streams and compensates:
+            slots -= 1
+            total += (width + 1) * _FLOAT
+        total += slots * (width * itemsize + _POSITION + (0 if streams else state * _FLOAT))
+    if policy.query_rows > 0:
+        total += policy.query_rows * (layer.kv_heads * layer.group * layer.key_dim * itemsize + _POSITION)
+    return total

@@ -1,0 +1,107 @@
+"""Shape: what of a model the cache must know, and which models it cannot serve."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from modicum.errors import ModelError
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One attention layer."""
+
+    kv_heads: int
+    group: int
+    """Query heads per KV head."""
+    key_dim: int
+    value_dim: int
+    window: int | None
+    """Tokens a sliding-window layer looks back on; None for full attention."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's attention layers, and a fingerprint by which a saved cache knows its model."""
+
+    model_type: str
+    layers: tuple[LayerShape, ...]
+    dtype: torch.dtype
+    fingerprint: int
+    """Checksum of a few input embeddings."""
+
+    @property
+    def full(self) -> list[int]:
+        """Indices of the layers with full attention: those under the budget."""
+        return [i for i, layer in enumerate(self.layers) if layer.window is None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a snapshot's header."""
+        return {
+            "model_type": self.model_type,
+            "layers": [asdict(layer) for layer in self.layers],
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Shape:
+        """Read a model's shape.
+
+        Raises:
+            ModelError: the model's attention cannot be taken over; says why.
+        """
+        if not isinstance(model, PreTrainedModel):
+            raise ModelError(f"a budget cache needs a transformers model, not {type(model).__name__}: use modicum.load")
+        config = model.config.get_text_config(decoder=True)
+        reason = _refusal(model, config)
+        if reason is not None:
+            raise ModelError(f"{type(model).__name__} ({config.model_type}) cannot be served: {reason}")
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        if getattr(config, "multi_query", False) and not hasattr(config, "num_key_value_heads"):
+            kv_heads = 1
+        dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        layers = tuple(
+            LayerShape(kv_heads, heads // kv_heads, dim, getattr(config, "v_head_dim", None) or dim, window)
+            for window in _windows(config)
+        )
+        sample = model.get_input_embeddings().weight[:8].detach().to("cpu", torch.float32).contiguous()
+        fingerprint = 0 if sample.is_meta else zlib.crc32(sample.numpy().tobytes())
+        return cls(config.model_type, layers, model.dtype, fingerprint)
+
+
+def _windows(config: Any) -> list[int | None]:
+    """Per layer the sliding window, or None; as transformers' DynamicCache reads a config."""
+    types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if types is None:
+        return [window] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def _refusal(model: PreTrainedModel, config: Any) -> str | None:
+    """Why the model cannot be served, or None."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder; only decoder-only models have the one cache that is budgeted here"
+    if not getattr(config, "num_attention_heads", None):
+        return "its configuration names no attention heads"
+    if getattr(config, "kv_lora_rank", None):
+        return "multi-head latent attention (MLA) stores compressed latents, not keys and values per head"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "some of its layers read the keys and values of other layers, so eviction in one would break the others"
+    odd = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if odd:
+        return f"it has layers of type {', '.join(sorted(odd))}; full and sliding-window attention are supported"
+    if getattr(config, "attention_chunk_size", None):
+        return "chunked attention is not supported; full and sliding-window attention are"
+    if not model._can_set_attn_implementation() or not model._supports_attention_backend:
+        return "its attention does not go through transformers' attention interface, so it cannot be taken over"
+    if any(name.rsplit(".", 1)[-1] == "sinks" for name, _ in model.named_parameters()):
+        return "its attention has learned sinks in the softmax, which the fused kernels used here do not have"
+    return None

@@ -1,0 +1,163 @@
+"""Snapshot: a compressed cache in a file: safetensors, with what else there is to know as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from modicum.errors import CacheError, ModicumError, SnapshotError
+from modicum.kv.budget import Budget
+from modicum.kv.layer import BudgetLayer
+
+if TYPE_CHECKING:
+    from modicum.kv.cache import BudgetCache
+
+FORMAT = 1
+_KEY = "modicum"
+
+C = TypeVar("C", bound="BudgetCache")
+
+
+def save(cache: BudgetCache, path: Path) -> None:
+    """Write a cache; the file appears whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    layers = []
+    for index, layer in enumerate(cache.layers):
+        entry: dict[str, Any] = {"seen": layer.seen}
+        if isinstance(layer, BudgetLayer):
+            entry["row_seen"] = list(layer.row_seen)
+            entry["ring"] = layer._ring
+            entry["banks"] = []
+            for number, bank in enumerate(layer.banks):
+                entry["banks"].append({"live": bank.arena.live, "capacity": bank.arena.capacity})
+                stored = dict(bank.arena.tensors) | ({} if bank.virtual is None else bank.virtual.tensors)
+                tensors |= {f"{index}.{number}.{name}": tensor for name, tensor in stored.items()}
+            if layer.queries is not None and layer.query_positions is not None:
+                tensors[f"{index}.queries"] = layer.queries
+                tensors[f"{index}.query_positions"] = layer.query_positions
+        elif layer.is_initialized:
+            tensors |= {f"{index}.keys": layer.keys, f"{index}.values": layer.values}
+        layers.append(entry)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {
+        "format": FORMAT,
+        "policy": str(cache.policy),
+        "budget": asdict(cache.budget),
+        "shape": cache.shape.to_json(),
+        "batch": cache.batch_size,
+        "layers": layers,
+        "capacities": cache.plan.capacities,
+        "streaming": cache.plan.streaming,
+        "checksum": _checksum(tensors),
+    }
+    tensors = tensors or {"empty": torch.zeros(1)}
+    temporary = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SnapshotError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
+    """Read a cache back for its model."""
+    header, tensors = _read(path)
+    try:
+        cache = cls(model, header["policy"], Budget(**header["budget"]))
+        wanted, have = header["shape"], cache.shape.to_json()
+        for key, what in (
+            ("model_type", "model type"),
+            ("layers", "attention layers"),
+            ("dtype", "dtype"),
+            ("fingerprint", "embeddings"),
+        ):
+            if wanted[key] != have[key]:
+                shown = f" ({wanted[key]}, this one {have[key]})" if key in ("model_type", "dtype") else ""
+                raise SnapshotError(f"{path} was saved with another model: its {what} differ{shown}; load that model")
+        if header["capacities"] != cache.plan.capacities or header["streaming"] != cache.plan.streaming:
+            raise SnapshotError(f"{path} was saved with other slots per head: use the same head scores as then")
+        if header["batch"]:
+            _fill(cache, header, tensors, model.device)
+    except SnapshotError:
+        raise
+    except ModicumError as error:
+        raise SnapshotError(f"{path} cannot be restored here: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise SnapshotError(f"{path} is corrupted: its header does not fit its contents ({error})") from error
+    try:
+        cache.check_integrity()
+    except CacheError as error:
+        raise SnapshotError(f"{path} is corrupted: {error}") from error
+    return cache
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise SnapshotError(f"there is no saved cache at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            if text is None:
+                raise SnapshotError(f"{path} holds tensors, but no cache saved by modicum")
+            header = json.loads(text)
+            if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+                raise SnapshotError(f"{path} is corrupted: its header has no format number")
+            if header["format"] > FORMAT:
+                raise SnapshotError(
+                    f"{path} has format {header['format']}, this version reads up to {FORMAT}: upgrade modicum"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name != "empty"}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SnapshotError(f"{path} is truncated or corrupted, or no saved cache at all ({error})") from error
+    if _checksum(tensors) != header.get("checksum"):
+        raise SnapshotError(f"{path} is corrupted: its contents do not match their checksum")
+    return header, tensors
+
+
+def _fill(cache: BudgetCache, header: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> None:
+    dtype = cache.shape.dtype
+    for index, (layer, entry) in enumerate(zip(cache.layers, header["layers"], strict=True)):
+        if not isinstance(layer, BudgetLayer):
+            keys, values = tensors[f"{index}.keys"].to(device), tensors[f"{index}.values"].to(device)
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values, layer.cumulative_length = keys, values, entry["seen"]
+            cache.shared.change(layer.nbytes)
+            continue
+        shape = layer.shape
+        empty = (header["batch"], shape.kv_heads, 0)
+        layer.lazy_initialization(
+            torch.empty(*empty, shape.key_dim, dtype=dtype, device=device),
+            torch.empty(*empty, shape.value_dim, dtype=dtype, device=device),
+        )
+        layer.seen, layer.row_seen, layer._ring = entry["seen"], tuple(entry["row_seen"]), entry["ring"]
+        for number, (bank, kept) in enumerate(zip(layer.banks, entry["banks"], strict=True)):
+            if kept["capacity"] != bank.arena.capacity:
+                before = bank.nbytes
+                bank.arena = bank.arena.resized(kept["capacity"])
+                cache.shared.now += bank.nbytes - before
+            stored = dict(bank.arena.tensors) | ({} if bank.virtual is None else bank.virtual.tensors)
+            for name, tensor in stored.items():
+                tensor.copy_(tensors[f"{index}.{number}.{name}"])
+            bank.arena.live = list(kept["live"])
+        if layer.queries is not None and layer.query_positions is not None:
+            layer.queries.copy_(tensors[f"{index}.queries"])
+            layer.query_positions.copy_(tensors[f"{index}.query_positions"])
+    cache.shared.peak = cache.shared.now
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(name.encode(), total)
+        total = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().tobytes(), total)
+    return total
