@@ -33,7 +33,7 @@ class View:
     parts: tuple[tuple[Tensor, Tensor], ...]
     """Pairs of keys [B, H, n_i, Dk] (post-RoPE) and values [B, H, n_i, Dv]; the n_i add up to N."""
     positions: Tensor
-    """[B, H, N] int64: absolute position in the row (pads not counted), -1 where there is no token."""
+    """[B, H, N] int32 or int64: absolute position in the row (pads not counted), -1 where there is no token."""
     valid: Tensor | None
     """[B, H, N] bool, False where there is no token; None when there is one everywhere."""
     protected: Tensor
@@ -150,7 +150,7 @@ class View:
         """
         rows = torch.softmax(self.logits(first, last, gain), dim=-1)
         assert self.query_positions is not None
-        oldest = self.masked(self.positions, torch.iinfo(torch.int64).max).amin(-1)  # [B, H]
+        oldest = self.masked(self.positions, torch.iinfo(self.positions.dtype).max).amin(-1)  # [B, H]
         blind = self.query_positions[:, None, first:last] < oldest[:, :, None]  # [B, H, R]
         return rows.masked_fill_(blind[:, :, None, :, None], 0.0)
 
@@ -176,7 +176,7 @@ class View:
         key = (
             self.positions
             if member is None
-            else self.positions.masked_fill(~member, torch.iinfo(torch.int64).max)
+            else self.positions.masked_fill(~member, torch.iinfo(self.positions.dtype).max)
         )
         order = key.argsort(dim=-1)  # members first, oldest first
         inside = None if member is None else member.gather(-1, order)
