@@ -37,6 +37,8 @@ class Arena:
         self.positions = torch.full((rows, heads, slots), -1, dtype=torch.int32, device=device)  # [B, H, S]
         self.state = torch.zeros(rows, heads, slots, state_width, device=device)  # [B, H, S, F] fp32
         self.live = [0] * rows
+        self._hole: Tensor | None = None  # [B, H] each head's free slot, when that is not the last
+        self._first = torch.arange(0, rows * heads * slots, slots, device=device).view(rows, heads)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -66,42 +68,56 @@ class Arena:
         mask = torch.arange(slots, device=self.keys.device) < live  # [B, 1, slots]
         return mask.expand(-1, self.keys.shape[1], -1)
 
-    def append(self, key: Tensor, value: Tensor, position: Tensor) -> None:
-        """Write one token per row behind the live slots; key [B, H, 1, Dk], value [B, H, 1, Dv], position [B|1, 1]."""
+    def append(self, key: Tensor, value: Tensor, position: Tensor, state: Tensor | None) -> None:
+        """Write one token per row into a free slot.
+
+        key [B, H, 1, Dk], value [B, H, 1, Dv], position [B|1, 1], state [B, H, 1, F] or None where F = 0.
+        """
         n = self.live[0]
-        if self.even:
+        if self._hole is not None:
+            # Where the last victim was: so nothing has to move, in a cache that is full.
+            flat = (self._hole + self._first).view(-1)
+            self.keys.view(-1, key.shape[-1]).index_copy_(0, flat, key.reshape(-1, key.shape[-1]))
+            self.values.view(-1, value.shape[-1]).index_copy_(0, flat, value.reshape(-1, value.shape[-1]))
+            where = position.expand(self.keys.shape[:2]).reshape(-1)
+            self.positions.view(-1).index_copy_(0, flat, where)
+            if state is not None:
+                self.state.view(-1, state.shape[-1]).index_copy_(0, flat, state.reshape(-1, state.shape[-1]))
+            self._hole = None
+        elif self.even:
             self.keys[:, :, n : n + 1] = key
             self.values[:, :, n : n + 1] = value
             self.positions[:, :, n] = position
-            if self.state.shape[-1]:
-                self.state[:, :, n] = 0.0
+            if state is not None:
+                self.state[:, :, n : n + 1] = state
         else:
             row = torch.arange(len(self.live), device=key.device)
             slot = torch.tensor(self.live, device=key.device)
             self.keys[row, :, slot] = key[:, :, 0]
             self.values[row, :, slot] = value[:, :, 0]
             self.positions[row, :, slot] = position.expand(len(self.live), -1)
-            self.state[row, :, slot] = 0.0
+            if state is not None:
+                self.state[row, :, slot] = state[:, :, 0]
         self.live = [n + 1 for n in self.live]
 
-    def replace(self, victim: Tensor) -> None:
-        """Move each row's newest token into the victim's slot and shrink by one; victim [B, H] slot indices.
+    def drop(self, victim: Tensor) -> None:
+        """Let one token per head go from an arena whose every slot is taken; victim [B, H] slot indices.
 
-        A row whose victim is its newest token just loses that. Constant shapes: no gather of the whole cache.
+        Its slot stays free for the next newcomer. Constant shapes, nothing is moved.
         """
-        if self.even:
-            n = self.live[0] - 1
-            for store in (self.keys, self.values, self.state):
-                if store.shape[-1]:
-                    index = victim[:, :, None, None].expand(-1, -1, 1, store.shape[-1])
-                    store.scatter_(2, index, store[:, :, n : n + 1].clone())
-            self.positions.scatter_(2, victim[:, :, None], self.positions[:, :, n : n + 1].clone())
-            self.live = [n] * len(self.live)
+        self._hole = victim
+        self.live = [n - 1 for n in self.live]
+
+    def settle(self) -> None:
+        """Move the last slot's token into the free slot, if there is one: the first `live` slots are then in use."""
+        if self._hole is None:
             return
-        keep = torch.ones_like(self.positions[:, :, : self.used], dtype=torch.bool)
-        keep.scatter_(2, victim[:, :, None], False)
-        mask = self.valid(self.used)
-        self.absorb(keep if mask is None else keep & mask, [n - 1 for n in self.live])
+        at = (self._hole + self._first).view(-1)
+        for store in self.tensors.values():
+            if store.numel():
+                flat = store.view(-1, *store.shape[3:])
+                flat.index_copy_(0, at, store[:, :, -1].flatten(0, 1).clone())
+        self._hole = None
 
     def absorb(
         self,
@@ -117,6 +133,7 @@ class Arena:
         keep: [B, H, A + m] bool over the first A slots, then the m newcomers; live: tokens kept per row, the same
         for every head; key [B, H, m, Dk], value [B, H, m, Dv], position [B|1, m], state [B, H, m, F].
         """
+        self.settle()
         heads = self.keys.shape[1]
         fresh = 0 if key is None else key.shape[2]
         held = keep.shape[2] - fresh
@@ -158,6 +175,7 @@ class Arena:
 
     def resized(self, capacity: int) -> Arena:
         """A copy with another capacity, which must hold what is in use."""
+        self.settle()
         rows, heads, _, key_dim = self.keys.shape
         other = Arena(
             rows,
@@ -176,19 +194,24 @@ class Arena:
 
     def select_rows(self, index: Tensor) -> None:
         """Rows become rows[index] (beam search, repeated or dropped rows)."""
+        self.settle()
         index = index.to(self.keys.device)
         self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
         self.positions, self.state = self.positions.index_select(0, index), self.state.index_select(0, index)
         self.live = [self.live[i] for i in index.tolist()]
+        rows, heads, slots = self.keys.shape[:3]
+        self._first = torch.arange(0, rows * heads * slots, slots, device=index.device).view(rows, heads)
 
     def clear(self) -> None:
         """Forget every token; the memory stays."""
+        self._hole = None
         self.live = [0] * len(self.live)
         self.positions.fill_(-1)
         self.state.zero_()
 
     def check(self) -> str | None:
         """What is wrong, or None: counts within capacity, positions real and distinct, keys finite."""
+        self.settle()
         for row, live in enumerate(self.live):
             if not 0 <= live <= self.capacity:
                 return f"row {row} holds {live} tokens, its capacity is {self.capacity}"

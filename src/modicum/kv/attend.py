@@ -50,7 +50,9 @@ def with_lse(
     if softcap is None and same and mask is None and query.is_cuda:
         q, k, v = query.contiguous(), keys, values
         if query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256:
-            out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scaling)[:2]
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention(
+                q, k, v, 0.0, causal, scale=scaling
+            )[:2]
         else:
             out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(
                 q, k, v, None, True, 0.0, causal, scale=scaling
@@ -116,7 +118,9 @@ def chunk(
         mask = ((i[None, :] <= i[:, None]) & valid[:, None, :]) | (i[None, :] == i[:, None])  # [B, m, m]
         causal, mask = False, mask[:, None]
     parts = [with_lse(query[:, :, j], key, value, scaling, causal, mask, softcap) for j in range(g)]
-    out, lse = parts[0] if g == 1 else (torch.stack([o for o, _ in parts], 2), torch.stack([s for _, s in parts], 2))
+    out, lse = (
+        parts[0] if g == 1 else (torch.stack([o for o, _ in parts], 2), torch.stack([s for _, s in parts], 2))
+    )
     out, lse = out.reshape(b, h, g, m, -1), lse.reshape(b, h, g, m)
     if held is None:
         return out, lse

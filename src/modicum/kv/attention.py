@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    AttentionMaskInterface,
+    causal_mask_function,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modicum.errors import CacheError, InputError, ModelError
@@ -73,7 +77,9 @@ def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             raise CacheError("this cache was built for another model: build one with BudgetCache(model, …)")
         for name in _REFUSED:
             if kwargs.get(name) is not None:
-                raise ModelError(f"{type(module).__name__} asks its attention for {name!r}, which is not supported here")
+                raise ModelError(
+                    f"{type(module).__name__} asks its attention for {name!r}, which is not supported here"
+                )
         if attention_mask is not None and attention_mask.dim() != 2:
             raise InputError(
                 f"the attention mask has {attention_mask.dim()} dimensions: with a budget cache give the "
@@ -95,7 +101,9 @@ def _original(name: str, module: torch.nn.Module) -> Callable[..., Any]:
         eager = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if eager is not None:
             return eager  # type: ignore[no-any-return]
-    raise ModelError(f"{type(module).__name__} has no eager attention function in its file: load it with sdpa instead")
+    raise ModelError(
+        f"{type(module).__name__} has no eager attention function in its file: load it with sdpa instead"
+    )
 
 
 def _mask(original: str) -> Callable[..., Any]:

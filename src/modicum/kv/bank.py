@@ -64,12 +64,50 @@ class Moment:
     query_positions: Tensor | None
     """[B, R]"""
     output_weight: Tensor | None
+    group: int
+    """Query heads per KV head"""
+
+
+class Candidates(View):
+    """A view whose protected tokens are worked out only if the policy asks: most do not, and each look has a price."""
+
+    _protected: Tensor | None
+    _limit: int | Tensor = 0
+    _sinks: int = 0
+
+    def guarded(self, limit: int | Tensor, sinks: int) -> Candidates:
+        """Protect the first `sinks` positions and those from `limit` on."""
+        self._limit, self._sinks = limit, sinks
+        return self
+
+    @property  # type: ignore[override]  # a field of View, here computed when first read
+    def protected(self) -> Tensor:
+        if self._protected is None:
+            guarded = (self.positions >= self._limit) | (self.positions < self._sinks)
+            self._protected = guarded if self.valid is None else guarded & self.valid
+        return self._protected
+
+    @protected.setter
+    def protected(self, value: Tensor | None) -> None:
+        self._protected = value
+
+    def guard(self, score: Tensor) -> Tensor:
+        """Scores [B, H, N] with protected tokens on top and empty places at the bottom."""
+        if self._protected is not None or self.valid is not None or len(self.parts) > 1:
+            score = score.masked_fill(self.protected, math.inf)
+            return score if self.valid is None else score.masked_fill(~self.valid, -math.inf)
+        score = torch.where(self.positions < self._limit, score, math.inf)
+        # Sinks never leave the slots that they came into, which are an arena's first.
+        score[:, :, : self._sinks] = math.inf
+        return score
 
 
 class Bank:
     """Some rows × some KV heads of one layer, in one arena."""
 
-    def __init__(self, rows: slice, heads: slice, arena: Arena, streaming: bool, virtual: Virtual | None) -> None:
+    def __init__(
+        self, rows: slice, heads: slice, arena: Arena, streaming: bool, virtual: Virtual | None
+    ) -> None:
         self.rows = rows
         self.heads = heads
         self.arena = arena
@@ -101,36 +139,39 @@ class Bank:
     def _step(self, setting: Setting, moment: Moment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One token per row: write it, attend, and let one go per head if the head is over its capacity."""
         arena = self.arena
-        arena.append(key, value, moment.piece.positions[self._line(moment)])
+        state = self._token_state(setting, moment, key, value)
+        arena.append(key, value, moment.piece.positions[self._line(moment)], state)
         n = arena.used
         valid = arena.valid(n)
-        keys, values = arena.keys[:, :, :n], arena.values[:, :, :n]
+        whole = n > arena.capacity  # every slot is taken
+        keys = arena.keys if whole else arena.keys[:, :, :n]
+        values = arena.values if whole else arena.values[:, :, :n]
+        query = query[:, :, :, 0]
         if self.virtual is None and moment.softcap is None and keys.shape[-1] == values.shape[-1]:
-            out = attend.decode(query[:, :, :, 0], keys, values, moment.scaling, valid).unsqueeze(3)
+            out = attend.decode(query, keys, values, moment.scaling, valid)
         else:
             mask = None if valid is None else valid[:, :1, None, :]
-            out, lse = attend.with_lse(
-                query[:, :, :, 0], keys, values, moment.scaling, mask=mask, softcap=moment.softcap
-            )
-            out = self._compensate(query[:, :, :, 0], out, lse, moment).unsqueeze(3)
-        over = n > arena.capacity
-        if not over and not arena.state.shape[-1]:
-            return out
-        view = self._view(setting, moment, ((keys, values),), arena.positions[:, :, :n], valid, 1)
-        view.state = arena.state[:, :, :n]
-        self._observe(setting, view)
-        if over:
-            self._evict_in_place(setting, view)
-        return out
+            out, lse = attend.with_lse(query, keys, values, moment.scaling, mask=mask, softcap=moment.softcap)
+            out = self._compensate(query, out, lse, moment)
+        if whole or setting.policy.accumulates:
+            positions = arena.positions if whole else arena.positions[:, :, :n]
+            view = self._view(setting, moment, ((keys, values),), positions, valid, 1)
+            view.state = arena.state if whole else arena.state[:, :, :n]
+            self._observe(setting, view)
+            if whole:
+                self._evict(setting, view)
+        return out.unsqueeze(3)
 
-    def _evict_in_place(self, setting: Setting, view: View) -> None:
+    def _evict(self, setting: Setting, view: Candidates) -> None:
+        """Let one token per head go, or `evict_every` of them, in place."""
         arena = self.arena
-        if setting.budget.evict_every == 1 and arena.even:
-            victim = worst(self.score(setting, view), view.positions)
+        if setting.budget.evict_every == 1 and view.valid is None:
+            ranking = None if self.streaming else setting.policy.ranking(view)
+            victim = worst(self._guarded(setting, view, ranking), view.positions)
             if self.virtual is not None:
                 gone = torch.zeros_like(view.protected).scatter_(-1, victim.unsqueeze(-1), True)
                 self._fold(view.parts, gone)
-            arena.replace(victim)
+            arena.drop(victim)
             return
         live = [m if m <= arena.capacity else m - setting.budget.evict_every for m in arena.live]
         count = torch.tensor(live, device=view.positions.device)[:, None]
@@ -140,21 +181,23 @@ class Bank:
 
     def look(
         self, setting: Setting, moment: Moment, query: Tensor, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, View]:
+    ) -> tuple[Tensor, Candidates]:
         """Attend with a piece of several tokens and show the candidates; nothing is stored yet."""
         arena, piece = self.arena, moment.piece
+        arena.settle()
         n = arena.used
         held_valid = arena.valid(n) if n else None
         held = (arena.keys[:, :, :n], arena.values[:, :, :n]) if n else None
         fresh_valid = None if piece.valid is None else piece.valid[self.rows]
-        out, lse = attend.chunk(query, held, held_valid, key, value, fresh_valid, moment.scaling, moment.softcap)
+        out, lse = attend.chunk(
+            query, held, held_valid, key, value, fresh_valid, moment.scaling, moment.softcap
+        )
         if self.virtual is not None:
             b, h, g, m, _ = out.shape
             flat = query.reshape(b, h, g * m, -1), out.reshape(b, h, g * m, -1), lse.reshape(b, h, g * m)
             out = self._compensate(*flat, moment).view(out.shape)
         view = self._chunk_view(setting, moment, held, held_valid, key, value, fresh_valid)
-        if arena.state.shape[-1]:
-            self._observe(setting, view)
+        self._observe(setting, view)
         return out, view
 
     def take(
@@ -178,7 +221,7 @@ class Bank:
         key: Tensor,
         value: Tensor,
         fresh_valid: Tensor | None,
-    ) -> View:
+    ) -> Candidates:
         arena = self.arena
         b, h, m = key.shape[:3]
         n = 0 if held is None else held[0].shape[2]
@@ -193,10 +236,16 @@ class Bank:
             positions = positions.masked_fill(~valid, -1)
         parts = ((key, value),) if held is None else (held, (key, value))
         view = self._view(setting, moment, parts, positions, valid, m)
-        if arena.state.shape[-1]:
-            blank = arena.state.new_zeros(b, h, m, arena.state.shape[-1])
-            view.state = torch.cat([arena.state[:, :, :n], blank], dim=2)
+        state = self._token_state(setting, moment, key, value)
+        if state is not None:
+            view.state = state if n == 0 else torch.cat([arena.state[:, :, :n], state], dim=2)
         return view
+
+    def _token_state(self, setting: Setting, moment: Moment, key: Tensor, value: Tensor) -> Tensor | None:
+        """The policy's numbers for new tokens, or None if it keeps none here."""
+        if not self.arena.state.shape[-1]:
+            return None
+        return setting.policy.token_state(key, value, moment.group, moment.output_weight)
 
     def _line(self, moment: Moment) -> slice:
         """Which lines of the piece's positions are this bank's: one line may stand for all rows."""
@@ -210,22 +259,19 @@ class Bank:
         positions: Tensor,
         valid: Tensor | None,
         newcomers: int,
-    ) -> View:
-        seen = moment.piece.seen[self.rows]
-        device = positions.device
-        if seen.count(seen[0]) == len(seen):
-            newest = positions >= seen[0] - setting.recent
-        else:
-            newest = positions >= torch.tensor(seen, device=device)[:, None, None] - setting.recent
-        protected = newest.logical_or_(positions < setting.budget.n_sink)
-        if valid is not None:
-            protected &= valid
-        return View(
+    ) -> Candidates:
+        piece, rows = moment.piece, len(self.arena.live)
+        seen = piece.seen_tensor if len(piece.seen) == rows else piece.seen_tensor[self.rows]
+        counts = piece.seen[self.rows]
+        limit: int | Tensor = counts[0] - setting.recent
+        if counts.count(counts[0]) != rows:
+            limit = seen[:, None, None] - setting.recent
+        return Candidates(
             parts=parts,
             positions=positions,
             valid=valid,
-            protected=protected,
-            seen=torch.tensor(seen, device=device),
+            protected=None,
+            seen=seen,
             capacity=self.arena.capacity,
             layer=setting.layer,
             layers=setting.layers,
@@ -235,10 +281,10 @@ class Bank:
             query_positions=moment.query_positions,
             newcomers=newcomers,
             output_weight=moment.output_weight,
-        )
+        ).guarded(limit, setting.budget.n_sink)
 
     def _observe(self, setting: Setting, view: View) -> None:
-        if self.streaming or view.state is None or not view.state.shape[-1]:
+        if self.streaming or view.state is None or not setting.policy.accumulates:
             return
         state = setting.policy.observe(view)
         if state is None or state.shape != view.state.shape:
@@ -247,27 +293,30 @@ class Bank:
                 f"{setting.policy}: observe gave {shape}, its state is {tuple(view.state.shape)}: make "
                 "state_width and observe agree"
             )
+        if state is view.state:
+            return
         if len(view.parts) == 1 and view.state.data_ptr() == self.arena.state.data_ptr():
             view.state.copy_(state)
         else:
             view.state = state
 
-    def score(self, setting: Setting, view: View) -> Tensor:
+    def score(self, setting: Setting, view: Candidates) -> Tensor:
         """The policy's scores with protected tokens on top and empty places at the bottom: [B, H, N] fp32."""
-        if self.streaming:
-            score = torch.zeros(view.positions.shape, device=view.positions.device)  # a tie keeps the newest
-        else:
-            score = setting.policy.score(view)
-            if score.shape != view.positions.shape:
-                raise PolicyError(
-                    f"{setting.policy}: score gave {tuple(score.shape)}, it must be {tuple(view.positions.shape)}"
-                )
-            if view.newcomers > 1 and bool(score.masked_fill(view.protected, 0.0).isnan().any()):
-                where = view.valid if view.valid is not None else torch.ones_like(view.protected)
-                if bool((score.isnan() & where & ~view.protected).any()):
-                    raise PolicyError(f"{setting.policy}: the scores of layer {setting.layer} hold a NaN")
-        score = score.masked_fill(view.protected, math.inf)
-        return score if view.valid is None else score.masked_fill(~view.valid, -math.inf)
+        score = None if self.streaming else setting.policy.score(view)
+        if score is not None and bool(score.isnan().any()):
+            open_to = ~view.protected if view.valid is None else view.valid & ~view.protected
+            if bool((score.isnan() & open_to).any()):
+                raise PolicyError(f"{setting.policy}: the scores of layer {setting.layer} hold a NaN")
+        return self._guarded(setting, view, score)
+
+    def _guarded(self, setting: Setting, view: Candidates, score: Tensor | None) -> Tensor:
+        if score is None:  # streaming: all alike, and a tie keeps the newest
+            score = torch.zeros(view.positions.shape, device=view.positions.device)
+        if score.shape != view.positions.shape:
+            raise PolicyError(
+                f"{setting.policy}: score gave {tuple(score.shape)}, it must be {tuple(view.positions.shape)}"
+            )
+        return view.guard(score)
 
     def _compensate(self, query: Tensor, out: Tensor, lse: Tensor, moment: Moment) -> Tensor:
         """Add the virtual token's share: query [B, H, M, Dk], out [B, H, M, Dv], lse [B, H, M]."""

@@ -62,7 +62,9 @@ class Budget:
         least = self.least(window)
         if tokens < least:
             recent = max(self.recent, window)
-            slack = f" + {self.evict_every - 1} of slack (evict_every {self.evict_every})" * (self.evict_every > 1)
+            slack = f" + {self.evict_every - 1} of slack (evict_every {self.evict_every})" * (
+                self.evict_every > 1
+            )
             raise BudgetError(
                 f"a budget of {tokens} tokens per KV head{whose} is too small for {self.n_sink} sinks + {recent} recent "
                 f"tokens{slack}: give at least {least}, or lower n_sink, recent or the policy's window"
@@ -77,7 +79,9 @@ def parse_size(text: str) -> int:
     """Bytes in a size such as "64MiB", "1.5GB" or "300 kB" (KiB = 1024 bytes, kB = 1000)."""
     match = _SIZE.fullmatch(text)
     if match is None or not (match[2] or match[4]):
-        raise BudgetError(f"cannot read the budget {text!r}: write tokens (2048) or a size ('64MiB', '1.5GB')")
+        raise BudgetError(
+            f"cannot read the budget {text!r}: write tokens (2048) or a size ('64MiB', '1.5GB')"
+        )
     unit = _UNITS[match[2].lower()]
     if match[3]:
         unit = 1024 ** (["", "k", "m", "g", "t"].index(match[2].lower()))

@@ -156,7 +156,9 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     @property
     def full_nbytes(self) -> int:
         """Bytes of keys and values that a full cache of the tokens seen would hold."""
-        per_token = sum(s.kv_heads * (s.key_dim + s.value_dim) for s in self.shape.layers) * self.shape.dtype.itemsize
+        per_token = (
+            sum(s.kv_heads * (s.key_dim + s.value_dim) for s in self.shape.layers) * self.shape.dtype.itemsize
+        )
         return self.seen * per_token * max(1, self.batch_size)
 
     def check_integrity(self) -> None:
@@ -221,6 +223,3 @@ def _head_scores(model: PreTrainedModel, policy: Policy) -> HeadScores | None:
 def use_head_scores(model: PreTrainedModel, scores: HeadScores) -> None:
     """Let RazorAttention use these scores for the model instead of probing it."""
     _probed[model] = scores
-
-
-

@@ -24,6 +24,8 @@ class Piece:
     """Tokens per row, pads not counted."""
     seen: tuple[int, ...]
     """Tokens each row has seen once this piece is in."""
+    seen_tensor: Tensor
+    """The same, [B] int64."""
 
     @property
     def length(self) -> int:
@@ -51,7 +53,9 @@ def cuts(length: int, chunk: int) -> list[tuple[int, int]]:
     return list(zip(edges, edges[1:], strict=False))
 
 
-def read_call(before: tuple[int, ...], length: int, chunk: int, mask: Tensor | None, device: torch.device) -> Call:
+def read_call(
+    before: tuple[int, ...], length: int, chunk: int, mask: Tensor | None, device: torch.device
+) -> Call:
     """Lay out a call of `length` columns for rows that have seen `before` tokens.
 
     mask: None, or [B, columns] with 0 for pads, of which the last `length` columns are this call's.
@@ -75,11 +79,13 @@ def read_call(before: tuple[int, ...], length: int, chunk: int, mask: Tensor | N
             counts = tuple(part.sum(1).tolist())
             part = None if min(counts) == stop - start else part
         even = seen.count(seen[0]) == len(seen)
-        base = torch.tensor(seen[:1] if even and part is None else seen, dtype=torch.int32, device=device)[:, None]
+        base = torch.tensor(seen[:1] if even and part is None else seen, dtype=torch.int32, device=device)[
+            :, None
+        ]
         if part is None:
             positions = base + torch.arange(stop - start, dtype=torch.int32, device=device)
         else:
             positions = (base + part.cumsum(1, dtype=torch.int32) - 1).masked_fill(~part, -1)
         seen = tuple(s + c for s, c in zip(seen, counts, strict=True))
-        pieces.append(Piece(start, stop, positions, part, counts, seen))
+        pieces.append(Piece(start, stop, positions, part, counts, seen, torch.tensor(seen, device=device)))
     return Call(tuple(pieces), tuple(a - b for a, b in zip(seen, before, strict=True)), seen)

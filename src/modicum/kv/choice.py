@@ -35,7 +35,9 @@ def compete(scores: list[Tensor], positions: list[Tensor], total: int, sure: int
     """
     ranked = []
     for score, position in zip(scores, positions, strict=True):
-        first = best(score[None, None], position[None, None], torch.tensor([[sure]], device=score.device))[0, 0]
+        first = best(score[None, None], position[None, None], torch.tensor([[sure]], device=score.device))[
+            0, 0
+        ]
         ranked.append(torch.where(first & (score > -math.inf), math.inf, score))
     every, where = torch.cat(ranked)[None, None], torch.cat(positions)[None, None]
     there = int((every > -math.inf).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -81,7 +82,12 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     is_croppable = False
 
     def __init__(
-        self, setting: Setting, shape: LayerShape, capacities: list[int], streaming: list[bool], shared: Shared
+        self,
+        setting: Setting,
+        shape: LayerShape,
+        capacities: list[int],
+        streaming: list[bool],
+        shared: Shared,
     ) -> None:
         super().__init__()
         self.setting = setting
@@ -134,6 +140,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         width = max((int(n) for n in self.held.flatten()), default=0)
         out = torch.full((self.batch, self.shape.kv_heads, width), -1, dtype=torch.int64)
         for bank in self.banks:
+            bank.arena.settle()
             n = bank.arena.used
             held = bank.arena.positions[:, :, :n].to("cpu", torch.int64)
             valid = bank.arena.valid(n) if n else None
@@ -167,7 +174,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         if policy.query_rows > 0:
             ring = (b, h, self.shape.group, policy.query_rows, key_dim)
             self.queries = torch.zeros(ring, dtype=self.dtype, device=self.device)
-            self.query_positions = torch.full((b, policy.query_rows), -1, dtype=torch.int32, device=self.device)
+            self.query_positions = torch.full(
+                (b, policy.query_rows), -1, dtype=torch.int32, device=self.device
+            )
         self.is_initialized = True
         self.shared.change(self.nbytes)
 
@@ -182,7 +191,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
 
     # -- what transformers calls ---------------------------------------------------------------------------------
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Handle, Handle]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Handle, Handle]:
         """Take a call's keys and values [B, H, q, D] in hand; the attention function does the rest."""
         self._check(key_states, value_states)
         if not self.is_initialized:
@@ -209,8 +220,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             )
         if value.shape[-1] != self.shape.value_dim:
             raise CacheError(f"{name} got values of width {value.shape[-1]}, expected {self.shape.value_dim}")
-        if key.shape[2] > 1 or not key.is_cuda:  # on a GPU each look costs a wait, so decode goes without
-            bad = int((~torch.isfinite(key)).sum()) if not bool(torch.isfinite(key).all()) else 0
+        # A finite sum means finite terms. On a GPU each look costs a wait, so decode goes without.
+        if (key.shape[2] > 1 or not key.is_cuda) and not math.isfinite(key.sum().item()):
+            bad = int((~torch.isfinite(key)).sum())
             if bad:
                 raise InputError(
                     f"{name}: {bad} of {key.numel()} key values are not finite (nan or inf), so nothing can be scored: "
@@ -300,7 +312,12 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     # -- what our attention function calls -----------------------------------------------------------------------
 
     def attend(
-        self, module: torch.nn.Module, query: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+        self,
+        module: torch.nn.Module,
+        query: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
     ) -> Tensor:
         """Attend, score, evict, piece by piece; query [B, Hq, q, Dk], mask [B, columns] or None -> [B, q, Hq, Dv]."""
         if self._incoming is None:
@@ -315,8 +332,17 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         outs = []
         for piece in call.pieces:
             part = slice(piece.start, piece.stop)
-            outs.append(self._piece(module, grouped[:, :, :, part], key[:, :, part], value[:, :, part], piece, scaling,
-                                    softcap))
+            outs.append(
+                self._piece(
+                    module,
+                    grouped[:, :, :, part],
+                    key[:, :, part],
+                    value[:, :, part],
+                    piece,
+                    scaling,
+                    softcap,
+                )
+            )
         self.seen += q
         self.row_seen = call.after
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)  # [B, H, G, q, Dv]
@@ -353,7 +379,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         for bank in self.banks:
             queries, at = self._queries(query, piece, bank)
             local = weight if weight is None or whole else weight[bank.heads]
-            moments.append(Moment(piece, bank.rows, scaling, softcap, queries, at, local))
+            moments.append(Moment(piece, bank.rows, scaling, softcap, queries, at, local, g))
         if policy.head_shares() is not None and (m > 1 or piece.valid is not None):
             assert out is not None or whole
             out = value.new_empty(b, h, g, m, value.shape[-1])
@@ -456,7 +482,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                 arena.state[:, :, :n] = views[j].state[:, :, :n]
             keep = keeps[j][:n]
             arena.absorb(keep[None, None], [int(keep.sum())])
-        for j, i in sorted(enumerate(block), key=lambda item: plan[item[0]] - self.banks[item[1]].arena.capacity):
+        for j, i in sorted(
+            enumerate(block), key=lambda item: plan[item[0]] - self.banks[item[1]].arena.capacity
+        ):
             arena = self.banks[i].arena
             if plan[j] != arena.capacity:
                 other = arena.resized(plan[j])
@@ -492,7 +520,9 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
         self.shape = shape
         self.shared = shared
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         before = self.nbytes
         keys, values = super().update(key_states, value_states)
         # What is kept is a view of all that came: copy it, so that the rest is really freed.

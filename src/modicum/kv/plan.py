@@ -102,7 +102,12 @@ def _slots(shape: Shape, policy: Policy, budget: Budget, tokens: int, scores: He
 
 
 def _layer_bytes(
-    layer: LayerShape, capacities: list[int], streaming: list[bool], policy: Policy, itemsize: int, compensates: bool
+    layer: LayerShape,
+    capacities: list[int],
+    streaming: list[bool],
+    policy: Policy,
+    itemsize: int,
+    compensates: bool,
 ) -> int:
     width = layer.key_dim + layer.value_dim
     state = policy.state_width(layer.group)

@@ -52,9 +52,9 @@ class View:
     query_positions: Tensor | None = None
     """[B, R] int64: position of each query in its row, -1 for none (a pad, or fewer than R seen)."""
     state: Tensor | None = None
-    """[B, H, N, F] fp32: the policy's own numbers per token, zero for newcomers before `observe`."""
+    """[B, H, N, F] fp32: the policy's own numbers per token, as `token_state` gave and `observe` changed them."""
     newcomers: int = 0
-    """How many of the N tokens, the last ones, came with this call."""
+    """How many of the N tokens came with this call."""
     output_weight: Tensor | None = None
     """[H, G, Dv, hidden]: slices of the output projection, one per query head; None if the model has none."""
 
@@ -104,7 +104,9 @@ class View:
 
     def _tiles(self, which: int) -> Iterator[Tensor]:
         for part in self.parts:
-            for tile in torch.split(part[which], _TILE, dim=2):
+            x = part[which]
+            whole = x.shape[2] <= _TILE  # decode's case: spared the split
+            for tile in (x,) if whole else torch.split(x, _TILE, dim=2):
                 yield tile.float()
 
     def _per_token(self, fn: Callable[[Tensor], Tensor], which: int) -> Tensor:
@@ -237,6 +239,10 @@ class Policy:
         """[B, H, N] fp32; what stands where there is no token, or a protected one, is not looked at."""
         raise PolicyError(f"{type(self).__name__} has no score: write `def score(self, view)`")
 
+    def ranking(self, view: View) -> Tensor:
+        """[B, H, N]: anything that rises with the score within each head; what a single drop is chosen by."""
+        return self.score(view)
+
     def head_scores(self, view: View) -> Tensor:
         """Score per query head, before the group is joined: [B, H, G, N]. G is 1 where there is none."""
         return self.score(view).unsqueeze(2)
@@ -265,9 +271,18 @@ class Policy:
         """Numbers the policy keeps per token and KV head of `group` query heads (fp32, counted as bytes)."""
         return 0
 
+    def token_state(self, keys: Tensor, values: Tensor, group: int, output_weight: Tensor | None) -> Tensor:
+        """The numbers of new tokens, keys [B, H, m, Dk] and values [B, H, m, Dv]: [B, H, m, F] fp32; zeros at first."""
+        return torch.zeros(*keys.shape[:3], self.state_width(group), device=keys.device)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether `observe` is to be called after each attention, whether or not something must go."""
+        return False
+
     def observe(self, view: View) -> Tensor | None:
-        """The new state [B, H, N, F] after each call, whether or not something must go; None without state."""
-        return None
+        """The new state [B, H, N, F] after the attention of a call; `view.state` may be changed and returned."""
+        return view.state
 
     def layer_budgets(self, budget: int, layers: int, least: int) -> list[int]:
         """Slots per KV head for each budgeted layer, none below `least`; they add up to layers · budget."""
@@ -333,6 +348,13 @@ class Wrapper(Policy):
 
     def state_width(self, group: int) -> int:
         return self.base.state_width(group)
+
+    def token_state(self, keys: Tensor, values: Tensor, group: int, output_weight: Tensor | None) -> Tensor:
+        return self.base.token_state(keys, values, group, output_weight)
+
+    @property
+    def accumulates(self) -> bool:
+        return self.base.accumulates
 
     def observe(self, view: View) -> Tensor | None:
         return self.base.observe(view)

@@ -57,7 +57,9 @@ class Shape:
             ModelError: the model's attention cannot be taken over; says why.
         """
         if not isinstance(model, PreTrainedModel):
-            raise ModelError(f"a budget cache needs a transformers model, not {type(model).__name__}: use modicum.load")
+            raise ModelError(
+                f"a budget cache needs a transformers model, not {type(model).__name__}: use modicum.load"
+            )
         config = model.config.get_text_config(decoder=True)
         reason = _refusal(model, config)
         if reason is not None:
@@ -97,11 +99,15 @@ def _refusal(model: PreTrainedModel, config: Any) -> str | None:
         return "some of its layers read the keys and values of other layers, so eviction in one would break the others"
     odd = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if odd:
-        return f"it has layers of type {', '.join(sorted(odd))}; full and sliding-window attention are supported"
+        return (
+            f"it has layers of type {', '.join(sorted(odd))}; full and sliding-window attention are supported"
+        )
     if getattr(config, "attention_chunk_size", None):
         return "chunked attention is not supported; full and sliding-window attention are"
     if not model._can_set_attn_implementation() or not model._supports_attention_backend:
-        return "its attention does not go through transformers' attention interface, so it cannot be taken over"
+        return (
+            "its attention does not go through transformers' attention interface, so it cannot be taken over"
+        )
     if any(name.rsplit(".", 1)[-1] == "sinks" for name, _ in model.named_parameters()):
         return "its attention has learned sinks in the softmax, which the fused kernels used here do not have"
     return None

@@ -38,6 +38,7 @@ def save(cache: BudgetCache, path: Path) -> None:
             entry["ring"] = layer._ring
             entry["banks"] = []
             for number, bank in enumerate(layer.banks):
+                bank.arena.settle()
                 entry["banks"].append({"live": bank.arena.live, "capacity": bank.arena.capacity})
                 stored = dict(bank.arena.tensors) | ({} if bank.virtual is None else bank.virtual.tensors)
                 tensors |= {f"{index}.{number}.{name}": tensor for name, tensor in stored.items()}
@@ -83,9 +84,13 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
         ):
             if wanted[key] != have[key]:
                 shown = f" ({wanted[key]}, this one {have[key]})" if key in ("model_type", "dtype") else ""
-                raise SnapshotError(f"{path} was saved with another model: its {what} differ{shown}; load that model")
+                raise SnapshotError(
+                    f"{path} was saved with another model: its {what} differ{shown}; load that model"
+                )
         if header["capacities"] != cache.plan.capacities or header["streaming"] != cache.plan.streaming:
-            raise SnapshotError(f"{path} was saved with other slots per head: use the same head scores as then")
+            raise SnapshotError(
+                f"{path} was saved with other slots per head: use the same head scores as then"
+            )
         if header["batch"]:
             _fill(cache, header, tensors, model.device)
     except SnapshotError:
@@ -118,13 +123,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys() if name != "empty"}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SnapshotError(f"{path} is truncated or corrupted, or no saved cache at all ({error})") from error
+        raise SnapshotError(
+            f"{path} is truncated or corrupted, or no saved cache at all ({error})"
+        ) from error
     if _checksum(tensors) != header.get("checksum"):
         raise SnapshotError(f"{path} is corrupted: its contents do not match their checksum")
     return header, tensors
 
 
-def _fill(cache: BudgetCache, header: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> None:
+def _fill(
+    cache: BudgetCache, header: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
+) -> None:
     dtype = cache.shape.dtype
     for index, (layer, entry) in enumerate(zip(cache.layers, header["layers"], strict=True)):
         if not isinstance(layer, BudgetLayer):
