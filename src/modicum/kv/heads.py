@@ -1,0 +1,295 @@
+"""Head scores: which heads look back at earlier copies of what they read.
+
+RazorAttention's probe (arXiv 2407.15891): a text of K random tokens is repeated. A head that finds, at each
+token, the same token one copy earlier *echoes*; one that finds the token after it is an *induction* head.
+Heads that do neither lose little when they only stream.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from modicum.errors import InputError, ModelError, SnapshotError
+
+_FORMAT, _VERSION = "modicum head scores", 1
+_NAME = "modicum_probe"
+_TILE_BYTES = 64 * 2**20  # attention rows made at a time
+
+Table = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """What the probe measured: mean attention weights per layer and KV head, from 0 to 1.
+
+    Raises:
+        InputError: tables of unequal shape, or a score that is not a finite number.
+    """
+
+    echo: Table
+    """[layers][KV heads]: weight on the same token one copy earlier."""
+    induction: Table
+    """[layers][KV heads]: weight on the token after it."""
+    skipped: tuple[int, ...] = ()
+    """Layers without full attention; their scores are 0 and mean nothing."""
+    model: str = ""
+    model_type: str = ""
+    tokens: int = 0
+    """K, the length of one copy."""
+    copies: int = 0
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("echo", "induction"):
+            rows = getattr(self, key)
+            rows = rows.tolist() if isinstance(rows, Tensor) else rows
+            object.__setattr__(self, key, tuple(tuple(float(x) for x in row) for row in rows))
+        for key in ("skipped", "seeds"):
+            object.__setattr__(self, key, tuple(int(i) for i in getattr(self, key)))
+        if [len(row) for row in self.echo] != [len(row) for row in self.induction]:
+            raise InputError("head scores: the tables of echo and induction differ in shape")
+        if not all(math.isfinite(x) for table in (self.echo, self.induction) for row in table for x in row):
+            raise InputError("head scores: not every score is a finite number")
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """KV heads of each layer."""
+        return tuple(len(row) for row in self.echo)
+
+    def check(self, heads: Sequence[int]) -> None:
+        """Raise unless the scores are of a model with so many KV heads in each layer."""
+        if self.heads != tuple(heads):
+            raise SnapshotError(
+                f"head scores of {self.model or 'a model'} with {list(self.heads)} KV heads per "
+                f"layer do not fit a model with {list(heads)}: probe this model"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores as JSON, whole or not at all."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        text = json.dumps({"format": _FORMAT, "version": _VERSION, **asdict(self)}, indent=1)
+        part.write_text(text + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read saved scores.
+
+        Raises:
+            SnapshotError: the file is missing, truncated, foreign, or of a newer format.
+        """
+        remedy = "write it anew with HeadScores.save"
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SnapshotError(f"cannot read head scores from {path}: {error.strerror}; {remedy}") from error
+        except ValueError as error:
+            raise SnapshotError(f"{path} is truncated or no JSON at all ({error}): {remedy}") from error
+        if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
+            raise SnapshotError(f"{path} does not hold head scores: {remedy}")
+        version = data.pop("version", None)
+        if version != _VERSION:
+            raise SnapshotError(
+                f"{path} has format version {version!r}, this modicum reads {_VERSION}: update modicum, or "
+                f"{remedy}"
+            )
+        try:
+            return cls(**data)
+        except (InputError, TypeError, ValueError) as error:
+            raise SnapshotError(f"{path} is damaged ({error}): {remedy}") from error
+
+
+def probe(
+    model: PreTrainedModel,
+    *,
+    tokens: int = 2500,
+    copies: int = 4,
+    seeds: Sequence[int] = (0, 1, 2),
+    exclude: Collection[int] = (),
+) -> HeadScores:
+    """Measure a model's heads: one forward per seed over `copies` copies of K random tokens.
+
+    K is `tokens`, or what of it fits the model's context. BOS goes first where the configuration has one.
+    Weights are read at query positions beyond the first copy, to the nearest earlier copy only: mean over
+    positions and seeds, largest of each group of query heads. The model's attention runs in tiles of queries
+    (no n × n map) and is put back afterwards, whatever happens.
+
+    exclude: token ids not to draw besides BOS, EOS and padding, such as `tokenizer.all_special_ids`.
+
+    Raises:
+        InputError: fewer than two copies or tokens, no seeds, or a context too short for them.
+        ModelError: the model's attention does not go through transformers' attention interface.
+    """
+    config = model.config.get_text_config(decoder=True)
+    bos = config.bos_token_id if isinstance(config.bos_token_id, int) else None
+    length = _copy_length(config, tokens, copies, 0 if bos is None else 1)
+    if not seeds:
+        raise InputError("the probe needs at least one seed, such as seeds=(0,)")
+    allowed = torch.tensor(sorted(set(range(config.vocab_size)) - _special(model, config) - set(exclude)))
+    if not len(allowed):
+        raise InputError(f"of {config.vocab_size} token ids none is left to draw: exclude fewer")
+    reading = _Reading(length, length + (bos is not None))
+    device = model.device
+    with _probing(model, reading), torch.no_grad():
+        for seed in seeds:
+            draw = torch.randint(len(allowed), (length,), generator=torch.Generator().manual_seed(seed))
+            ids = allowed[draw].repeat(copies)
+            ids = ids if bos is None else torch.cat([torch.tensor([bos]), ids])
+            # The body without its head: no logits over the vocabulary.
+            model.base_model(input_ids=ids[None].to(device), use_cache=False)
+    if not reading.sums and not reading.skipped:
+        raise ModelError(
+            f"{type(model).__name__} showed the probe no attention: it has no layers it can read"
+        )
+    layers = range(config.num_hidden_layers)
+    count = (copies - 1) * length * len(seeds)
+    means = {i: (s / count).amax(-1).cpu() for i, s in reading.sums.items()}  # {layer: [2, H]}
+    blank = torch.zeros(2, getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    name = str(getattr(config, "_name_or_path", "") or model.name_or_path)
+    return HeadScores(
+        echo=tuple(tuple(means.get(i, blank)[0].tolist()) for i in layers),
+        induction=tuple(tuple(means.get(i, blank)[1].tolist()) for i in layers),
+        skipped=tuple(i for i in layers if i not in means),
+        model=os.path.basename(name) if os.path.isabs(name) else name,
+        model_type=config.model_type,
+        tokens=length,
+        copies=copies,
+        seeds=tuple(seeds),
+    )
+
+
+def _copy_length(config: Any, tokens: int, copies: int, ahead: int) -> int:
+    if copies < 2 or tokens < 2:
+        raise InputError(f"the probe got {copies} copies of {tokens} tokens: it needs at least 2 of each")
+    context = getattr(config, "max_position_embeddings", None)
+    length = tokens if not context else min(tokens, (context - ahead) // copies)
+    if length < 2:
+        raise InputError(
+            f"a context of {context} tokens does not hold {copies} copies of 2: use fewer copies"
+        )
+    return length
+
+
+def _special(model: PreTrainedModel, config: Any) -> set[int]:
+    found: set[int] = set()
+    for source in (config, getattr(model, "generation_config", None)):
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(source, key, None)
+            found.update([value] if isinstance(value, int) else value or [])
+    return found
+
+
+@dataclass
+class _Reading:
+    """What one probe has read so far."""
+
+    copy: int
+    """K: how far back the same token is."""
+    first: int
+    """First position of the second copy."""
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    """Layer -> [2, H, G]: sums of echo and induction weights."""
+    skipped: set[int] = field(default_factory=set)
+
+
+_current: ContextVar[_Reading | None] = ContextVar("modicum_probe", default=None)
+
+
+@contextmanager
+def _probing(model: PreTrainedModel, reading: _Reading) -> Iterator[None]:
+    """The model with the probe's attention, in evaluation mode; as it was before afterwards."""
+    parts = {key: getattr(model.config, key, None) for key in model.config.sub_configs}
+    original = {key: part._attn_implementation for key, part in parts.items() if part is not None}
+    original[""] = model.config._attn_implementation
+    AttentionInterface.register(_NAME, probe_attention)
+    AttentionMaskInterface.register(_NAME, lambda **_: None)
+    training, token = [m for m in model.modules() if m.training], _current.set(reading)
+    try:
+        model.train(False)
+        model.set_attn_implementation(_NAME)
+        if model.config._attn_implementation != _NAME:
+            raise ModelError(
+                f"{type(model).__name__} cannot be probed: its attention does not go through transformers' "
+                "attention interface"
+            )
+        yield
+    finally:
+        _current.reset(token)
+        model.set_attn_implementation(original)
+        for module in training:
+            module.training = True
+
+
+def probe_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention in tiles of queries, reading weights on the way, as transformers calls it.
+
+    query [1, Hq, n, Dk], key [1, H, n, Dk], value [1, H, n, Dv] -> [1, n, Hq, Dv]. softcap bounds the logits
+    (Gemma 2); s_aux [Hq] are logits of learned sinks (gpt-oss).
+    """
+    b, h, n, _dim = key.shape
+    g = query.shape[1] // h
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q = torch.unflatten(query, 1, (h, g))
+    k, v = key.float().transpose(-1, -2), value.float()
+    out = query.new_empty(b, h, g, n, value.shape[-1])
+    tile = max(1, _TILE_BYTES // (4 * b * h * g * n))
+    column = torch.arange(n, device=query.device)
+    layer, reading = getattr(module, "layer_idx", None), _current.get()
+    reads = reading is not None and layer is not None and sliding_window is None
+    if reading is not None and layer is not None and not reads:
+        reading.skipped.add(layer)
+    for first in range(0, n, tile):
+        last = min(n, first + tile)
+        at = column[first:last, None]
+        z = q[:, :, :, first:last].float().flatten(2, 3) @ k[..., :last] * scaling  # [B, H, G*t, last]
+        z = torch.unflatten(z, 2, (g, -1))
+        if softcap is not None:
+            z = softcap * torch.tanh(z / softcap)
+        unseen = column[:last] > at
+        if sliding_window is not None:
+            unseen |= column[:last] <= at - sliding_window
+        z = z.masked_fill_(unseen, -math.inf)
+        lse = torch.logsumexp(z, -1, keepdim=True)
+        if s_aux is not None:
+            lse = torch.logaddexp(lse, s_aux.float().view(1, h, g, 1, 1))
+        weights = z.sub_(lse).exp_()
+        part = weights.flatten(2, 3) @ v[:, :, :last]
+        out[:, :, :, first:last] = torch.unflatten(part, 2, (g, -1)).to(out.dtype)
+        if reading is not None and layer is not None and reads:
+            _read(reading, layer, weights[0], first)
+    return out.flatten(1, 2).transpose(1, 2).contiguous(), None
+
+
+def _read(reading: _Reading, layer: int, weights: Tensor, first: int) -> None:
+    """Add each query's two weights past the first copy; weights [H, G, t, n] of queries from `first`."""
+    rows = torch.arange(max(0, reading.first - first), weights.shape[2], device=weights.device)
+    same = rows + first - reading.copy
+    both = torch.stack([weights[:, :, rows, same], weights[:, :, rows, same + 1]]).sum(-1)
+    reading.sums[layer] = reading.sums.get(layer, 0) + both
