@@ -1,1 +1,133 @@
-"""modicum: a language model's KV cache under a hard memory budget."""
+"""modicum: a language model's KV cache under a hard memory budget.
+
+The names below are the public ones. They load when first used, so that `import modicum` is quick and patches nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modicum.errors import (
+        BudgetError,
+        CacheError,
+        InputError,
+        ModelError,
+        ModicumError,
+        PolicyError,
+        SnapshotError,
+    )
+    from modicum.generate import Generation, generate, prefill, stream
+    from modicum.kv.attention import attach, detach
+    from modicum.kv.budget import Budget
+    from modicum.kv.cache import BudgetCache
+    from modicum.kv.policies.adakv import AdaKV
+    from modicum.kv.policies.ahakv import AhaKV
+    from modicum.kv.policies.caote import CAOTE, FastCAOTE
+    from modicum.kv.policies.criticalkv import CriticalKV
+    from modicum.kv.policies.full import Full
+    from modicum.kv.policies.h2o import H2O
+    from modicum.kv.policies.keydiff import KeyDiff
+    from modicum.kv.policies.knorm import Knorm
+    from modicum.kv.policies.pyramidkv import PyramidKV
+    from modicum.kv.policies.random import Random
+    from modicum.kv.policies.razor import RazorAttention
+    from modicum.kv.policies.snapkv import SnapKV
+    from modicum.kv.policies.streaming import StreamingLLM
+    from modicum.kv.policies.tova import TOVA
+    from modicum.kv.policy import Policy, View, Wrapper
+    from modicum.kv.registry import PolicyInfo, parse_policy, policies, register
+    from modicum.load import embedded, load, sample_text
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "errors": (
+        "BudgetError",
+        "CacheError",
+        "InputError",
+        "ModelError",
+        "ModicumError",
+        "PolicyError",
+        "SnapshotError",
+    ),
+    "generate": ("Generation", "generate", "prefill", "stream"),
+    "kv.attention": ("attach", "detach"),
+    "kv.budget": ("Budget",),
+    "kv.cache": ("BudgetCache",),
+    "kv.policies.adakv": ("AdaKV",),
+    "kv.policies.ahakv": ("AhaKV",),
+    "kv.policies.caote": ("CAOTE", "FastCAOTE"),
+    "kv.policies.criticalkv": ("CriticalKV",),
+    "kv.policies.full": ("Full",),
+    "kv.policies.h2o": ("H2O",),
+    "kv.policies.keydiff": ("KeyDiff",),
+    "kv.policies.knorm": ("Knorm",),
+    "kv.policies.pyramidkv": ("PyramidKV",),
+    "kv.policies.random": ("Random",),
+    "kv.policies.razor": ("RazorAttention",),
+    "kv.policies.snapkv": ("SnapKV",),
+    "kv.policies.streaming": ("StreamingLLM",),
+    "kv.policies.tova": ("TOVA",),
+    "kv.policy": ("Policy", "View", "Wrapper"),
+    "kv.registry": ("PolicyInfo", "parse_policy", "policies", "register"),
+    "load": ("embedded", "load", "sample_text"),
+}
+_HOME = {name: f"modicum.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022  # in the order of the reader's interest
+    "load",
+    "BudgetCache",
+    "Budget",
+    "generate",
+    "stream",
+    "prefill",
+    "Generation",
+    "policies",
+    "parse_policy",
+    "PolicyInfo",
+    "Policy",
+    "Wrapper",
+    "View",
+    "register",
+    "KeyDiff",
+    "AhaKV",
+    "CAOTE",
+    "FastCAOTE",
+    "RazorAttention",
+    "StreamingLLM",
+    "H2O",
+    "TOVA",
+    "SnapKV",
+    "Knorm",
+    "PyramidKV",
+    "AdaKV",
+    "CriticalKV",
+    "Random",
+    "Full",
+    "attach",
+    "detach",
+    "embedded",
+    "sample_text",
+    "ModicumError",
+    "BudgetError",
+    "PolicyError",
+    "ModelError",
+    "InputError",
+    "CacheError",
+    "SnapshotError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'modicum' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    # A submodule of the same name (modicum.generate, modicum.load) is put there by the import: the name stays ours.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
