@@ -114,6 +114,9 @@ class RazorAttention(Policy):
         """The base's score, for retrieval heads; the cache streams in the others."""
         return self.base.score(view)
 
+    def ranking(self, view: View) -> Tensor:
+        return self.base.ranking(view)
+
     def head_scores(self, view: View) -> Tensor:
         return self.base.head_scores(view)
 
@@ -131,6 +134,13 @@ class RazorAttention(Policy):
 
     def state_width(self, group: int) -> int:
         return self.base.state_width(group)
+
+    def token_state(self, keys: Tensor, values: Tensor, group: int, output_weight: Tensor | None) -> Tensor:
+        return self.base.token_state(keys, values, group, output_weight)
+
+    @property
+    def accumulates(self) -> bool:
+        return self.base.accumulates
 
     def observe(self, view: View) -> Tensor | None:
         return self.base.observe(view)

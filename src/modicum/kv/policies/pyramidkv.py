@@ -1,0 +1,60 @@
+"""PyramidKV (Cai et al., 2024): more slots for lower layers, fewer for higher ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from torch import Tensor
+
+from modicum.errors import BudgetError, PolicyError
+from modicum.kv.policy import View, Wrapper
+from modicum.kv.registry import register
+
+
+@register
+@dataclass(frozen=True)
+class PyramidKV(Wrapper):
+    """The base's score; free slots fall linearly with depth, from 2f - f/β in the first layer to f/β at last.
+
+    f is the budget without the slots that a head must have (sinks and recent tokens, the window's part in the
+    paper). Integers: rounded down, what is left over goes to the lower layers, so that the sum is exact. The
+    authors' code also bounds the top by the prompt's length; under a hard budget the length is not known.
+    """
+
+    name: ClassVar[str] = "pyramidkv"
+    title: ClassVar[str] = "PyramidKV"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2406.02069"
+    summary: ClassVar[str] = "The base's score, with budgets that shrink from the first layer to the last."
+
+    beta: float = 20
+    """The last layer's free slots are 1/β of the mean: 1 makes all layers equal."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.beta < float("inf"):
+            raise PolicyError(f"pyramidkv: beta is {self.beta}; it must be a number of at least 1")
+
+    def score(self, view: View) -> Tensor:
+        return self.base.score(view)
+
+    def ranking(self, view: View) -> Tensor:
+        return self.base.ranking(view)
+
+    def head_scores(self, view: View) -> Tensor:
+        return self.base.head_scores(view)
+
+    def layer_budgets(self, budget: int, layers: int, least: int) -> list[int]:
+        if budget < least:
+            raise BudgetError(
+                f"a budget of {budget} tokens per KV head is below the {least} that each head needs"
+            )
+        if layers < 2:
+            return [budget] * layers
+        free = budget - least
+        low = Fraction(free) / Fraction(self.beta)
+        high = 2 * free - low
+        slots = [int(high - (high - low) * i / (layers - 1)) for i in range(layers)]
+        left = layers * free - sum(slots)
+        return [least + s + (i < left) for i, s in enumerate(slots)]
