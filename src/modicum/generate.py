@@ -1,0 +1,303 @@
+"""Answers under a budget: chunked prefill, decoding, streaming, batches, questions and turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any, Self, overload
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from modicum.errors import InputError
+from modicum.generation.answer import Answer, Settings, Spent
+from modicum.generation.inputs import check_count, check_texts
+from modicum.generation.interrupt import Interrupt
+from modicum.generation.opening import Opening
+from modicum.generation.progress import Progress, reporting
+from modicum.generation.reader import Reader
+from modicum.generation.result import Generation, Memory, Timings
+from modicum.generation.rules import settings
+from modicum.generation.text import TextStream
+from modicum.kv.budget import Budget
+from modicum.kv.cache import BudgetCache
+from modicum.kv.policy import Policy
+
+__all__ = ["Generation", "Memory", "Stream", "Timings", "generate", "prefill", "stream"]
+
+_NEW_TOKENS = 128
+
+
+@overload
+def generate(
+    model: PreTrainedModel, tokenizer: Any, prompt: str, *, question: str | None = None, **settings: Any
+) -> Generation: ...
+@overload
+def generate(
+    model: PreTrainedModel, tokenizer: Any, prompt: str | None = None, *, question: list[str], **settings: Any
+) -> list[Generation]: ...
+@overload
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: Sequence[str],
+    *,
+    question: str | None = None,
+    **settings: Any,
+) -> list[Generation]: ...
+@overload
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: None = None,
+    *,
+    question: str | None = None,
+    **settings: Any,
+) -> Any: ...
+def generate(  # type: ignore[misc]  # the overloads leave out the settings, which do not change the type
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: str | Sequence[str] | None = None,
+    *,
+    policy: str | Policy = "keydiff",
+    budget: int | str | Budget = 2048,
+    max_new_tokens: int | None = None,
+    question: str | Sequence[str] | None = None,
+    cache: BudgetCache | None = None,
+    generation_config: GenerationConfig | None = None,
+    chunk: int = 512,
+    n_sink: int = 4,
+    recent: int = 32,
+    evict_every: int = 1,
+    progress: Progress = None,
+    stop_on_eos: bool = True,
+    add_special_tokens: bool | None = None,
+) -> Generation | list[Generation]:
+    """Answer a prompt of any length with a cache that never holds more than its budget.
+
+    The prompt is prefilled in chunks, cut from its end (first the odd piece, then whole chunks). Ctrl-C
+    returns what there is, with the finish reason "interrupted".
+
+    Args:
+        prompt: text; or a list, answered as one batch, each as it would be alone. None to go on with `cache`.
+        policy, budget, chunk, n_sink, recent, evict_every: of a new `BudgetCache`; not read with `cache`.
+        max_new_tokens: by default what `generation_config` says, else 128.
+        question: text added after the prompt has been compressed, without special tokens. With a list, the
+            prompt is compressed once and every question answered from a copy; the answers' `cache` is then
+            the compressed prompt, and their timings count its prefill as their own.
+        cache: goes on from what this cache has read; it is changed in place.
+        generation_config: sampling, beams, penalties, stop strings; by default the model's own.
+        progress: called with (tokens done, tokens in all) during the prefill; True for a bar on stderr.
+        stop_on_eos: False to go on past end-of-sequence tokens.
+        add_special_tokens: whether texts get the tokenizer's (BOS); by default only at the start of a cache.
+
+    Returns:
+        One `Generation`, or a list of them where a list was given (or `cache` holds several rows).
+
+    Raises:
+        InputError: a text, a setting or a cache that cannot be used; says what to give instead.
+    """
+    many = question is not None and not isinstance(question, str)
+    if many and prompt is not None and not isinstance(prompt, str):
+        raise InputError("a list of prompts goes with one question: ask the questions one after the other")
+    opening = Opening.of(
+        model,
+        tokenizer,
+        prompt,
+        cache,
+        lambda: BudgetCache(
+            model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
+        ),
+        generation_config,
+        add_special_tokens,
+    )
+    chosen = _settings(opening, generation_config, max_new_tokens, stop_on_eos, progress)
+    if many:
+        return _answer_all(opening, check_texts(question, "question"), chosen)
+    answer = _answer(opening, question, chosen)  # type: ignore[arg-type]  # not many, so text or None
+    with answer.interrupt:
+        for _ in answer.steps():
+            pass
+    results = answer.results()
+    return results[0] if opening.alone else results
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: str | None = None,
+    *,
+    policy: str | Policy = "keydiff",
+    budget: int | str | Budget = 2048,
+    max_new_tokens: int | None = None,
+    question: str | None = None,
+    cache: BudgetCache | None = None,
+    generation_config: GenerationConfig | None = None,
+    chunk: int = 512,
+    n_sink: int = 4,
+    recent: int = 32,
+    evict_every: int = 1,
+    progress: Progress = None,
+    stop_on_eos: bool = True,
+    add_special_tokens: bool | None = None,
+) -> Stream:
+    """Like `generate` for one prompt, but hands out the text as it comes.
+
+    Returns:
+        An iterator of text pieces; its `result` is the `Generation`. Nothing runs in the background: the work
+        is done as pieces are asked for, and leaving early is enough to stop.
+    """
+    for text, what in ((prompt, "prompt"), (question, "question")):
+        if text is not None and not isinstance(text, str | bytes):
+            raise InputError(f"a stream takes one {what}, not {type(text).__name__}: use modicum.generate")
+    opening = Opening.of(
+        model,
+        tokenizer,
+        prompt,
+        cache,
+        lambda: BudgetCache(
+            model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
+        ),
+        generation_config,
+        add_special_tokens,
+    )
+    if not opening.alone:
+        raise InputError(
+            f"the cache holds {opening.reader.rows} rows, a stream is of one: use modicum.generate"
+        )
+    chosen = _settings(opening, generation_config, max_new_tokens, stop_on_eos, progress)
+    answer = _answer(opening, question, chosen)
+    if answer.rules.beams > 1:
+        raise InputError("beam search knows its text only at the end: use modicum.generate, or num_beams=1")
+    return Stream(answer)
+
+
+def prefill(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: str | Sequence[str],
+    *,
+    policy: str | Policy = "keydiff",
+    budget: int | str | Budget = 2048,
+    cache: BudgetCache | None = None,
+    chunk: int = 512,
+    n_sink: int = 4,
+    recent: int = 32,
+    evict_every: int = 1,
+    progress: Progress = None,
+    add_special_tokens: bool | None = None,
+) -> BudgetCache:
+    """Read a prompt (or a batch of them) in chunks and return the compressed cache, to ask questions of.
+
+    Raises:
+        InputError: as `generate`.
+        KeyboardInterrupt: Ctrl-C, at the end of a chunk.
+    """
+    if prompt is None:
+        raise InputError("there is no prompt: give the text to read")
+    opening = Opening.of(
+        model,
+        tokenizer,
+        prompt,
+        cache,
+        lambda: BudgetCache(
+            model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
+        ),
+        None,
+        add_special_tokens,
+    )
+    opening.check_positions(None, 0)
+    interrupt = Interrupt()
+    _read(opening, interrupt, progress)
+    if interrupt.asked:
+        raise KeyboardInterrupt
+    return opening.reader.cache
+
+
+class Stream:
+    """Text pieces of an answer in the making; joined, they are its text."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._steps: Generator[list[list[int]]] = answer.steps()
+        self._text: TextStream | None = TextStream(answer.settings.tokenizer)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        with self._answer.interrupt:
+            for new in self._steps:
+                if self._text is not None and (piece := self._text.put(new[0])):
+                    return piece
+        rest = "" if self._text is None else self._text.end()
+        self._text = None
+        if not rest:
+            raise StopIteration
+        return rest
+
+    def close(self) -> None:
+        """Stop here; the cache takes in the last token that was handed out."""
+        with self._answer.interrupt:
+            self._steps.close()
+        self._text = None
+
+    @property
+    def result(self) -> Generation:
+        """The whole answer and what it cost; asked for before the end, it stops the stream."""
+        self.close()
+        return self._answer.results()[0]
+
+
+def _settings(
+    opening: Opening,
+    config: GenerationConfig | None,
+    max_new_tokens: int | None,
+    stop_on_eos: bool,
+    progress: Progress,
+) -> Settings:
+    if max_new_tokens is None:
+        max_new_tokens = getattr(config, "max_new_tokens", None) or _NEW_TOKENS
+    check_count(max_new_tokens, "max_new_tokens")
+    reader = opening.reader
+    made = settings(reader.model, opening.tokenizer, config, max_new_tokens, reader.pad)
+    return Settings(opening.tokenizer, made, stop_on_eos, progress)
+
+
+def _answer(opening: Opening, question: str | None, chosen: Settings) -> Answer:
+    asked = None if question is None else opening.question(question)
+    blocks = [block for block in (opening.prompt, asked) if block is not None]
+    answer = Answer(opening.reader, blocks, chosen, Interrupt())
+    opening.check_positions(asked, chosen.config.max_new_tokens)
+    return answer
+
+
+def _answer_all(opening: Opening, questions: list[str], chosen: Settings) -> list[Generation]:
+    """Compress the prompt once, then answer every question from a copy."""
+    reader = opening.reader
+    if reader.rows > 1:
+        raise InputError(
+            f"a list of questions goes with one row, the cache holds {reader.rows}: ask them one by one"
+        )
+    blocks = [opening.question(text) for text in questions]
+    opening.check_positions(max(blocks, key=lambda b: b.ids.shape[1]), chosen.config.max_new_tokens)
+    interrupt, results = Interrupt(), []
+    start = time.perf_counter()
+    _read(opening, interrupt, chosen.progress)
+    spent = Spent(time.perf_counter() - start, reader.taken)
+    for block in blocks:
+        work = Reader(reader.model, reader.cache.copy(), 1, reader.pad)
+        answer = Answer(work, [block], replace(chosen, progress=None), interrupt, spent)
+        with interrupt:
+            for _ in answer.steps():
+                pass
+        # The copy is done with: holding one per question would be more than the budget.
+        results.append(replace(answer.results()[0], cache=reader.cache))
+    return results
+
+
+def _read(opening: Opening, interrupt: Interrupt, progress: Progress) -> None:
+    if opening.prompt is None:
+        return
+    with interrupt, reporting(progress, opening.prompt.ids.shape[1]) as tell:
+        opening.reader.take(opening.prompt, interrupt, tell)

@@ -1,0 +1,93 @@
+"""Reader: takes tokens into a cache, chunk by chunk."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from modicum.errors import InputError
+from modicum.generation.inputs import Block
+from modicum.generation.interrupt import Interrupt
+from modicum.generation.transcript import Transcript
+from modicum.kv.cache import BudgetCache
+from modicum.kv.call import cuts
+
+Tell = Callable[[int, int], None]
+"""Called with tokens done and tokens in all."""
+
+
+class Reader:
+    """A model, its cache, and what the cache has been told."""
+
+    def __init__(self, model: PreTrainedModel, cache: BudgetCache, rows: int, pad: int) -> None:
+        if cache.batch_size and cache.batch_size != rows:
+            raise InputError(
+                f"the cache holds {cache.batch_size} rows and {rows} came: give a list of {cache.batch_size} "
+                "prompts, or a new cache"
+            )
+        self.model: Any = model
+        self.cache, self.rows, self.pad = cache, rows, pad
+        self.transcript = Transcript.of(cache, rows, pad)
+        self.taken = 0
+        """Tokens taken in by `take`, padding left out."""
+        self.device: torch.device = model.device
+        accepted = inspect.signature(model.forward).parameters
+        self._positions = "position_ids" in accepted
+        # Logits of one token: those of a whole chunk would be many times the size of what the cache holds.
+        self._extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        # On the model's device; None while there is no padding, as the model is quicker without.
+        padded = not bool(self.transcript.valid.all())
+        self._mask: Tensor | None = self.transcript.valid.to(self.device) if padded else None
+
+    @property
+    def chunk(self) -> int:
+        """Tokens taken in at a time."""
+        return self.cache.budget.chunk
+
+    def take(self, block: Block, interrupt: Interrupt, tell: Callable[[int], None]) -> bool:
+        """Prefill: take in a block, chunk by chunk; False if interrupted (between two chunks) on the way."""
+        ids = block.ids.to(self.device)
+        for start, stop in cuts(ids.shape[1], self.chunk):
+            if interrupt.asked:
+                return False
+            part = block.part(start, stop)
+            self.forward(ids[:, start:stop], part)
+            self.taken += sum(part.counts)
+            tell(stop - start)
+        return True
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, block: Block) -> None:
+        """One call of the model. ids: [B, m] on the model's device; block: the same on the CPU."""
+        told, m = self.transcript, ids.shape[1]
+        seen = told.length
+        valid = block.valid
+        if valid is not None and bool(valid.all()):
+            valid = None
+        if valid is not None and self._mask is None:
+            self._mask = torch.ones(self.rows, seen, dtype=torch.bool, device=self.device)
+        inputs: dict[str, Any] = dict(self._extra)
+        if self._mask is None:
+            positions = torch.arange(seen, seen + m, device=self.device)[None]
+        else:
+            new = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid.to(self.device)
+            self._mask = torch.cat([self._mask, new], dim=1)
+            inputs["attention_mask"] = self._mask.long()
+            # Positions count tokens, not columns: so a row is at the positions it would have alone.
+            positions = (self._mask.cumsum(1)[:, seen:] - 1).clamp_min(0)
+        if self._positions:
+            inputs["position_ids"] = positions
+        out = self.model(
+            input_ids=ids, past_key_values=self.cache, use_cache=True, return_dict=True, **inputs
+        )
+        logits = out.logits[:, -1]
+        if valid is not None and told.logits is not None:
+            # A row that ends in padding goes on from where it was.
+            logits = torch.where(valid[:, -1:].to(self.device), logits, told.logits)
+        told.logits = logits.clone()
+        told.add(block.ids, valid)
