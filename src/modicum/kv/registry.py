@@ -1,4 +1,4 @@
-"""The policies by name: registration, listing, and the parser of "caote+snapkv" and "caote(snapkv(window=32))"."""
+"""The policies by name: registering, listing, and reading "caote+snapkv" or "caote(snapkv(window=32))"."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ def register(cls: P) -> P:
     if not cls.name:
         raise PolicyError(f"{cls.__name__} has no name: set the class attribute `name`")
     known = _REGISTRY.get(cls.name)
-    if known is not None and known.__qualname__ != cls.__qualname__:
-        raise PolicyError(f"the name {cls.name!r} is taken by {known.__qualname__}: choose another")
+    # The same class again (a module reloaded, a notebook's cell run twice) takes the place of the old one.
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        whose = f"{known.__module__}.{known.__qualname__}"
+        raise PolicyError(f"the name {cls.name!r} is taken by {whose}: choose another")
     _REGISTRY[cls.name] = cls
     return cls
 
@@ -65,7 +67,8 @@ def policies() -> list[PolicyInfo]:
 def parse_policy(text: str | Policy) -> Policy:
     """The policy that a text names; a policy comes back as it is.
 
-    "keydiff", "snapkv(window=16)", "caote(snapkv(window=16))", or with `+` for wrappers: "adakv+caote+snapkv".
+    "keydiff", "snapkv(window=16)", "caote(snapkv(window=16))", or with `+` for wrappers: "adakv+caote+snapkv"
+    is adakv(caote(snapkv)).
 
     Raises:
         PolicyError: an unknown name (with near ones), an unknown or bad setting, a wrapper without a base.
@@ -76,11 +79,13 @@ def parse_policy(text: str | Policy) -> Policy:
         raise PolicyError(f"a policy is a name such as 'keydiff' or a Policy object, not {text!r}")
     try:
         tree = ast.parse(text.strip(), mode="eval")
-    except SyntaxError as error:
-        raise PolicyError(
-            f"cannot read the policy {text!r}: write it like 'caote(snapkv(window=32))'"
-        ) from error
-    return _build(tree.body, text, base=None)
+        return _build(tree.body, text, base=None)
+    except (SyntaxError, RecursionError, MemoryError) as error:  # what ast.parse raises, by its documentation
+        raise _unreadable(text) from error
+
+
+def _unreadable(text: str) -> PolicyError:
+    return PolicyError(f"cannot read the policy {text!r}: write it like 'caote(snapkv(window=32))'")
 
 
 def _build(node: ast.expr, text: str, base: Policy | None) -> Policy:
@@ -90,26 +95,34 @@ def _build(node: ast.expr, text: str, base: Policy | None) -> Policy:
     if isinstance(node, ast.Name):
         return _make(node.id, [], {}, base)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if any(isinstance(argument, ast.Constant) for argument in node.args):
+            raise PolicyError(
+                f"cannot read the policy {text!r}: a setting needs its name, as in snapkv(window=32)"
+            )
         arguments = [_build(argument, text, None) for argument in node.args]
-        settings = {}
+        settings: dict[str, Any] = {}
         for keyword in node.keywords:
             if keyword.arg is None:
                 raise PolicyError(f"cannot read the policy {text!r}: ** is not allowed")
-            settings[keyword.arg] = _value(keyword.value, text)
+            if keyword.arg in settings:
+                raise PolicyError(f"cannot read the policy {text!r}: {keyword.arg} is set twice")
+            settings[keyword.arg] = _value(keyword.arg, keyword.value, text)
+        if isinstance(settings.get("base"), Policy):
+            arguments.append(settings.pop("base"))
         return _make(node.func.id, arguments, settings, base)
-    raise PolicyError(f"cannot read the policy {text!r}: write it like 'caote(snapkv(window=32))'")
+    raise _unreadable(text)
 
 
-def _value(node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.Call | ast.BinOp) or (isinstance(node, ast.Name) and node.id in _REGISTRY):
+def _value(key: str, node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Call | ast.BinOp) or (isinstance(node, ast.Name) and key == "base"):
         return _build(node, text, None)
     if isinstance(node, ast.Name):
         return node.id
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise PolicyError(
-            f"cannot read a setting in the policy {text!r}: use numbers, text or True/False"
+            f"cannot read the setting {key} in the policy {text!r}: use numbers, text or True/False"
         ) from error
 
 
@@ -143,4 +156,7 @@ def _make(name: str, arguments: list[Policy], settings: dict[str, Any], base: Po
                 else f"it takes {', '.join(sorted(known)) or 'none'}"
             )
             raise PolicyError(f"{name} has no setting {key!r}: {hint}")
+    for f in fields(cls):
+        if f.name not in settings and f.default is MISSING and f.default_factory is MISSING:
+            raise PolicyError(f"{name} needs its setting {f.name!r}: write '{name}({f.name}=…)'")
     return cls(**settings)
