@@ -15,8 +15,8 @@ _MOVE = 256  # tokens moved at a time: moving needs a copy of that many, not of 
 class Arena:
     """B rows × H heads × (capacity + 1) slots; the last is the newcomer's while a decode step decides.
 
-    Slots 0 … live[row] − 1 hold tokens, in no particular order; `positions` says which. All heads of a row hold
-    equally many.
+    Slots 0 … live[row] − 1 hold tokens, in no particular order; `positions` says which. All heads of a
+    row hold equally many.
     """
 
     def __init__(
@@ -109,7 +109,9 @@ class Arena:
         self.live = [n - 1 for n in self.live]
 
     def settle(self) -> None:
-        """Move the last slot's token into the free slot, if there is one: the first `live` slots are then in use."""
+        """Move the last slot's token into the free slot, if there is one: the first `live` slots are
+        then in use.
+        """
         if self._hole is None:
             return
         at = (self._hole + self._first).view(-1)
@@ -130,8 +132,9 @@ class Arena:
     ) -> None:
         """Keep some slots and some newcomers, in place: newcomers move into the slots that became free.
 
-        keep: [B, H, A + m] bool over the first A slots, then the m newcomers; live: tokens kept per row, the same
-        for every head; key [B, H, m, Dk], value [B, H, m, Dv], position [B|1, m], state [B, H, m, F].
+        keep: [B, H, A + m] bool over the first A slots, then the m newcomers; live: tokens kept per
+        row, the same for every head; key [B, H, m, Dk], value [B, H, m, Dv], position [B|1, m], state
+        [B, H, m, F].
         """
         self.settle()
         heads = self.keys.shape[1]

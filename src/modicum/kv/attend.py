@@ -32,8 +32,8 @@ def with_lse(
 ) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp: query [B, H, M, Dk], keys [B, H, N, Dk] -> ([B, H, M, Dv], [B, H, M]).
 
-    causal: query i sees keys 0 … i (M = N). mask: [B, 1, M|1, N] bool, True where seen; a row that sees nothing gives
-    zeros and -inf.
+    causal: query i sees keys 0 … i (M = N). mask: [B, 1, M|1, N] bool, True where seen; a row that sees
+    nothing gives zeros and -inf.
     """
     same = keys.shape[-1] == values.shape[-1]
     if softcap is None and same and query.device.type == "cpu":
@@ -70,7 +70,9 @@ def _plain(
     mask: Tensor | None,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain operations, by tiles of queries: for soft-capped logits, masks on a GPU, unequal widths."""
+    """The same in plain operations, by tiles of queries: for soft-capped logits, masks on a GPU, unequal
+    widths.
+    """
     b, h, m, _ = query.shape
     n = keys.shape[2]
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -106,9 +108,9 @@ def chunk(
 ) -> tuple[Tensor, Tensor]:
     """A chunk of m tokens against the tokens held (all of them earlier) and itself (causally).
 
-    query [B, H, G, m, Dk]; held keys [B, H, N, Dk] and values; held_valid [B, H, N]; key [B, H, m, Dk], value;
-    valid [B, m] bool. Returns ([B, H, G, m, Dv], log-sum-exp [B, H, G, m]). No keys or values are copied; the
-    outputs of pads mean nothing.
+    query [B, H, G, m, Dk]; held keys [B, H, N, Dk] and values; held_valid [B, H, N]; key [B, H, m, Dk],
+    value; valid [B, m] bool. Returns ([B, H, G, m, Dv], log-sum-exp [B, H, G, m]). No keys or values are
+    copied; the outputs of pads mean nothing.
     """
     b, h, g, m, _ = query.shape
     causal, mask = True, None
@@ -130,7 +132,9 @@ def chunk(
 
 
 def merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the union of two disjoint sets, from that over each: outputs [..., Dv], log-sum-exps [...]."""
+    """Attention over the union of two disjoint sets, from that over each: outputs [..., Dv], log-sum-exps
+    [...].
+    """
     lse = torch.logaddexp(a_lse, b_lse)
     wide = lse.dtype
     out = a.to(wide) * (a_lse - lse).exp()[..., None] + b.to(wide) * (b_lse - lse).exp()[..., None]

@@ -1,7 +1,8 @@
 """Our attention and mask functions, registered with transformers by its public interfaces.
 
-For each implementation that a model may use ("sdpa", "eager", …) there is one of ours, "modicum_sdpa" and so on. It
-serves budgeted layers itself and hands everything else (other caches, none, training, sliding windows) to the original.
+For each implementation that a model may use ("sdpa", "eager", …) there is one of ours, "modicum_sdpa" and so
+on. It serves budgeted layers itself and hands everything else (other caches, none, training, sliding windows)
+to the original.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modicum.errors import CacheError, InputError, ModelError
-from modicum.kv.layer import BudgetLength, Handle
+from modicum.kv.shared import BudgetLength, Handle
 
 PREFIX = "modicum_"
 _REFUSED = ("s_aux", "position_bias", "cache")

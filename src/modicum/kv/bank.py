@@ -19,7 +19,9 @@ from modicum.kv.policy import Policy, View
 
 @dataclass
 class Virtual:
-    """What was let go, as one token per head: the running means of its keys and values, and how many there were."""
+    """What was let go, as one token per head: the running means of its keys and values, and how many
+    there were.
+    """
 
     key: Tensor
     """[B, H, Dk] fp32"""
@@ -69,7 +71,9 @@ class Moment:
 
 
 class Candidates(View):
-    """A view whose protected tokens are worked out only if the policy asks: most do not, and each look has a price."""
+    """A view whose protected tokens are worked out only if the policy asks: most do not, and each look
+    has a price.
+    """
 
     _protected: Tensor | None
     _limit: int | Tensor = 0
@@ -120,7 +124,9 @@ class Bank:
         return self.arena.nbytes + (0 if self.virtual is None else self.virtual.nbytes)
 
     def attend(self, setting: Setting, moment: Moment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Take a piece in: attend, then evict. query [B, H, G, m, Dk], key [B, H, m, Dk] -> [B, H, G, m, Dv]."""
+        """Take a piece in: attend, then evict. query [B, H, G, m, Dk], key [B, H, m, Dk] -> [B, H, G,
+        m, Dv].
+        """
         if moment.piece.length == 1 and moment.piece.valid is None:
             return self._step(setting, moment, query, key, value)
         out, view = self.look(setting, moment, query, key, value)

@@ -46,7 +46,9 @@ class Budget:
 
     @classmethod
     def of(cls, value: Any, **settings: int) -> Budget:
-        """A budget from a number of tokens, a size as text ("64MiB", "1.5 GB"), or a Budget, which stays as it is."""
+        """A budget from a number of tokens, a size as text ("64MiB", "1.5 GB"), or a Budget, which
+        stays as it is.
+        """
         if isinstance(value, Budget):
             return value
         if isinstance(value, bool) or not isinstance(value, int | str):

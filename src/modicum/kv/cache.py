@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -18,12 +17,14 @@ from modicum.kv.attention import PREFIX, attach
 from modicum.kv.bank import Setting
 from modicum.kv.budget import Budget
 from modicum.kv.heads import HeadScores, probe
-from modicum.kv.layer import BudgetLayer, Shared, WindowLayer
+from modicum.kv.layer import BudgetLayer
 from modicum.kv.plan import Plan, plan
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 from modicum.kv.shape import Shape
+from modicum.kv.shared import Shared
+from modicum.kv.window import WindowLayer
 
 _probed: WeakKeyDictionary[PreTrainedModel, HeadScores] = WeakKeyDictionary()
 
@@ -31,14 +32,15 @@ _probed: WeakKeyDictionary[PreTrainedModel, HeadScores] = WeakKeyDictionary()
 class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """A KV cache that never holds more than its budget, between calls, in prefill and in decode.
 
-    Pass it as `past_key_values` to `model(...)` or `model.generate(...)`; keep it for the next turn. Building one
-    switches the model to our attention function (`modicum.detach` puts it back), which leaves its results with any
-    other cache as they were.
+    Pass it as `past_key_values` to `model(...)` or `model.generate(...)`; keep it for the next turn.
+    Building one switches the model to our attention function (`modicum.detach` puts it back), which
+    leaves its results with any other cache as they were.
 
     Args:
         model: a transformers causal LM whose attention goes through transformers' attention interface.
         policy: a policy, or text such as "keydiff" or "caote+snapkv(window=16)".
-        budget: tokens per KV head (every kind of slot counts), or a size such as "64MiB" for the whole cache of one
+        budget: tokens per KV head (every kind of slot counts), or a size such as "64MiB" for the
+        whole cache of one
             sequence, or a `Budget` (the settings below are then its own).
         chunk: tokens taken in at a time; one layer holds that many beyond its budget while it works.
         n_sink: first tokens of a sequence that always stay.
@@ -106,7 +108,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
                 "Start again with cache.reset(), or go back to a saved or copied cache"
             )
 
-    # -- what it holds -------------------------------------------------------------------------------------------
+    # -- what it holds
+    # -------------------------------------------------------------------------------------------
 
     @property
     def seen(self) -> int:
@@ -150,7 +153,9 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     @property
     def budget_nbytes(self) -> int:
-        """Bytes that the budget allows between calls, for as many rows as there are (one before the first call)."""
+        """Bytes that the budget allows between calls, for as many rows as there are (one before the
+        first call).
+        """
         return self.plan.nbytes * max(1, self.batch_size)
 
     @property
@@ -177,7 +182,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         if self.nbytes != self.shared.now:
             raise CacheError(f"the cache holds {self.nbytes} bytes and has counted {self.shared.now}")
 
-    # -- its life ------------------------------------------------------------------------------------------------
+    # -- its life
+    # ------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget everything and free the memory; the next call may have another batch size."""

@@ -11,7 +11,8 @@ from torch import Tensor
 def best(score: Tensor, positions: Tensor, count: Tensor) -> Tensor:
     """[B, H, N] bool: the `count` highest of each head.
 
-    score: [B, H, N] fp32, -inf where there is no token; positions: [B, H, N]; count: [B, 1] or [B, H] whole numbers.
+    score: [B, H, N] fp32, -inf where there is no token; positions: [B, H, N]; count: [B, 1] or [B, H]
+    whole numbers.
     """
     newest = positions.argsort(dim=-1, descending=True)
     order = score.gather(-1, newest).argsort(dim=-1, descending=True, stable=True)
@@ -29,9 +30,9 @@ def worst(score: Tensor, positions: Tensor) -> Tensor:
 def compete(scores: list[Tensor], positions: list[Tensor], total: int, sure: int) -> list[Tensor]:
     """Heads of one row compete for `total` slots (Ada-KV, arXiv 2407.11550, in kvpress's form).
 
-    scores: one [N_h] per head, +inf for protected tokens, -inf where there is none. Each head keeps its `sure` best
-    (and all that is protected); the rest goes to the highest scores of all heads. Returns one bool [N_h] per head,
-    `total` of them True in all if there are that many tokens.
+    scores: one [N_h] per head, +inf for protected tokens, -inf where there is none. Each head keeps its
+    `sure` best (and all that is protected); the rest goes to the highest scores of all heads. Returns one
+    bool [N_h] per head, `total` of them True in all if there are that many tokens.
     """
     ranked = []
     for score, position in zip(scores, positions, strict=True):

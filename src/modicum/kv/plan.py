@@ -36,7 +36,8 @@ def plan(
 ) -> Plan:
     """Work out the slots.
 
-    A budget in bytes gives the most tokens whose plan fits: all layers, newcomers' slots, positions, policy state.
+    A budget in bytes gives the most tokens whose plan fits: all layers, newcomers' slots, positions,
+    policy state.
 
     Raises:
         BudgetError: the budget is smaller than what the policy needs; names the minimum for this model.

@@ -24,16 +24,19 @@ _ROW_BYTES = 32 * 2**20  # attention rows made at a time
 
 @dataclass
 class View:
-    """The candidates among which a policy chooses: B rows, H KV heads of G query heads each, N tokens per head.
+    """The candidates among which a policy chooses: B rows, H KV heads of G query heads each, N tokens per
+    head.
 
-    The tokens lie in parts (the arena, then the chunk that has just come), in no particular order: `positions`
-    tells where each stood in its row. Scores are in fp32 whatever the dtype of the cache.
+    The tokens lie in parts (the arena, then the chunk that has just come), in no particular order:
+    `positions` tells where each stood in its row. Scores are in fp32 whatever the dtype of the cache.
     """
 
     parts: tuple[tuple[Tensor, Tensor], ...]
     """Pairs of keys [B, H, n_i, Dk] (post-RoPE) and values [B, H, n_i, Dv]; the n_i add up to N."""
     positions: Tensor
-    """[B, H, N] int32 or int64: absolute position in the row (pads not counted), -1 where there is no token."""
+    """[B, H, N] int32 or int64: absolute position in the row (pads not counted), -1 where there is no
+    token.
+    """
     valid: Tensor | None
     """[B, H, N] bool, False where there is no token; None when there is one everywhere."""
     protected: Tensor
@@ -52,7 +55,9 @@ class View:
     query_positions: Tensor | None = None
     """[B, R] int64: position of each query in its row, -1 for none (a pad, or fewer than R seen)."""
     state: Tensor | None = None
-    """[B, H, N, F] fp32: the policy's own numbers per token, as `token_state` gave and `observe` changed them."""
+    """[B, H, N, F] fp32: the policy's own numbers per token, as `token_state` gave and `observe` changed
+    them.
+    """
     newcomers: int = 0
     """How many of the N tokens came with this call."""
     output_weight: Tensor | None = None
@@ -91,7 +96,9 @@ class View:
         return self._per_token(fn, 0)
 
     def per_value(self, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply fn: [B, H, n, Dv] fp32 -> [B, H, n, ...] to the values tile by tile; join along the tokens."""
+        """Apply fn: [B, H, n, Dv] fp32 -> [B, H, n, ...] to the values tile by tile; join along the
+        tokens.
+        """
         return self._per_token(fn, 1)
 
     def sum_keys(self, weights: Tensor) -> Tensor:
@@ -99,7 +106,9 @@ class View:
         return self._weighted_sum(weights, 0)
 
     def sum_values(self, weights: Tensor, origin: Tensor | None = None) -> Tensor:
-        """Σ_j w_j (v_j - origin), the origin [B, H, 1, Dv]: weights [B, H, ..., N] -> [B, H, ..., Dv]; fp32."""
+        """Σ_j w_j (v_j - origin), the origin [B, H, 1, Dv]: weights [B, H, ..., N] -> [B, H, ...,
+        Dv]; fp32.
+        """
         return self._weighted_sum(weights, 1, origin)
 
     def _tiles(self, which: int) -> Iterator[Tensor]:
@@ -126,8 +135,8 @@ class View:
     def logits(self, first: int = 0, last: int | None = None, gain: Tensor | None = None) -> Tensor:
         """z = scaling · q·k of queries first:last, soft-capped where the model does: [B, H, G, R, N] fp32.
 
-        gain: [B, R] or [B, H, R], a factor on each query's z. -inf where there is no token, and where the token
-        came after the query.
+        gain: [B, R] or [B, H, R], a factor on each query's z. -inf where there is no token, and where
+        the token came after the query.
         """
         if self.queries is None or self.query_positions is None:
             raise PolicyError("a policy read attention rows without asking for them: set its `rows`")
@@ -146,7 +155,8 @@ class View:
         return z.masked_fill_(unseen, -math.inf)
 
     def rows(self, gain: Tensor | None = None, first: int = 0, last: int | None = None) -> Tensor:
-        """Attention rows softmax(gain · z) of queries first:last over the tokens at hand: [B, H, G, R, N] fp32.
+        """Attention rows softmax(gain · z) of queries first:last over the tokens at hand: [B, H, G,
+        R, N] fp32.
 
         A row without a query, or of a query before all tokens at hand, is zero.
         """
@@ -167,10 +177,11 @@ class View:
     def pool(
         self, x: Tensor, kernel: int, kind: Literal["avg", "max"], where: Tensor | None = None
     ) -> Tensor:
-        """Pool x [B, H, N] (or [B, H, G, N]) over neighbours in the order of positions; stride 1, same length.
+        """Pool x [B, H, N] (or [B, H, G, N]) over neighbours in the order of positions; stride 1,
+        same length.
 
-        Tokens outside `where` [B, H, N] (default: all there are) neither give nor take: their own x comes back.
-        The edges average over what is there, not over padding.
+        Tokens outside `where` [B, H, N] (default: all there are) neither give nor take: their own x
+        comes back. The edges average over what is there, not over padding.
         """
         if kernel == 1:
             return x
@@ -224,10 +235,11 @@ def sequence_max(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule for what to keep: settings as fields, one `score`; higher is kept, ties keep the more recent token.
+    """A rule for what to keep: settings as fields, one `score`; higher is kept, ties keep the more recent
+    token.
 
-    Subclasses are frozen dataclasses. They see tensors only; sinks, recent tokens, chunks, budgets and memory are
-    the engine's. Register one with `@register` to call it by name.
+    Subclasses are frozen dataclasses. They see tensors only; sinks, recent tokens, chunks, budgets and
+    memory are the engine's. Register one with `@register` to call it by name.
     """
 
     name: ClassVar[str] = ""
@@ -272,7 +284,9 @@ class Policy:
         return 0
 
     def token_state(self, keys: Tensor, values: Tensor, group: int, output_weight: Tensor | None) -> Tensor:
-        """The numbers of new tokens, keys [B, H, m, Dk] and values [B, H, m, Dv]: [B, H, m, F] fp32; zeros at first."""
+        """The numbers of new tokens, keys [B, H, m, Dk] and values [B, H, m, Dv]: [B, H, m, F] fp32;
+        zeros at first.
+        """
         return torch.zeros(*keys.shape[:3], self.state_width(group), device=keys.device)
 
     @property
@@ -281,7 +295,9 @@ class Policy:
         return False
 
     def observe(self, view: View) -> Tensor | None:
-        """The new state [B, H, N, F] after the attention of a call; `view.state` may be changed and returned."""
+        """The new state [B, H, N, F] after the attention of a call; `view.state` may be changed and
+        returned.
+        """
         return view.state
 
     def layer_budgets(self, budget: int, layers: int, least: int) -> list[int]:
@@ -289,7 +305,9 @@ class Policy:
         return [budget] * layers
 
     def head_shares(self) -> float | None:
-        """None: every head of a layer holds as many. A share f: heads compete, each sure of f · b (Ada-KV)."""
+        """None: every head of a layer holds as many. A share f: heads compete, each sure of f · b
+        (Ada-KV).
+        """
         return None
 
     def per_head(self) -> Policy:

@@ -1,4 +1,6 @@
-"""Snapshot: a compressed cache in a file: safetensors, with what else there is to know as JSON in its header."""
+"""Snapshot: a compressed cache in a file: safetensors, with what else there is to know as JSON in its
+header.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +37,16 @@ def save(cache: BudgetCache, path: Path) -> None:
         entry: dict[str, Any] = {"seen": layer.seen}
         if isinstance(layer, BudgetLayer):
             entry["row_seen"] = list(layer.row_seen)
-            entry["ring"] = layer._ring
             entry["banks"] = []
             for number, bank in enumerate(layer.banks):
                 bank.arena.settle()
                 entry["banks"].append({"live": bank.arena.live, "capacity": bank.arena.capacity})
                 stored = dict(bank.arena.tensors) | ({} if bank.virtual is None else bank.virtual.tensors)
                 tensors |= {f"{index}.{number}.{name}": tensor for name, tensor in stored.items()}
-            if layer.queries is not None and layer.query_positions is not None:
-                tensors[f"{index}.queries"] = layer.queries
-                tensors[f"{index}.query_positions"] = layer.query_positions
+            if layer.ring is not None:
+                entry["next"] = layer.ring.next
+                tensors[f"{index}.queries"] = layer.ring.queries
+                tensors[f"{index}.query_positions"] = layer.ring.positions
         elif layer.is_initialized:
             tensors |= {f"{index}.keys": layer.keys, f"{index}.values": layer.values}
         layers.append(entry)
@@ -148,7 +150,7 @@ def _fill(
             torch.empty(*empty, shape.key_dim, dtype=dtype, device=device),
             torch.empty(*empty, shape.value_dim, dtype=dtype, device=device),
         )
-        layer.seen, layer.row_seen, layer._ring = entry["seen"], tuple(entry["row_seen"]), entry["ring"]
+        layer.seen, layer.row_seen = entry["seen"], tuple(entry["row_seen"])
         for number, (bank, kept) in enumerate(zip(layer.banks, entry["banks"], strict=True)):
             if kept["capacity"] != bank.arena.capacity:
                 before = bank.nbytes
@@ -158,9 +160,10 @@ def _fill(
             for name, tensor in stored.items():
                 tensor.copy_(tensors[f"{index}.{number}.{name}"])
             bank.arena.live = list(kept["live"])
-        if layer.queries is not None and layer.query_positions is not None:
-            layer.queries.copy_(tensors[f"{index}.queries"])
-            layer.query_positions.copy_(tensors[f"{index}.query_positions"])
+        if layer.ring is not None:
+            layer.ring.next = entry["next"]
+            layer.ring.queries.copy_(tensors[f"{index}.queries"])
+            layer.ring.positions.copy_(tensors[f"{index}.query_positions"])
     cache.shared.peak = cache.shared.now
 
 

@@ -1,0 +1,69 @@
+"""What the layers of one cache share, and what they hand to the model in place of keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from modicum.errors import CacheError
+from modicum.kv.call import Call, read_call
+
+if TYPE_CHECKING:
+    from modicum.kv.layer import BudgetLayer
+
+
+class BudgetLength(int):
+    """The length a budgeted layer reports for its mask, by which our mask function knows that the mask is
+    ours.
+    """
+
+
+@dataclass
+class Shared:
+    """What the layers of one cache have in common."""
+
+    config: Any
+    """The configuration object of the model that the cache was built for."""
+    now: int = 0
+    """Bytes allocated."""
+    peak: int = 0
+    """Most bytes ever in use, a chunk in hand and both sides of a reallocation included."""
+    last_call: tuple[Any, ...] | None = None
+    call: Call | None = field(default=None)
+
+    def change(self, nbytes: int) -> None:
+        """Count bytes allocated (or freed, if negative)."""
+        self.now += nbytes
+        self.peak = max(self.peak, self.now)
+
+    def in_hand(self, nbytes: int) -> None:
+        """Note that so many bytes are held for the moment beside what is allocated."""
+        self.peak = max(self.peak, self.now + nbytes)
+
+    def read(
+        self, before: tuple[int, ...], length: int, chunk: int, mask: Tensor | None, device: torch.device
+    ) -> Call:
+        """The layout of a call; worked out by its first layer and used by the others."""
+        last = self.last_call
+        if last is not None and last[:3] == (before, length, device) and last[3] is mask:
+            assert self.call is not None
+            return self.call
+        self.call = read_call(before, length, chunk, mask, device)
+        self.last_call = (before, length, device, mask)
+        return self.call
+
+
+class Handle:
+    """Stands where a model expects keys and values; our attention function finds the layer in it."""
+
+    def __init__(self, layer: BudgetLayer) -> None:
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise CacheError(
+            f"this model's attention read `{name}` of a budget cache's keys: the cache was built for another model, or "
+            "the model was detached. Build the cache for this model: BudgetCache(model, …)"
+        )

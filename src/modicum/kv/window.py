@@ -1,0 +1,79 @@
+"""Sliding-window layers: they keep their window, beside the layers under the budget."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from modicum.kv.layer import refuse_crop
+from modicum.kv.shape import LayerShape
+from modicum.kv.shared import Shared
+
+
+class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transformers is not typed
+    """A sliding-window layer: transformers' own, its storage cut to the window after each call."""
+
+    is_croppable = False
+
+    def __init__(self, sliding_window: int, shape: LayerShape, shared: Shared) -> None:
+        super().__init__(sliding_window)
+        self.shape = shape
+        self.shared = shared
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        before = self.nbytes
+        keys, values = super().update(key_states, value_states)
+        # What is kept is a view of all that came: copy it, so that the rest is really freed.
+        self.keys, self.values = self.keys.detach().clone(), self.values.detach().clone()
+        self.shared.change(self.nbytes - before)
+        length = key_states.shape[2]
+        self.shared.in_hand(length * (key_states[:, :, :1].nbytes + value_states[:, :, :1].nbytes))
+        return keys, values
+
+    @property
+    def batch(self) -> int:
+        return self.keys.shape[0] if self.is_initialized else 0
+
+    @property
+    def nbytes(self) -> int:
+        if not self.is_initialized:
+            return 0
+        return int(self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes())
+
+    @property
+    def held(self) -> Tensor:
+        held = self.keys.shape[2] if self.is_initialized else 0
+        return torch.full((self.batch, self.shape.kv_heads), held, dtype=torch.int64)
+
+    @property
+    def positions(self) -> Tensor:
+        """[B, H, N] columns of what is held (pads counted: a window does not know them)."""
+        held = self.keys.shape[2] if self.is_initialized else 0
+        line = torch.arange(self.cumulative_length - held, self.cumulative_length)
+        return line.expand(self.batch, self.shape.kv_heads, held).clone()
+
+    @property
+    def seen(self) -> int:
+        return int(self.cumulative_length)
+
+    def reset(self) -> None:
+        self.shared.change(-self.nbytes)
+        self.keys = self.values = None
+        self.is_initialized = False
+        self.cumulative_length = 0
+
+    def crop(self, *args: Any) -> NoReturn:
+        refuse_crop()
+
+    def activate_past_recording(self) -> NoReturn:
+        refuse_crop()
+
+    def check(self) -> str | None:
+        if self.is_initialized and self.keys.shape[2] > max(self.sliding_window - 1, 0):
+            return f"{self.keys.shape[2]} tokens held, the window keeps {self.sliding_window - 1}"
+        return None
