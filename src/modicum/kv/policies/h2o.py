@@ -34,6 +34,10 @@ class H2O(Policy):
     def state_width(self, group: int) -> int:
         return 1
 
+    @property
+    def accumulates(self) -> bool:
+        return True
+
     def observe(self, view: View) -> Tensor:
         state = self._state(view)
         for rows in view.row_tiles():  # [B, H, G, r, N]: the call's queries, some at a time
