@@ -87,6 +87,13 @@ class View:
         """G, query heads per KV head (1 when the policy asked for no queries)."""
         return 1 if self.queries is None else self.queries.shape[2]
 
+    @property
+    def asked(self) -> tuple[Tensor, Tensor]:
+        """The queries [B, H, G, R, Dk] and their positions [B, R], as the policy's `query_rows` asked for."""
+        if self.queries is None or self.query_positions is None:
+            raise PolicyError("a policy read attention rows without asking for them: set its `query_rows`")
+        return self.queries, self.query_positions
+
     def masked(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """`x` [B, H, N] with `fill` where there is no token."""
         return x if self.valid is None else x.masked_fill(~self.valid, fill)
@@ -138,9 +145,8 @@ class View:
         gain: [B, R] or [B, H, R], a factor on each query's z. -inf where there is no token, and where
         the token came after the query.
         """
-        if self.queries is None or self.query_positions is None:
-            raise PolicyError("a policy read attention rows without asking for them: set its `rows`")
-        q = self.queries[:, :, :, first:last].float().flatten(2, 3) * self.scaling  # [B, H, G*R, Dk]
+        queries, at = self.asked
+        q = queries[:, :, :, first:last].float().flatten(2, 3) * self.scaling  # [B, H, G*R, Dk]
         # q @ kT rather than k @ qT: tokens last, as softmax wants them, and twice as fast for few queries
         z = self.per_key(lambda k: (q @ k.transpose(-1, -2)).transpose(-1, -2)).transpose(-1, -2)
         z = torch.unflatten(z, 2, (self.group, -1))  # [B, H, G, R, N]
@@ -148,8 +154,7 @@ class View:
             z = self.softcap * torch.tanh(z / self.softcap)
         if gain is not None:
             z = z * (gain if gain.dim() == 3 else gain.unsqueeze(1))[:, :, None, first:last, None]
-        at = self.query_positions[:, None, None, first:last, None]
-        unseen = self.positions[:, :, None, None, :] > at
+        unseen = self.positions[:, :, None, None, :] > at[:, None, None, first:last, None]
         if self.valid is not None:
             unseen = unseen | ~self.valid[:, :, None, None, :]
         return z.masked_fill_(unseen, -math.inf)
@@ -161,15 +166,14 @@ class View:
         A row without a query, or of a query before all tokens at hand, is zero.
         """
         rows = torch.softmax(self.logits(first, last, gain), dim=-1)
-        assert self.query_positions is not None
+        _, at = self.asked
         oldest = self.masked(self.positions, torch.iinfo(self.positions.dtype).max).amin(-1)  # [B, H]
-        blind = self.query_positions[:, None, first:last] < oldest[:, :, None]  # [B, H, R]
+        blind = at[:, None, first:last] < oldest[:, :, None]  # [B, H, R]
         return rows.masked_fill_(blind[:, :, None, :, None], 0.0)
 
     def row_tiles(self, gain: Tensor | None = None) -> Iterator[Tensor]:
         """`rows` in tiles of queries, so that the full map never stands in memory."""
-        assert self.queries is not None
-        b, h, g, r = self.queries.shape[:4]
+        b, h, g, r = self.asked[0].shape[:4]
         tile = max(1, _ROW_BYTES // (4 * b * h * g * self.positions.shape[2]))
         for first in range(0, r, tile):
             yield self.rows(gain, first, min(r, first + tile))

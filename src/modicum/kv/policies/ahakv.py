@@ -64,10 +64,10 @@ class AhaKV(Policy):
 
     def gain(self, view: View) -> Tensor:
         """G per query row: [B, R], or [B, H, R] where it depends on what each head holds."""
-        assert view.query_positions is not None
-        count = view.query_positions + 1
+        _, at = view.asked
+        count = at + 1
         if self.count == "held":
-            past = view.positions.unsqueeze(2) <= view.query_positions[:, None, :, None]  # [B, H, R, N]
+            past = view.positions.unsqueeze(2) <= at[:, None, :, None]  # [B, H, R, N]
             count = (past if view.valid is None else past & view.valid.unsqueeze(2)).sum(-1)
         ratio = (count / view.capacity).clamp_min(1.0)
         return (2 * ratio.log()).sqrt().clamp_min(self.min_gain)

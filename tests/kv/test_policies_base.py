@@ -1,0 +1,353 @@
+"""Every base policy against its float64 reference, and the properties that all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import modicum.kv.policies  # noqa: F401  # registers them
+from modicum.errors import PolicyError
+from modicum.kv.policies.ahakv import AhaKV
+from modicum.kv.policies.full import Full
+from modicum.kv.policies.h2o import H2O
+from modicum.kv.policies.keydiff import KeyDiff
+from modicum.kv.policies.knorm import Knorm
+from modicum.kv.policies.random import Random
+from modicum.kv.policies.snapkv import SnapKV
+from modicum.kv.policies.streaming import StreamingLLM
+from modicum.kv.policies.tova import TOVA
+from modicum.kv.policy import ALL, Policy, View
+from tests.kv.references import REFERENCES, Head, floored, reference, snapkv
+from tests.kv.views import make_view, shuffle_slots, spoil_holes, with_parts
+
+POLICIES: list[Policy] = [
+    Full(),
+    StreamingLLM(),
+    Knorm(),
+    Random(),
+    Random(seed=2**32 - 1),
+    KeyDiff(),
+    KeyDiff(metric="l2"),
+    KeyDiff(anchor_window=7),
+    KeyDiff(metric="l2", anchor_window=7),
+    TOVA(),
+    TOVA(heads="each"),
+    SnapKV(window=4, kernel=3),
+    SnapKV(window=3, pooling="max", group="max"),
+    SnapKV(window=2, over="max", group="max", floor=True),
+    SnapKV(window=1, kernel=1, over="max"),
+    AhaKV(window=4, kernel=3),
+    AhaKV(window=3, group="max", min_gain=1.0),
+    AhaKV(window=5, kernel=1, count="held"),
+    H2O(),
+]
+
+VIEWS: dict[str, dict[str, object]] = {
+    "one part": {},
+    "two parts": {"parts": 2, "newcomers": 5},
+    "holes": {"invalid": 6, "parts": 2},
+    "an empty head": {"invalid": 3, "empty": True},
+    "one query head": {"g": 1, "h": 3, "b": 1},
+    "soft-capped": {"softcap": 0.5, "g": 3},
+    "wide values, protected": {"dv": 12, "sinks": 4, "recent": 3, "invalid": 2},
+    "half precision": {"dtype": torch.bfloat16, "parts": 2},
+    "few tokens": {"n": 3, "newcomers": 3},
+    "one token": {"n": 1, "newcomers": 1},
+}
+
+every_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
+
+
+def view_for(policy: Policy, **options: object) -> View:
+    """A random view with the rows and the state that the policy asks for."""
+    newcomers = int(options.setdefault("newcomers", 3))  # type: ignore[call-overload]
+    rows = newcomers if policy.query_rows == ALL else policy.query_rows
+    view = make_view(  # type: ignore[arg-type]
+        rows=rows,
+        state=policy.state_width(2),
+        same_heads=str(policy) == "tova",
+        **options,
+    )
+    return remembered(policy, view)
+
+
+def remembered(policy: Policy, view: View) -> View:
+    """The view with a state that fits its tokens; what H2O has accumulated so far may be anything."""
+    if view.state is None or policy.accumulates:
+        return view
+    state = policy.token_state(view.keys, view.values, view.group, view.output_weight)
+    assert state.shape == view.state.shape
+    return replace(view, state=state)
+
+
+def scored(policy: Policy, view: View) -> Tensor:
+    """What the engine does in a call: observe, then score."""
+    state = None if view.state is None else policy.observe(replace(view, state=view.state.clone()))
+    return policy.score(replace(view, state=state))
+
+
+def there(view: View) -> Tensor:
+    return view.positions >= 0
+
+
+@every_policy
+@pytest.mark.parametrize("kind", VIEWS)
+def test_score_matches_the_reference(policy: Policy, kind: str) -> None:
+    view = view_for(policy, seed=len(kind), **VIEWS[kind])
+    score = scored(policy, view)
+    assert score.shape == view.positions.shape
+    assert score.dtype == torch.float32
+    for row in range(score.shape[0]):
+        for head in range(score.shape[1]):
+            expected = reference(policy, view, row, head)
+            assert set(expected) == set(there(view)[row, head].nonzero().flatten().tolist())
+            for j, x in expected.items():
+                assert score[row, head, j].item() == pytest.approx(x, rel=2e-5, abs=2e-6), (row, head, j)
+
+
+def test_the_views_of_these_tests_are_not_too_kind() -> None:
+    views = {kind: make_view(rows=4, seed=len(kind), **options) for kind, options in VIEWS.items()}  # type: ignore[arg-type]
+    assert len(views["two parts"].parts) == 2
+    holes = views["holes"].valid
+    assert holes is not None
+    assert len(set(holes.sum(-1).flatten().tolist())) > 1, "heads should hold unequally many"
+    assert not there(views["an empty head"])[0, 0].any()
+    assert (views["few tokens"].query_positions == -1).any() or views["few tokens"].seen.min() > 3
+    steps = views["one part"].positions.diff(dim=-1)
+    assert (steps < 0).any(), "slots should not be in order"
+    assert (steps > 1).any(), "positions should have gaps"
+
+
+@every_policy
+def test_int32_positions_serve_as_well(policy: Policy) -> None:
+    view = view_for(policy, invalid=4, seed=1)
+    narrow = replace(view, positions=view.positions.int())
+    assert torch.equal(scored(policy, narrow)[there(view)], scored(policy, view)[there(view)])
+
+
+@every_policy
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    invalid=st.integers(1, 12),
+    parts=st.integers(1, 2),
+    empty=st.booleans(),
+    g=st.integers(1, 3),
+)
+def test_holes_weigh_nothing(
+    policy: Policy, seed: int, invalid: int, parts: int, empty: bool, g: int
+) -> None:
+    view = view_for(policy, invalid=invalid, parts=parts, seed=seed, empty=empty, g=g)
+    here = there(view)
+    assert torch.equal(scored(policy, spoil_holes(view))[here], scored(policy, view)[here])
+
+
+@every_policy
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    invalid=st.sampled_from([0, 4]),
+    parts=st.integers(1, 2),
+)
+def test_slot_order_carries_no_meaning(policy: Policy, seed: int, invalid: int, parts: int) -> None:
+    view = view_for(policy, invalid=invalid, parts=parts, seed=seed)
+    if view.state is not None:
+        view = replace(view, state=policy.observe(view))
+    moved, order = shuffle_slots(view, seed)
+    here = there(moved)
+    torch.testing.assert_close(
+        policy.score(moved)[here], policy.score(view).gather(-1, order)[here], rtol=2e-5, atol=2e-6
+    )
+
+
+@every_policy
+def test_a_row_is_itself(policy: Policy) -> None:
+    view = view_for(policy, b=3, invalid=4, seed=5)
+
+    def only(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[1:2]
+
+    alone = replace(
+        view,
+        parts=tuple((k[1:2], v[1:2]) for k, v in view.parts),
+        **{
+            name: only(getattr(view, name))
+            for name in ("positions", "valid", "protected", "seen", "queries", "query_positions", "state")
+        },
+    )
+    here = there(alone)
+    torch.testing.assert_close(
+        scored(policy, alone)[here], scored(policy, view)[1:2][here], rtol=2e-5, atol=2e-6
+    )
+
+
+@every_policy
+def test_ranking_rises_with_the_score(policy: Policy) -> None:
+    view = view_for(policy, n=40, seed=3)
+    if view.state is not None:
+        view = replace(view, state=policy.observe(view))
+    score, ranking = policy.score(view), policy.ranking(view)
+    order = score.argsort(-1)
+    rising = ranking.gather(-1, order).diff(dim=-1)
+    clear = score.gather(-1, order).diff(dim=-1) > 1e-5
+    assert (rising[clear] > 0).all()
+
+
+@every_policy
+@pytest.mark.parametrize("zero", ["keys", "values", "both"])
+def test_zero_keys_and_values_score_finitely(policy: Policy, zero: str) -> None:
+    view = view_for(policy, invalid=3, empty=True, seed=4)
+    parts = tuple((k * 0 if zero != "values" else k, v * 0 if zero != "keys" else v) for k, v in view.parts)
+    view = remembered(policy, with_parts(view, parts))
+    assert scored(policy, view)[there(view)].isfinite().all()
+
+
+@every_policy
+def test_head_scores_join_to_the_score(policy: Policy) -> None:
+    view = view_for(policy, invalid=3, seed=6)
+    if view.state is not None:
+        view = replace(view, state=policy.observe(view))
+    policy = policy.per_head()
+    each, here = policy.head_scores(view), there(view)
+    assert each.shape[:2] == view.positions.shape[:2]
+    assert each.shape[2] in (1, view.group)
+    assert each.shape[3] == view.positions.shape[2]
+    how = getattr(policy, "group", "mean")
+    joined = each.amax(2) if how == "max" else each.mean(2)
+    if getattr(policy, "floor", False):
+        return  # clamped query head by query head, so there is no such identity: the next test
+    torch.testing.assert_close(joined[here], policy.score(view)[here], rtol=1e-5, atol=1e-6)
+
+
+def test_floor_of_head_scores_is_each_query_head_s_own() -> None:
+    policy = SnapKV(window=2, kernel=3, over="max", group="max", floor=True)
+    view = view_for(policy, sinks=2, recent=2, invalid=3, seed=7)
+    each = policy.head_scores(view)
+    for row in range(2):
+        for h in range(2):
+            for g in range(2):
+                assert view.queries is not None
+                alone = replace(view, queries=view.queries[:, :, g : g + 1])
+                head = Head(alone, row, h)
+                expected = floored(policy, head, snapkv(policy.with_settings(floor=False), head))
+                for j, x in expected.items():
+                    assert each[row, h, g, j].item() == pytest.approx(x, rel=2e-5, abs=2e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_keydiff_remembers_the_norms_of_its_keys(parts: int) -> None:
+    view = view_for(KeyDiff(), parts=parts, seed=2)
+    assert view.state is not None
+    norms = view.keys.double().norm(dim=-1)
+    torch.testing.assert_close(view.state[..., 0].double(), 1 / norms, rtol=1e-6, atol=0)
+    forgetful = replace(view, state=None)
+    torch.testing.assert_close(KeyDiff().score(view), KeyDiff().score(forgetful))
+    assert KeyDiff(metric="l2").state_width(1) == KeyDiff(anchor_window=8).state_width(1) == 0
+
+
+def test_every_base_policy_has_a_reference() -> None:
+    assert {policy.name for policy in POLICIES} == set(REFERENCES)
+
+
+@every_policy
+def test_a_policy_says_what_it_is(policy: Policy) -> None:
+    assert policy.title
+    assert policy.summary.endswith(".")
+    assert policy.paper == "—" or policy.paper.startswith("https://arxiv.org/abs/")
+    with pytest.raises(FrozenInstanceError):
+        policy.name = "other"  # type: ignore[misc]
+
+
+def test_what_policies_ask_of_the_engine() -> None:
+    asks = {
+        str(p): (p.query_rows, p.window, p.evicts, p.state_width(4), p.accumulates)
+        for p in (Full(), StreamingLLM(), Knorm(), Random(), TOVA(), SnapKV(), AhaKV(window=16), H2O())
+    }
+    assert asks == {
+        "full": (0, 0, False, 0, False),
+        "streamingllm": (0, 0, True, 0, False),
+        "knorm": (0, 0, True, 0, False),
+        "random": (0, 0, True, 0, False),
+        "tova": (1, 1, True, 0, False),
+        "snapkv": (32, 32, True, 0, False),
+        "ahakv(window=16)": (16, 16, True, 0, False),
+        "h2o": (ALL, 0, True, 1, True),
+    }
+    assert TOVA().per_head() == TOVA(heads="each")
+    assert SnapKV().per_head() == SnapKV()
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: KeyDiff(metric="l1"), "metric is 'l1'; choose one of cosine, l2"),
+        (lambda: KeyDiff(anchor_window=0), "anchor_window is 0"),
+        (lambda: KeyDiff(anchor_window=4096.0), "anchor_window is 4096.0"),
+        (lambda: Random(seed=-1), "seed is -1"),
+        (lambda: Random(seed=2**32), "from 0 to 4294967295"),
+        (lambda: Random(seed=True), "seed is True"),
+        (lambda: TOVA(heads="all"), "choose one of layer, each"),
+        (lambda: SnapKV(window=0), "window is 0"),
+        (lambda: SnapKV(window="32"), "window is '32'"),
+        (lambda: SnapKV(kernel=4), "kernel is 4; it must be odd, such as 5"),
+        (lambda: SnapKV(pooling="mean"), "choose one of avg, max"),
+        (lambda: SnapKV(group="sum"), "choose one of mean, max"),
+        (lambda: SnapKV(over="mean"), "choose one of sum, max"),
+        (lambda: SnapKV(floor=1), "floor is 1"),
+        (lambda: AhaKV(window=-1), "window is -1"),
+        (lambda: AhaKV(kernel=2), "must be odd"),
+        (lambda: AhaKV(min_gain=-0.5), "min_gain is -0.5"),
+        (lambda: AhaKV(min_gain=float("nan")), "min_gain is nan"),
+        (lambda: AhaKV(min_gain="1"), "min_gain is '1'"),
+        (lambda: AhaKV(count="all"), "choose one of seen, held"),
+        (lambda: AhaKV(group="rss"), "choose one of mean, max"),
+    ],
+)
+def test_bad_settings_are_refused_in_words(make: object, complaint: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        make()  # type: ignore[operator]
+    assert complaint in str(caught.value)
+
+
+def test_rows_without_asking_for_them_are_refused() -> None:
+    with pytest.raises(PolicyError, match="without asking"):
+        SnapKV().score(make_view())
+    with pytest.raises(PolicyError, match="no state"):
+        H2O().score(make_view())
+
+
+@dataclass(frozen=True)
+class ValueNorm(Policy):
+    """A user's own policy: one dataclass, one score."""
+
+    power: float = 1.0
+
+    def score(self, view: View) -> Tensor:
+        return view.per_value(lambda v: v.norm(dim=-1) ** self.power)
+
+
+def test_a_policy_of_one_s_own() -> None:
+    policy = ValueNorm(power=2.0)
+    view = make_view(parts=2, seed=8)
+    score = policy.score(view)
+    assert torch.equal(score, view.values.norm(dim=-1) ** 2)
+    assert torch.equal(policy.head_scores(view), score.unsqueeze(2))
+    assert torch.equal(policy.ranking(view), score)
+    assert str(policy) == "ValueNorm(power=2.0)"
+    assert (policy.query_rows, policy.window, policy.evicts, policy.observe(view)) == (0, 0, True, None)
+    assert policy.with_settings(power=1.0) == ValueNorm()
+    assert policy.layer_budgets(64, 3, 8) == [64, 64, 64]
+
+
+def test_a_policy_without_a_score_says_so() -> None:
+    @dataclass(frozen=True)
+    class Empty(Policy):
+        pass
+
+    with pytest.raises(PolicyError, match="Empty has no score"):
+        Empty().score(make_view())
