@@ -1,0 +1,248 @@
+"""Loads a causal LM and its tokenizer: an embedded one by name, a folder, or a name on the Hub."""
+
+import difflib
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from modicum.errors import ModelError
+
+_EMBEDDED = {"stories": "embedded/stories"}
+_SAMPLE_TEXT = "embedded/texts/busterbrown.txt"
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# Class names that end so have a language-model head, even where transformers' own table lists another class.
+_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+# Without any of these some transformers versions make up a tokenizer that knows no words, and say nothing.
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "tekken.json", "merges.txt")
+
+
+def embedded() -> list[str]:
+    """The names of the models that come with modicum."""
+    return sorted(_EMBEDDED)
+
+
+def sample_text() -> Path:
+    """The path of the book that comes with modicum: UTF-8, about 85 kB."""
+    return _inside(_SAMPLE_TEXT)
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a model for inference, and its tokenizer set up for left-padded batches.
+
+    Args:
+        name_or_path: an embedded name (see `embedded`), a folder that transformers can read, or a Hub name
+            "org/name". An embedded name wins over a folder of that name; write "./stories" for the folder.
+        dtype: of the weights: "float32", "float64", "bfloat16", "float16", a torch.dtype, or "auto" for
+            what the model was saved in.
+        device: such as "cpu" or "cuda:1"; "auto" is "cuda" if there is one, else "cpu".
+
+    Returns:
+        The model, in eval mode on `device`, and the tokenizer. A tokenizer without a padding token pads
+        with its end token (or its unknown token), and every tokenizer pads on the left.
+
+    Raises:
+        ModelError: there is no such model, it is not a causal LM, its files are missing or broken, or the
+            dtype or device cannot be had.
+    """
+    wanted_dtype = _parse_dtype(dtype)
+    wanted_device = _parse_device(device)
+    source = _find(os.fspath(name_or_path))
+    _check_causal(source)
+    tokenizer = _load_tokenizer(source)
+    model = _load_model(source, wanted_dtype)
+    _move(model, wanted_device)
+    _set_padding(model, tokenizer)
+    model.train(False)  # what eval() does, with types
+    return model, tokenizer
+
+
+def _inside(relative: str) -> Path:
+    return Path(str(resources.files("modicum").joinpath(relative)))
+
+
+def _parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if dtype == "auto":
+        return "auto"
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in _DTYPES.values():
+        raise ModelError(f"dtype {dtype!r} is not one for weights; use 'auto', {_listed(_DTYPES)}.")
+    return found
+
+
+def _parse_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+        torch.empty(1, device=parsed)
+    # torch says "no such device" by whatever exception the backend has: RuntimeError, AssertionError, ...
+    except Exception as error:
+        raise ModelError(
+            f"device {str(device)!r} cannot be used: {_brief(error)}; use 'auto', 'cpu' or another device "
+            "that torch sees here."
+        ) from error
+    return parsed
+
+
+def _find(name: str) -> str | Path:
+    """The folder a name stands for, or the name itself where only the Hub can tell."""
+    if not name.strip():
+        raise ModelError(f"the model's name is empty; give a folder, 'org/name' or {_listed(_EMBEDDED)}.")
+    if name in _EMBEDDED:
+        return _inside(_EMBEDDED[name])
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_folder(path)
+        return path
+    if path.exists():
+        raise ModelError(f"{name!r} is a file; give the folder that holds config.json and the weights.")
+    if _HUB_NAME.fullmatch(name):
+        return name
+    if "/" in name or os.sep in name:
+        raise ModelError(f"there is no folder {name!r}; give the path of a folder that holds config.json.")
+    raise ModelError(f"there is no model {name!r}; {_suggestion(name)}.")
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), _EMBEDDED, n=1)
+    if close:
+        return f"did you mean {close[0]!r}? Otherwise give a folder, or 'org/name' for the Hub"
+    return f"embedded is {_listed(_EMBEDDED)}; otherwise give a folder, or 'org/name' for the Hub"
+
+
+def _check_folder(path: Path) -> None:
+    if not any(path.iterdir()):
+        raise ModelError(f"the folder {str(path)!r} is empty; it should hold config.json and the weights.")
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"the folder {str(path)!r} has no config.json; give a folder as transformers' "
+            "save_pretrained writes it."
+        )
+    if not any(any(path.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise ModelError(
+            f"the folder {str(path)!r} has no tokenizer; put tokenizer.json (or the model's own tokenizer "
+            "files) beside config.json, as tokenizer.save_pretrained does."
+        )
+
+
+def _check_causal(source: str | Path) -> None:
+    try:
+        config = AutoConfig.from_pretrained(source, **_options(source))
+    # transformers lets anything out here, from OSError to TypeError; all of it means the same to a user.
+    except Exception as error:
+        raise ModelError(f"{_cannot_read(source, 'the config of')}: {_brief(error)}.") from error
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{str(source)!r} is an encoder-decoder ({kind}); modicum needs a decoder-only causal LM."
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"{str(source)!r} is a {kind} model, for which transformers has no causal LM; give a causal LM."
+        )
+    saved = list(getattr(config, "architectures", None) or [])
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if saved and not any(name in known or name.endswith(_CAUSAL_ENDINGS) for name in saved):
+        raise ModelError(
+            f"{str(source)!r} was saved as {', '.join(saved)}, which predicts no next token; give a "
+            "checkpoint saved as a causal LM (such as LlamaForCausalLM)."
+        )
+
+
+def _load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **_options(source))
+    except Exception as error:  # as above
+        raise ModelError(
+            f"{_cannot_read(source, 'the tokenizer of')}: {_brief(error)}"
+            "; save it again with tokenizer.save_pretrained."
+        ) from error
+    return tokenizer
+
+
+def _load_model(source: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
+    try:
+        # transformers does not say in its types that this is a pair when the loading info is asked for.
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **_options(source)
+        )
+    except Exception as error:  # as above
+        raise ModelError(
+            f"{_cannot_read(source, 'the weights of')}: {_brief(error)}"
+            "; download or save all their files again."
+        ) from error
+    model: PreTrainedModel = pair[0]
+    missing = sorted(pair[1]["missing_keys"])  # transformers fills them with random numbers and only warns
+    if missing:
+        raise ModelError(
+            f"the weights of {str(source)!r} lack {len(missing)} tensors that its config calls for, such as "
+            f"{missing[0]!r}; config.json and the weights should come from the same save."
+        )
+    return model
+
+
+def _move(model: PreTrainedModel, device: torch.device) -> None:
+    module: torch.nn.Module = model  # PreTrainedModel.to is decorated, and its types do not survive that
+    try:
+        module.to(device)
+    except torch.OutOfMemoryError as error:
+        size = sum(weight.nbytes for weight in model.parameters()) / 2**20
+        raise ModelError(
+            f"the weights take {size:.0f} MiB, more than {str(device)!r} has free; use dtype='bfloat16', "
+            "device='cpu' or a smaller model."
+        ) from error
+
+
+def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.padding_side = "left"  # so that the last column is every row's newest token
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    generation = model.generation_config
+    if generation is not None and generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id  # or generate() remarks on it at every call
+
+
+def _options(source: str | Path) -> dict[str, Any]:
+    """A folder is never a reason to go to the network, and no model's own code is run (or asked about)."""
+    return {"local_files_only": isinstance(source, Path), "trust_remote_code": False}
+
+
+def _cannot_read(source: str | Path, part: str) -> str:
+    if isinstance(source, Path):
+        return f"{part} {str(source)!r} cannot be read"
+    return f"there is no folder {source!r}, and {part} the Hub's model of that name cannot be had"
+
+
+def _brief(error: Exception) -> str:
+    """What an error says, in one line and not without end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.rstrip(".")
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _listed(names: dict[str, Any]) -> str:
+    quoted = [repr(name) for name in names]
+    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + f" or {quoted[-1]}"

@@ -1,0 +1,388 @@
+import json
+import random
+import shutil
+import struct
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+import modicum
+from modicum.errors import ModelError
+
+load_model = modicum.load
+STORIES = modicum.sample_text().parents[1] / "stories"
+ORIGINAL = Path(__file__).parent / "data" / "tok512.bin"
+
+# Our own; in the manner of the stories the model was trained on.
+STORY = (
+    "Once upon a time, there was a little boy named Tim. Tim had a small red boat. He loved to play with "
+    "his boat in the water. One day, the boat went too far and Tim was sad. A big dog saw Tim and wanted to "
+    'help. The dog jumped in the water and got the boat. Tim was very happy. He said, "Thank you, dog!" '
+    "From that day on, Tim and the dog were best friends."
+)
+
+HARD = [
+    "",
+    " ",
+    "   ",
+    "  two  spaces   and three ",
+    "\n",
+    "\n\n \n",
+    "\r\n\t",
+    "\x00",
+    "a",
+    " Lily",
+    "ooooo lllll pppppp",
+    "café and cafe\u0301, “quoted” – ‘so’ — it’s…",
+    "hair\u200aspace and no\u00a0break",
+    "日本語とЖ and العربية",
+    "🙂 👩‍👩‍👧 \U0001f1eb\U0001f1ee",
+    "<0x0A> <un <unk s> 100%",
+]
+
+
+class Reference:
+    """llama2.c's encoder (run.c, encode): join the pair whose result scores best until no pair joins."""
+
+    def __init__(self, path: Path) -> None:
+        data = path.read_bytes()
+        self.pieces: list[bytes] = []
+        self.scores: list[float] = []
+        offset = 4
+        while offset < len(data):
+            score, length = struct.unpack_from("<fi", data, offset)
+            offset += 8
+            self.pieces.append(data[offset : offset + length])
+            self.scores.append(score)
+            offset += length
+        self.ids = {piece: index for index, piece in enumerate(self.pieces)}
+
+    def encode(self, text: str) -> list[int]:
+        ids = [1]
+        if text:
+            ids.append(self.ids[b" "])
+        for character in text:
+            piece = character.encode("utf-8")
+            if piece in self.ids:
+                ids.append(self.ids[piece])
+            else:
+                ids += [byte + 3 for byte in piece]
+        while True:
+            best_score, best_id, best_at = -1e10, -1, -1
+            for at in range(len(ids) - 1):
+                joined = self.ids.get(self.pieces[ids[at]] + self.pieces[ids[at + 1]])
+                if joined is not None and self.scores[joined] > best_score:
+                    best_score, best_id, best_at = self.scores[joined], joined, at
+            if best_at < 0:
+                return ids
+            ids[best_at : best_at + 2] = [best_id]
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return load_model("stories", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(STORIES)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return Reference(ORIGINAL)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the embedded model, to be broken."""
+    return Path(shutil.copytree(STORIES, tmp_path / "model"))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def same_text(tokenizer, text: str) -> bool:
+    return tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+
+
+class TestTokenizer:
+    def test_has_the_original_vocabulary(self, tokenizer, reference):
+        ours = tokenizer.convert_ids_to_tokens(range(512))
+        theirs = [piece.decode().replace(" ", "▁") for piece in reference.pieces]
+        theirs[1:3] = ["<s>", "</s>"]  # llama2.c has newlines around these two
+        assert len(tokenizer) == len(reference.pieces) == 512
+        assert ours == theirs
+
+    @pytest.mark.parametrize("text", [*HARD, STORY])
+    def test_hard_strings_encode_as_llama2c_does(self, tokenizer, reference, text):
+        assert tokenizer.encode(text) == reference.encode(text)
+        assert same_text(tokenizer, text)
+
+    def test_the_book_encodes_as_llama2c_does(self, tokenizer, reference):
+        book = modicum.sample_text().read_text(encoding="utf-8")
+        for start in range(0, len(book), 4000):  # a tenth of it: the reference is quadratic
+            passage = book[start : start + 400]
+            assert tokenizer.encode(passage) == reference.encode(passage)
+            assert same_text(tokenizer, passage)
+
+    def test_random_pieces_encode_as_llama2c_does(self, tokenizer, reference):
+        """Texts strung together from the vocabulary's own pieces make every merge compete with others."""
+        draw = random.Random(0)
+        pieces = [piece.decode() for piece in reference.pieces[259:]]
+        for _ in range(300):
+            text = "".join(draw.choices(pieces, k=draw.randint(1, 40)))
+            assert tokenizer.encode(text) == reference.encode(text)
+            assert same_text(tokenizer, text)
+
+    @settings(max_examples=200, deadline=None)
+    # "▁" itself reads as a space, as in every tokenizer made from SentencePiece; "<" could spell "<s>".
+    @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁<"), max_size=60))
+    def test_any_text_comes_back(self, tokenizer, reference, text):
+        assert tokenizer.encode(text) == reference.encode(text)
+        assert same_text(tokenizer, text)
+
+    def test_begins_with_bos_and_only_where_asked(self, tokenizer):
+        assert tokenizer.encode("a")[0] == tokenizer.bos_token_id == 1
+        assert tokenizer.encode("a", add_special_tokens=False) == tokenizer.encode("a")[1:]
+        assert tokenizer.eos_token_id == 2
+        assert tokenizer.unk_token_id == 0
+
+
+class TestStories:
+    def test_is_listed_and_loads(self, stories):
+        model, tokenizer = stories
+        assert modicum.embedded() == ["stories"]
+        assert type(model).__name__ == "LlamaForCausalLM"
+        assert model.num_parameters() == 260_032
+        assert model.dtype == torch.float32
+        assert model.device == torch.device("cpu")
+        assert not model.training
+        assert isinstance(tokenizer, PreTrainedTokenizerFast)
+
+    def test_predicts_a_story(self, stories):
+        model, tokenizer = stories
+        ids = tokenizer(STORY, return_tensors="pt").input_ids
+        shuffled = ids[:, torch.randperm(ids.shape[1], generator=torch.Generator().manual_seed(0))]
+        with torch.no_grad():
+            loss = model(ids, labels=ids).loss.item()
+            loss_shuffled = model(shuffled, labels=shuffled).loss.item()
+        assert loss < 1.1  # nats per token: 0.93 when written; ln 512 = 6.24 is chance
+        assert loss_shuffled > 4
+
+    def test_tells_one(self, stories):
+        model, tokenizer = stories
+        inputs = tokenizer("Once upon a time", return_tensors="pt")
+        told = tokenizer.decode(model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, 1:])
+        assert told.startswith("Once upon a time, there was a little girl named")
+
+    def test_pads_on_the_left_with_its_end_token(self, stories):
+        model, tokenizer = stories
+        batch = tokenizer(["a", "Once upon a time"], padding=True)
+        assert batch["input_ids"][0][:-2] == [2] * (len(batch["input_ids"][1]) - 2)
+        assert batch["attention_mask"][0][0] == 0
+        assert model.generation_config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id
+
+    def test_the_book_is_there(self):
+        book = modicum.sample_text().read_text(encoding="utf-8")
+        assert book.startswith("[The Adventures of Buster Bear by Thornton W. Burgess 1920]")
+        assert book.rstrip().endswith("that I am going to do it.")
+
+
+class TestWhatIsAsked:
+    def test_a_folder_by_path_or_text(self, folder):
+        for name in (folder, str(folder)):
+            model, _ = load_model(name, device="cpu")
+            assert model.num_parameters() == 260_032
+
+    def test_an_embedded_name_wins_over_a_folder(self, tmp_path, monkeypatch):
+        (tmp_path / "stories").mkdir()
+        monkeypatch.chdir(tmp_path)
+        load_model("stories", device="cpu")
+        with pytest.raises(ModelError, match="is empty"):
+            load_model("./stories")
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+    def test_a_dtype(self, dtype):
+        model, _ = load_model("stories", dtype=dtype, device="cpu")
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+    def test_auto_dtype_is_as_saved(self, folder):
+        model, _ = load_model(folder, device="cpu")
+        model.to(torch.float16).save_pretrained(folder)
+        assert load_model(folder, device="cpu")[0].dtype == torch.float16
+
+    @pytest.mark.parametrize("dtype", ["float", "int8", "", torch.int8, torch.bool])
+    def test_a_bad_dtype(self, dtype):
+        with pytest.raises(ModelError, match=r"dtype .* use 'auto', 'float32', .* or 'float16'"):
+            load_model("stories", dtype=dtype)
+
+    def test_auto_device(self):
+        expected = "cuda" if torch.cuda.is_available() else "cpu"
+        assert load_model("stories")[0].device.type == expected
+        assert load_model("stories", device=torch.device("cpu"))[0].device.type == "cpu"
+
+    @pytest.mark.parametrize("device", ["tpu9", "cuda:99", "", "cpu:x"])
+    def test_a_bad_device(self, device):
+        with pytest.raises(ModelError, match=f"device '{device}' cannot be used: .*use 'auto', 'cpu'"):
+            load_model("stories", device=device)
+
+    def test_a_model_larger_than_the_device(self, monkeypatch):
+        def full(self, *args, **kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(PreTrainedModel, "to", full)
+        with pytest.raises(ModelError, match="take 1 MiB, more than 'cpu' has free; use dtype='bfloat16'"):
+            load_model("stories", device="cpu")
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["storys", "Stories", "storie"])
+    def test_a_near_miss_is_suggested(self, name):
+        with pytest.raises(ModelError, match=f"no model '{name}'; did you mean 'stories'"):
+            load_model(name)
+
+    def test_a_far_miss_lists_what_there_is(self):
+        with pytest.raises(ModelError, match=r"no model 'gpt2'; embedded is 'stories'; .*'org/name'"):
+            load_model("gpt2")
+
+    @pytest.mark.parametrize("name", ["", "  "])
+    def test_an_empty_name(self, name):
+        with pytest.raises(ModelError, match="name is empty"):
+            load_model(name)
+
+    def test_a_missing_path(self, tmp_path):
+        with pytest.raises(ModelError, match=r"there is no folder '.*nowhere'"):
+            load_model(tmp_path / "nowhere")
+
+    def test_a_file(self, folder):
+        with pytest.raises(ModelError, match=r"config.json' is a file; give the folder"):
+            load_model(folder / "config.json")
+
+    def test_a_hub_name_that_cannot_be_had(self, offline):
+        with pytest.raises(ModelError, match=r"no folder 'org/name', and .* the Hub") as caught:
+            load_model("org/name")
+        assert caught.value.__cause__ is not None
+
+    def test_a_hub_name_goes_to_transformers(self, monkeypatch):
+        asked = []
+
+        def from_pretrained(name, **options):
+            asked.append((name, options["local_files_only"]))
+            raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+        monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
+        with pytest.raises(ModelError, match=r"gated repo\. Make sure to have access"):
+            load_model("org/some-model.v1")
+        assert asked == [("org/some-model.v1", False)]
+
+
+class TestBrokenFolders:
+    def test_empty(self, tmp_path):
+        with pytest.raises(ModelError, match=r"is empty; it should hold config\.json"):
+            load_model(tmp_path)
+
+    def test_no_config(self, folder):
+        (folder / "config.json").unlink()
+        with pytest.raises(ModelError, match=r"has no config\.json; .*save_pretrained"):
+            load_model(folder)
+
+    @pytest.mark.parametrize("text", ["", '{"model_type":', "[1]", "{}", '{"model_type": "zzz"}'])
+    def test_a_config_that_says_nothing(self, folder, text):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ModelError, match=r"the config of '.*' cannot be read: .+"):
+            load_model(folder)
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ({"model_type": "bert", "architectures": ["BertModel"]}, "saved as BertModel, which predicts no"),
+            ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "predicts no"),
+            (
+                {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+                r"encoder-decoder \(t5\)",
+            ),
+            ({"model_type": "vit", "architectures": None}, "is a vit model, .* no causal LM"),
+        ],
+    )
+    def test_not_a_causal_lm(self, folder, config, message):
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match=message):
+            load_model(folder)
+
+    def test_a_config_without_architectures_will_do(self, folder):
+        edit_config(folder, architectures=None)
+        load_model(folder, device="cpu")
+
+    def test_no_weights(self, folder):
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(ModelError, match=r"the weights of '.*' cannot be read: .*model\.safetensors"):
+            load_model(folder)
+
+    @pytest.mark.parametrize("kept", [0, 7, 5000, 1_000_000])
+    def test_truncated_weights(self, folder, kept):
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:kept])
+        with pytest.raises(
+            ModelError, match=r"the weights of '.*' cannot be read: .*header.*; download or save"
+        ):
+            load_model(folder)
+
+    def test_corrupt_header(self, folder):
+        weights = folder / "model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[8:40] = b"\xff" * 32
+        weights.write_bytes(data)
+        with pytest.raises(ModelError, match=r"the weights of '.*' cannot be read: .*header"):
+            load_model(folder)
+
+    def test_weights_of_another_shape(self, folder):
+        edit_config(folder, hidden_size=128)
+        with pytest.raises(ModelError, match=r"the weights of '.*' cannot be read"):
+            load_model(folder)
+
+    def test_weights_for_fewer_layers(self, folder):
+        """transformers would make up the sixth layer at random and go on."""
+        edit_config(folder, num_hidden_layers=6)
+        with pytest.raises(ModelError, match=r"lack 9 tensors .* such as 'model\.layers\.5\."):
+            load_model(folder)
+
+    def test_no_tokenizer(self, folder):
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer_config.json").unlink()
+        with pytest.raises(ModelError, match=r"has no tokenizer; put tokenizer\.json"):
+            load_model(folder)
+
+    def test_a_broken_tokenizer(self, folder):
+        (folder / "tokenizer.json").write_text('{"version":')
+        with pytest.raises(ModelError, match=r"the tokenizer of '.*' cannot be read: .+; save it again"):
+            load_model(folder)
+
+
+class TestPadding:
+    def write(self, folder: Path, **changes: object) -> None:
+        path = folder / "tokenizer_config.json"
+        config = {**json.loads(path.read_text()), "padding_side": "right", **changes}
+        path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+    def test_a_pad_token_of_its_own_is_kept(self, folder):
+        self.write(folder, pad_token="<0x00>")
+        tokenizer = load_model(folder, device="cpu")[1]
+        assert (tokenizer.pad_token, tokenizer.padding_side) == ("<0x00>", "left")
+
+    def test_without_an_end_token_the_unknown_one(self, folder):
+        self.write(folder, eos_token=None)
+        tokenizer = load_model(folder, device="cpu")[1]
+        assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == (None, "<unk>", "left")
