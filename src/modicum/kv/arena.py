@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -151,29 +151,20 @@ class Arena:
         # Every hole below the new length is filled by a kept token from above it: there are as many of each.
         holes = ((index < goal) & ~keep).nonzero()  # [K, 3] row, head, slot
         movers = ((index >= goal) & keep).nonzero()
-        for hole, mover in zip(holes.split(_MOVE * heads), movers.split(_MOVE * heads), strict=True):
-            to = hole.unbind(1)
-            row, head, at = mover.unbind(1)
-            inside = at < need
-            if fresh == 0 or bool(inside.all()):
-                for store in self.tensors.values():
-                    store[to] = store[row, head, at]
-                continue
-            assert key is not None and value is not None and position is not None
-            new = (at - need).clamp_min(0)
-            where = position.expand(keep.shape[0], -1)[row, new]
-            sources = {"keys": key[row, head, new], "values": value[row, head, new], "positions": where}
-            if state is not None:
-                sources["state"] = state[row, head, new]
-            old = at.clamp_max(need - 1)
-            mixed = bool(inside.any())
-            for name, source in sources.items():
-                store = self.tensors[name]
-                if mixed:
-                    kept = store[row, head, old]
-                    shape = (-1,) + (1,) * (kept.dim() - 1)
-                    source = torch.where(inside.view(shape), kept, source)
-                store[to] = source.to(store.dtype)
+        inside = movers[:, 2] < need
+        for hole, mover in _tiles(holes[inside], movers[inside], heads):
+            for store in self.tensors.values():
+                store[hole] = store[mover]
+        if key is not None and value is not None and position is not None:
+            fresh_state = self.state[:, :, :0] if state is None else state
+            where = position[:, None].expand(*keep.shape[:2], -1)
+            movers[:, 2] -= need
+            for hole, mover in _tiles(holes[~inside], movers[~inside], heads):
+                for store, source in zip(
+                    self.tensors.values(), (key, value, where, fresh_state), strict=True
+                ):
+                    if source.shape[2]:
+                        store[hole] = source[mover]
         self.live = list(live)
 
     def resized(self, capacity: int) -> Arena:
@@ -226,3 +217,13 @@ class Arena:
             if not bool(torch.isfinite(self.keys[row, :, :live]).all()):
                 return f"row {row} holds keys that are not finite"
         return None
+
+
+def _tiles(
+    holes: Tensor, movers: Tensor, heads: int
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """Pairs of indices [K, 3] (row, head, slot), some at a time."""
+    for hole, mover in zip(
+        torch.split(holes, _MOVE * heads), torch.split(movers, _MOVE * heads), strict=True
+    ):
+        yield tuple(hole.unbind(1)), tuple(mover.unbind(1))

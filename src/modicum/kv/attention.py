@@ -42,8 +42,8 @@ def attach(model: PreTrainedModel) -> None:
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
         raise ModelError(
-            f"{type(model).__name__} did not accept our attention function: its attention does not go through "
-            "transformers' attention interface"
+            f"{type(model).__name__} did not accept our attention function: its attention does not go "
+            "through transformers' attention interface"
         )
 
 
@@ -114,8 +114,8 @@ def _mask(original: str) -> Callable[..., Any]:
             return ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs)
         if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
             raise ModelError(
-                "this call lays another pattern over the causal mask (image tokens, packed sequences), which a budget "
-                "cache does not serve: use it for plain causal text"
+                "this call lays another pattern over the causal mask (image tokens, packed sequences), "
+                "which a budget cache does not serve: use it for plain causal text"
             )
         return kwargs.get("attention_mask")
 

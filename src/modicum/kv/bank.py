@@ -84,7 +84,7 @@ class Candidates(View):
         self._limit, self._sinks = limit, sinks
         return self
 
-    @property  # type: ignore[override]  # a field of View, here computed when first read
+    @property
     def protected(self) -> Tensor:
         if self._protected is None:
             guarded = (self.positions >= self._limit) | (self.positions < self._sinks)
@@ -276,7 +276,7 @@ class Bank:
             parts=parts,
             positions=positions,
             valid=valid,
-            protected=None,
+            protected=None,  # type: ignore[arg-type]  # worked out when read
             seen=seen,
             capacity=self.arena.capacity,
             layer=setting.layer,

@@ -68,8 +68,9 @@ class Budget:
                 self.evict_every > 1
             )
             raise BudgetError(
-                f"a budget of {tokens} tokens per KV head{whose} is too small for {self.n_sink} sinks + {recent} recent "
-                f"tokens{slack}: give at least {least}, or lower n_sink, recent or the policy's window"
+                f"a budget of {tokens} tokens per KV head{whose} is too small for {self.n_sink} sinks + "
+                f"{recent} recent tokens{slack}: give at least {least}, or lower n_sink, recent or the "
+                "policy's window"
             )
 
     def least(self, window: int) -> int:

@@ -104,8 +104,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         if min(seen) != max(seen):
             late = next(i for i, n in enumerate(seen) if n != seen[0])
             raise CacheError(
-                f"an earlier call was interrupted: layer 0 has seen {seen[0]} tokens, layer {late} {seen[late]}. "
-                "Start again with cache.reset(), or go back to a saved or copied cache"
+                f"an earlier call was interrupted: layer 0 has seen {seen[0]} tokens, layer {late} "
+                f"{seen[late]}. Start again with cache.reset(), or go back to a saved or copied cache"
             )
 
     # -- what it holds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def cuts(length: int, chunk: int) -> list[tuple[int, int]]:
     """
     first = length % chunk
     edges = ([0] if first else []) + list(range(first, length + 1, chunk))
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def read_call(
@@ -64,8 +65,8 @@ def read_call(
     if mask is not None:
         if mask.dim() != 2 or mask.shape[0] != len(before) or mask.shape[1] < length:
             raise InputError(
-                f"the attention mask has shape {tuple(mask.shape)}: a budget cache reads a two-dimensional mask "
-                f"[{len(before)}, columns] whose last {length} columns are this call's"
+                f"the attention mask has shape {tuple(mask.shape)}: a budget cache reads a two-dimensional "
+                f"mask [{len(before)}, columns] whose last {length} columns are this call's"
             )
         valid = mask[:, mask.shape[1] - length :].to(device=device, dtype=torch.bool)
         if bool(valid.all()):

@@ -43,4 +43,4 @@ def compete(scores: list[Tensor], positions: list[Tensor], total: int, sure: int
     every, where = torch.cat(ranked)[None, None], torch.cat(positions)[None, None]
     there = int((every > -math.inf).sum())
     keep = best(every, where, torch.tensor([[min(total, there)]], device=every.device))[0, 0]
-    return list(keep.split([len(s) for s in scores]))
+    return list(torch.split(keep, [len(s) for s in scores]))

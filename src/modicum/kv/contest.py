@@ -1,4 +1,4 @@
-"""Contest: the heads of a row compete for its slots, and their arenas change size (Ada-KV and what wraps it)."""
+"""Contest: the heads of a row compete for its slots, and their arenas change size (Ada-KV)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def take_in(
 ) -> Tensor:
     """Take a piece of several tokens in, one arena per row and head; `budget` slots a head on average.
 
-    query [B, H, G, m, Dk], key [B, H, m, Dk], value [B, H, m, Dv] -> [B, H, G, m, Dv]. Each head is sure of its
-    `sure` best tokens. Head budgets are settled here; in decode each head keeps what it has and lets its own go.
+    query [B, H, G, m, Dk], key [B, H, m, Dk], value [B, H, m, Dv] -> [B, H, G, m, Dv]. Each head is sure of
+    its `sure` best tokens. Head budgets are settled here; in decode each head lets one of its own go.
     """
     heads, m = key.shape[1:3]
     out = value.new_empty(*query.shape[:-1], value.shape[-1])

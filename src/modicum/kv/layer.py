@@ -162,8 +162,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             or value.shape[3] != shape.value_dim
         ):
             raise CacheError(
-                f"{name} got {key.shape[1]} heads of {key.shape[3]} and {value.shape[3]}, the cache was built for "
-                f"{shape.kv_heads} of {shape.key_dim} and {shape.value_dim}: build a cache for this model"
+                f"{name} got {key.shape[1]} heads of {key.shape[3]} and {value.shape[3]}, the cache was "
+                f"built for {shape.kv_heads} of {shape.key_dim} and {shape.value_dim}: build one for this "
+                "model"
             )
         if self.is_initialized and key.shape[0] != self.batch:
             raise CacheError(
@@ -172,16 +173,16 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             )
         if self.is_initialized and (key.dtype != self.dtype or key.device != self.device):
             raise CacheError(
-                f"{name} got {key.dtype} on {key.device}, the cache holds {self.dtype} on {self.device}: use a "
-                "new cache for the new dtype or device"
+                f"{name} got {key.dtype} on {key.device}, the cache holds {self.dtype} on {self.device}: use "
+                "a new cache for the new dtype or device"
             )
         # A finite sum means finite terms. On a GPU each look costs a wait, so decode goes without.
         if (key.shape[2] > 1 or not key.is_cuda) and not math.isfinite(key.sum().item()):
             bad = int((~torch.isfinite(key)).sum())
             if bad:
                 raise InputError(
-                    f"{name}: {bad} of {key.numel()} key values are not finite (nan or inf), so nothing can be "
-                    "scored: check the weights and the dtype (fp16 overflows at 65504; bfloat16 does not)"
+                    f"{name}: {bad} of {key.numel()} key values are not finite (nan or inf), so nothing can "
+                    "be scored: check the weights and the dtype (fp16 overflows at 65504; bfloat16 does not)"
                 )
 
     def get_seq_length(self, *args: Any) -> int:
@@ -307,8 +308,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         most, room = max(call.after), min(self.capacities)
         if most > room:
             raise BudgetError(
-                f"the policy 'full' never evicts, and {most} tokens do not fit a budget of {room}: give a budget of "
-                f"at least {most} tokens, or a policy that lets go (keydiff, snapkv, …)"
+                f"the policy 'full' never evicts, and {most} tokens do not fit a budget of {room}: give a "
+                f"budget of at least {most} tokens, or a policy that lets go (keydiff, snapkv, …)"
             )
 
     def _piece(
@@ -346,7 +347,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         return out
 
     def _queries(self, query: Tensor, piece: Piece, bank: Bank) -> tuple[Tensor | None, Tensor | None]:
-        """The queries whose rows the policy reads, for a bank: [B, H, G, R, Dk], and their positions [B, R]."""
+        """The queries whose rows the policy reads: [B, H, G, R, Dk], and their positions [B, R]."""
         if self.ring is not None:
             return self.ring.queries[bank.rows, bank.heads], self.ring.positions[bank.rows]
         if self.setting.policy.query_rows == ALL:
@@ -362,8 +363,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                 h, g = self.shape.kv_heads, self.shape.group
                 return weight.detach().t().reshape(h, g, self.shape.value_dim, -1)
         raise ModelError(
-            f"{self.setting.policy} needs the weight of the output projection, and {type(module).__name__} has none "
-            f"by the names {', '.join(_PROJECTIONS)} that is a plain matrix: use another policy for this model"
+            f"{self.setting.policy} needs the output projection, and {type(module).__name__} has none "
+            f"by the names {', '.join(_PROJECTIONS)} that is a plain matrix: use another policy"
         )
 
     def check(self) -> str | None:

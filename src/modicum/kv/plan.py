@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from modicum.errors import BudgetError, PolicyError
@@ -46,24 +45,27 @@ def plan(
     if budget.tokens is not None:
         if policy.window > budget.tokens:
             raise BudgetError(
-                f"{policy} needs its window of {policy.window} tokens, the budget is {budget.tokens}: give a larger "
-                "budget or a smaller window"
+                f"{policy} needs its window of {policy.window} tokens, the budget is {budget.tokens}: give a "
+                "larger budget or a smaller window"
             )
         budget.check_tokens(budget.tokens, policy.window, "")
         return _slots(shape, policy, budget, budget.tokens, scores)
     assert budget.nbytes is not None
-    cost: Callable[[int], Plan] = lambda tokens: _slots(shape, policy, budget, tokens, scores)  # noqa: E731
+
+    def cost(tokens: int) -> Plan:
+        return _slots(shape, policy, budget, tokens, scores)
+
     smallest = cost(least)
     if smallest.nbytes > budget.nbytes:
         raise BudgetError(
-            f"a budget of {format_size(budget.nbytes)} is too small for this model and policy: {least} tokens per KV "
-            f"head (sinks, recent tokens and a choice) take {format_size(smallest.nbytes)}; give at least "
+            f"a budget of {format_size(budget.nbytes)} is too small for this model and policy: the {least} "
+            f"tokens per KV head that must stay take {format_size(smallest.nbytes)}; give at least "
             f"{smallest.nbytes} bytes"
         )
+    if not shape.full:
+        return smallest
     low, high = least, least + 1
-    while cost(high).nbytes <= budget.nbytes and (not shape.full or high < 2**31):
-        if not shape.full:
-            return smallest
+    while cost(high).nbytes <= budget.nbytes:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -9,7 +9,7 @@ from modicum.kv.call import Piece
 
 
 class QueryRing:
-    """The last R columns' queries of every head, written in place. Their order means nothing, their positions do."""
+    """The last R columns' queries of every head, in no order that matters, written in place."""
 
     def __init__(
         self, rows: int, heads: int, group: int, room: int, dim: int, dtype: torch.dtype, device: torch.device

@@ -96,7 +96,7 @@ def _refusal(model: PreTrainedModel, config: Any) -> str | None:
     if getattr(config, "kv_lora_rank", None):
         return "multi-head latent attention (MLA) stores compressed latents, not keys and values per head"
     if getattr(config, "num_kv_shared_layers", 0):
-        return "some of its layers read the keys and values of other layers, so eviction in one would break the others"
+        return "some of its layers read other layers' keys and values, which eviction would break"
     odd = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if odd:
         return (

@@ -64,6 +64,6 @@ class Handle:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise CacheError(
-            f"this model's attention read `{name}` of a budget cache's keys: the cache was built for another model, or "
-            "the model was detached. Build the cache for this model: BudgetCache(model, …)"
+            f"this model's attention read `{name}` of a budget cache's keys: the cache was built for another "
+            "model, or the model was detached. Build the cache for this model: BudgetCache(model, …)"
         )

@@ -121,7 +121,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise SnapshotError(f"{path} is corrupted: its header has no format number")
             if header["format"] > FORMAT:
                 raise SnapshotError(
-                    f"{path} has format {header['format']}, this version reads up to {FORMAT}: upgrade modicum"
+                    f"{path} has format {header['format']}, this version reads up to {FORMAT}: "
+                    "upgrade modicum"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys() if name != "empty"}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:

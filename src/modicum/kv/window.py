@@ -17,6 +17,8 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
     """A sliding-window layer: transformers' own, its storage cut to the window after each call."""
 
     is_croppable = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, sliding_window: int, shape: LayerShape, shared: Shared) -> None:
         super().__init__(sliding_window)
@@ -63,7 +65,7 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
 
     def reset(self) -> None:
         self.shared.change(-self.nbytes)
-        self.keys = self.values = None
+        self.keys = self.values = None  # type: ignore[assignment]  # as transformers has it before the first call
         self.is_initialized = False
         self.cumulative_length = 0
 
