@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from modicum.errors import InputError
 from modicum.generation.answer import Answer, Settings, Spent
-from modicum.generation.inputs import check_count, check_texts
+from modicum.generation.inputs import Block, check_count, check_texts
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.opening import Opening
 from modicum.generation.progress import Progress, reporting
@@ -112,9 +112,12 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
         add_special_tokens,
     )
     chosen = _settings(opening, generation_config, max_new_tokens, stop_on_eos, progress)
+    texts = check_texts(question, "question") if many else [question] if isinstance(question, str) else []
+    asked = [opening.question(text) for text in texts]
+    opening.check_positions(asked, chosen.new_tokens)
     if many:
-        return _answer_all(opening, check_texts(question, "question"), chosen)
-    answer = _answer(opening, question, chosen)  # type: ignore[arg-type]  # not many, so text or None
+        return _answer_all(opening, asked, chosen)
+    answer = _answer(opening, asked, chosen)
     with answer.interrupt:
         for _ in answer.steps():
             pass
@@ -166,7 +169,9 @@ def stream(
             f"the cache holds {opening.reader.rows} rows, a stream is of one: use modicum.generate"
         )
     chosen = _settings(opening, generation_config, max_new_tokens, stop_on_eos, progress)
-    answer = _answer(opening, question, chosen)
+    asked = [] if question is None else [opening.question(question)]
+    opening.check_positions(asked, chosen.new_tokens)
+    answer = _answer(opening, asked, chosen)
     if answer.rules.beams > 1:
         raise InputError("beam search knows its text only at the end: use modicum.generate, or num_beams=1")
     return Stream(answer)
@@ -206,7 +211,7 @@ def prefill(
         None,
         add_special_tokens,
     )
-    opening.check_positions(None, 0)
+    opening.check_positions([], 0)
     interrupt = Interrupt()
     _read(opening, interrupt, progress)
     if interrupt.asked:
@@ -264,28 +269,23 @@ def _settings(
     return Settings(opening.tokenizer, made, stop_on_eos, progress)
 
 
-def _answer(opening: Opening, question: str | None, chosen: Settings) -> Answer:
-    asked = None if question is None else opening.question(question)
-    blocks = [block for block in (opening.prompt, asked) if block is not None]
-    answer = Answer(opening.reader, blocks, chosen, Interrupt())
-    opening.check_positions(asked, chosen.config.max_new_tokens)
-    return answer
+def _answer(opening: Opening, asked: list[Block], chosen: Settings) -> Answer:
+    blocks = asked if opening.prompt is None else [opening.prompt, *asked]
+    return Answer(opening.reader, blocks, chosen, Interrupt())
 
 
-def _answer_all(opening: Opening, questions: list[str], chosen: Settings) -> list[Generation]:
+def _answer_all(opening: Opening, asked: list[Block], chosen: Settings) -> list[Generation]:
     """Compress the prompt once, then answer every question from a copy."""
     reader = opening.reader
     if reader.rows > 1:
         raise InputError(
             f"a list of questions goes with one row, the cache holds {reader.rows}: ask them one by one"
         )
-    blocks = [opening.question(text) for text in questions]
-    opening.check_positions(max(blocks, key=lambda b: b.ids.shape[1]), chosen.config.max_new_tokens)
     interrupt, results = Interrupt(), []
     start = time.perf_counter()
     _read(opening, interrupt, chosen.progress)
     spent = Spent(time.perf_counter() - start, reader.taken)
-    for block in blocks:
+    for block in asked:
         work = Reader(reader.model, reader.cache.copy(), 1, reader.pad)
         answer = Answer(work, [block], replace(chosen, progress=None), interrupt, spent)
         with interrupt:

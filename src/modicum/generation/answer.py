@@ -32,6 +32,11 @@ class Settings:
     stop_on_eos: bool = True
     progress: Progress = None
 
+    @property
+    def new_tokens(self) -> int:
+        """The limit on an answer's length."""
+        return int(self.config.max_new_tokens or 0)
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -71,6 +76,8 @@ class Answer:
         )
         if self.rules.beams > 1 and not blocks:
             raise InputError("beam search has nothing to begin with: give a prompt or a question")
+        if self.rules.beams > 1 and not settings.stop_on_eos:
+            raise InputError("beam search ends its beams at end-of-sequence tokens: leave stop_on_eos on")
         self.tokens: list[list[int]] = [[] for _ in range(reader.rows)]
         self.reasons: list[str | None] = [None] * reader.rows
         self.prefill_seconds, self.decode_seconds = spent.seconds, 0.0
@@ -113,7 +120,7 @@ class Answer:
     def _decode(self) -> Generator[list[list[int]]]:
         reader, rules, rows = self.reader, self.rules, self.reader.rows
         before = self.history.shape[1]
-        room = before + (self.settings.config.max_new_tokens or 0)
+        room = before + self.settings.new_tokens
         # Written in place: a history joined anew for each token would cost more the longer it is.
         history = torch.full((rows, room), reader.pad, device=reader.device)
         history[:, :before] = self.history
@@ -168,7 +175,7 @@ class Answer:
         self.peak = work.peak_nbytes
         new = out[:, self.history.shape[1] :].tolist()
         self.tokens = [self._trimmed(row) for row in new]
-        limit = self.settings.config.max_new_tokens
+        limit = self.settings.new_tokens
         for row, tokens in enumerate(self.tokens):
             ended = tokens[-1:] and tokens[-1] in self.rules.eos
             if not ended and self.interrupt.asked and len(tokens) != limit:
@@ -224,7 +231,7 @@ class Answer:
         ]
 
 
-class _Asked(StoppingCriteria):
+class _Asked(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
     """Ends beam search when Ctrl-C was pressed."""
 
     def __init__(self, interrupt: Interrupt) -> None:

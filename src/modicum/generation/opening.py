@@ -56,7 +56,9 @@ class Opening:
         texts = None
         if prompt is not None:
             texts = (
-                [check_text(prompt, "prompt")] if isinstance(prompt, str) else check_texts(prompt, "prompt")
+                [check_text(prompt, "prompt")]
+                if isinstance(prompt, str | bytes)
+                else check_texts(prompt, "prompt")
             )
         elif cache is None:
             raise InputError("there is no prompt: give one, or a cache that has read one")
@@ -76,10 +78,11 @@ class Opening:
         check_text(text, "question")
         return self._block([text] * self.reader.rows, "question", first=self.prompt is None)
 
-    def check_positions(self, question: Block | None, new: int) -> None:
-        """Warn of positions beyond the model's; once for a call."""
-        given = [block for block in (self.prompt, question) if block is not None]
-        last = max(self.reader.cache.row_seen, default=0) + sum(max(block.counts) for block in given) + new
+    def check_positions(self, questions: Sequence[Block], new: int) -> None:
+        """Warn of positions beyond the model's, at the end of the longest question and `new` tokens more."""
+        last = max(self.reader.cache.row_seen, default=0) + new
+        last += 0 if self.prompt is None else max(self.prompt.counts)
+        last += max((max(block.counts) for block in questions), default=0)
         check_positions(self.reader.model, last)
 
     def _block(self, texts: list[str], what: str, first: bool = True) -> Block:

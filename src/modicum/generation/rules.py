@@ -95,7 +95,7 @@ class Rules:
     def choose(self, history: Tensor, logits: Tensor) -> Tensor:
         """The next token of each row: history [B, n], logits [B, vocabulary] -> [B]."""
         # A copy in fp32: processors write into what they are given.
-        scores: Tensor = self.processors(history, logits.to(copy=True, dtype=torch.float32))  # type: ignore[arg-type]  # a LongTensor is a Tensor
+        scores: Tensor = self.processors(history, logits.to(copy=True, dtype=torch.float32))
         if not self.sample:
             return scores.argmax(-1)
         return torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)

@@ -1,0 +1,45 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A folder, a name on the Hub, or an embedded model.", metavar="NAME"),
+]
+PolicyOption = Annotated[
+    str, typer.Option("--policy", "-p", help='What to keep, such as "keydiff" or "caote+snapkv(window=16)".')
+]
+BudgetOption = Annotated[
+    str, typer.Option("--budget", "-b", help='Tokens per KV head (2048), or a size for it all ("64MiB").')
+]
+ChunkOption = Annotated[int, typer.Option(help="Tokens of the prompt taken in at a time.")]
+SinkOption = Annotated[int, typer.Option("--n-sink", help="First tokens that always stay.")]
+RecentOption = Annotated[int, typer.Option(help="Newest tokens that always stay.")]
+EvictEveryOption = Annotated[int, typer.Option("--evict-every", help="Tokens let go at a time in decode.")]
+DtypeOption = Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, typer.Option(help="Such as cpu or cuda; auto takes a GPU if there is one.")]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-file", "-f", help="Read the prompt from a UTF-8 file (- for stdin).", metavar="FILE"
+    ),
+]
+SampleOption = Annotated[bool, typer.Option("--sample", help="Read the book that comes with modicum.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def cache_settings(
+    policy: str, budget: str, chunk: int, n_sink: int, recent: int, evict_every: int
+) -> dict[str, Any]:
+    """The arguments of a cache, checked before a model takes its time to load."""
+    import modicum.kv.policies  # noqa: F401  # registers them
+    from modicum.kv.budget import Budget
+    from modicum.kv.registry import parse_policy
+
+    settings = {"chunk": chunk, "n_sink": n_sink, "recent": recent, "evict_every": evict_every}
+    return {"policy": parse_policy(policy), "budget": Budget.of(budget, **settings)}

@@ -1,0 +1,209 @@
+"""`modicum run`: answer a prompt of any length under a budget."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modicum.cli.console import load, print_json, print_table, read_text
+from modicum.cli.options import (
+    BudgetOption,
+    ChunkOption,
+    DeviceOption,
+    DtypeOption,
+    EvictEveryOption,
+    FileOption,
+    JsonOption,
+    ModelOption,
+    PolicyOption,
+    RecentOption,
+    SampleOption,
+    SinkOption,
+    cache_settings,
+)
+from modicum.errors import InputError
+
+if TYPE_CHECKING:
+    from modicum.generate import Generation
+
+
+def run(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; with a file (or --sample), a question about it.")
+    ] = None,
+    prompt_file: FileOption = None,
+    sample: SampleOption = False,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--question", "-q", help="Ask this of the compressed prompt; may be given several times."
+        ),
+    ] = None,
+    model: ModelOption = "stories",
+    policy: PolicyOption = "keydiff",
+    budget: BudgetOption = "2048",
+    chunk: ChunkOption = 512,
+    n_sink: SinkOption = 4,
+    recent: RecentOption = 32,
+    evict_every: EvictEveryOption = 1,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample at this temperature; 0 is greedy.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Sample from this share of probability.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample from so many tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a prompt of any length; then say what it took.
+
+    The prompt is an argument, a file, or stdin. Ctrl-C stops the answer and shows what there is.
+    """
+    questions = list(question or [])
+    text = _context(prompt, prompt_file, sample, questions)
+    settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every)
+    lm, tokenizer = load(model, dtype, device)
+    import torch
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    common: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "generation_config": _sampling(temperature, top_p, top_k),
+    }
+    head = {"model": model, "policy": str(settings["policy"]), "budget": budget}
+    if len(questions) <= 1:
+        asked = questions[0] if questions else None
+        answer = _answer(
+            lm, tokenizer, text, as_json, question=asked, progress=not as_json, **settings, **common
+        )
+        answers = [answer]
+        shown: dict[str, Any] = {**head, **answer.to_dict()}
+    else:
+        answers, read = _interview(lm, tokenizer, text, questions, as_json, settings, common)
+        asked_and_told = [{"question": q, **a.to_dict()} for q, a in zip(questions, answers, strict=False)]
+        shown = {**head, "context": read, "answers": asked_and_told}
+    if as_json:
+        print_json(shown)
+    else:
+        _report(answers, head)
+    if any(answer.finish_reason == "interrupted" for answer in answers):
+        raise typer.Exit(130)
+
+
+def _context(prompt: str | None, path: Path | None, sample: bool, questions: list[str]) -> str:
+    """The text to read; a prompt beside a file becomes the first question."""
+    if path is not None and sample:
+        raise InputError("--prompt-file and --sample both give a prompt: leave one out")
+    if path is None and not sample:
+        if prompt is None and not sys.stdin.isatty():
+            return read_text(Path("-"))
+        if prompt is None:
+            raise InputError("there is no prompt: give one as an argument, by --prompt-file, or pipe it in")
+        if not prompt.strip():
+            raise InputError("the prompt is empty: give some text")
+        return prompt
+    if prompt is not None:
+        questions.insert(0, prompt)
+    if path is not None:
+        return read_text(path)
+    from modicum.load import sample_text
+
+    return read_text(sample_text())
+
+
+def _sampling(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:
+    """A GenerationConfig for what was asked, or None for the model's own."""
+    if temperature is None and top_p is None and top_k is None:
+        return None
+    import transformers
+
+    config: Any = transformers.GenerationConfig  # has no types
+    if temperature == 0:
+        return config(do_sample=False)
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    return config(do_sample=True, **{k: v for k, v in given.items() if v is not None})
+
+
+def _answer(lm: Any, tokenizer: Any, text: str | None, silent: bool, **settings: Any) -> Generation:
+    """Answer once, text to stdout as it comes unless silent."""
+    from modicum.generate import stream
+
+    pieces = stream(lm, tokenizer, text, **settings)
+    for piece in pieces:
+        if not silent:
+            print(piece, end="", flush=True)
+    if not silent:
+        print(flush=True)
+    return pieces.result
+
+
+def _interview(
+    lm: Any,
+    tokenizer: Any,
+    text: str,
+    questions: list[str],
+    silent: bool,
+    settings: dict[str, Any],
+    common: dict[str, Any],
+) -> tuple[list[Generation], dict[str, float]]:
+    """Several questions: the prompt is compressed once, each question goes to a copy."""
+    from modicum.generate import prefill
+
+    start = time.perf_counter()
+    cache = prefill(lm, tokenizer, text, progress=not silent, **settings)
+    read = {"tokens": cache.seen, "prefill_seconds": time.perf_counter() - start}
+    answers: list[Generation] = []
+    for question in questions:
+        if not silent:
+            print(f"{'' if not answers else chr(10)}> {question}", flush=True)
+        answers.append(_answer(lm, tokenizer, None, silent, question=question, cache=cache.copy(), **common))
+        if answers[-1].finish_reason == "interrupted":
+            break
+    return answers, read
+
+
+def _report(answers: list[Generation], head: dict[str, str]) -> None:
+    from modicum.kv.budget import format_size
+
+    def rate(tokens_per_second: float | None, seconds: float) -> str:
+        return "–" if tokens_per_second is None else f"{tokens_per_second:,.0f} tokens/s ({seconds:.2f} s)"
+
+    def column(a: Generation) -> list[str]:
+        low, high = a.held
+        t, m = a.timings, a.memory
+        return [
+            f"{a.seen:,}",
+            f"{low:,}" if low == high else f"{low:,} to {high:,}",
+            format_size(m.nbytes),
+            f"{format_size(m.full_nbytes)} ({m.nbytes / m.full_nbytes:.1%} of it held)"
+            if m.full_nbytes
+            else "–",
+            format_size(m.peak_nbytes),
+            rate(t.prefill_tokens_per_second, t.prefill_seconds),
+            rate(t.decode_tokens_per_second, t.decode_seconds),
+            f"{len(a.tokens):,} tokens, {a.finish_reason}",
+        ]
+
+    names = [
+        "tokens seen",
+        "held per KV head",
+        "bytes held",
+        "a full cache",
+        "peak",
+        "prefill",
+        "decode",
+        "answer",
+    ]
+    several = len(answers) > 1
+    titles = ["", *(f"question {i + 1}" if several else "" for i in range(len(answers)))]
+    rows = [list(row) for row in zip(names, *map(column, answers), strict=True)]
+    print_table(titles, rows, title=f"{head['model']}, {head['policy']}, budget {head['budget']}")
