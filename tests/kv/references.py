@@ -1,4 +1,4 @@
-"""The base policies once more, from their formulas: float64, in plain loops over heads, queries and tokens."""
+"""The base policies once more, from their formulas: float64, plain loops over heads, queries and tokens."""
 
 from __future__ import annotations
 
