@@ -183,9 +183,36 @@ def test_expressions_too_deep_are_refused(text: str) -> None:
     assert "cannot read the policy" in refusal(text) or "no policy" in refusal(text)
 
 
-_WORDS = "knorm snapkv caote manifoldkv window base = = ( ( ) ) + + , 8 -1 'l2' None [ ] { } * . : lambda \0".split(
-    " "
-)
+_WORDS = [
+    "knorm",
+    "snapkv",
+    "caote",
+    "manifoldkv",
+    "window",
+    "base",
+    "=",
+    "=",
+    "(",
+    "(",
+    ")",
+    ")",
+    "+",
+    "+",
+    ",",
+    "8",
+    "-1",
+    "'l2'",
+    "None",
+    "[",
+    "]",
+    "{",
+    "}",
+    "*",
+    ".",
+    ":",
+    "lambda",
+    "\x00",
+]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
