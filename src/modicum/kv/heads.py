@@ -135,7 +135,9 @@ def probe(
         ModelError: the model's attention does not go through transformers' attention interface.
     """
     config = model.config.get_text_config(decoder=True)
-    bos = config.bos_token_id if isinstance(config.bos_token_id, int) else None
+    bos = config.bos_token_id
+    if not isinstance(bos, int) or not 0 <= bos < config.vocab_size:
+        bos = None
     length = _copy_length(config, tokens, copies, 0 if bos is None else 1)
     if not seeds:
         raise InputError("the probe needs at least one seed, such as seeds=(0,)")
@@ -289,7 +291,7 @@ def probe_attention(
 
 def _read(reading: _Reading, layer: int, weights: Tensor, first: int) -> None:
     """Add each query's two weights past the first copy; weights [H, G, t, n] of queries from `first`."""
-    rows = torch.arange(max(0, reading.first - first), weights.shape[2], device=weights.device)
+    rows = torch.arange(weights.shape[2], device=weights.device)[max(0, reading.first - first) :]
     same = rows + first - reading.copy
     both = torch.stack([weights[:, :, rows, same], weights[:, :, rows, same + 1]]).sum(-1)
     reading.sums[layer] = reading.sums.get(layer, 0) + both
