@@ -75,6 +75,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def _build(self) -> list[BudgetLayer | WindowLayer]:
         full, layers = self.shape.full, []
+        self.shared.last = max(full, default=-1)
         for index, shape in enumerate(self.shape.layers):
             if shape.window is not None:
                 layers.append(WindowLayer(shape.window, shape, self.shared))
@@ -189,7 +190,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Forget everything and free the memory; the next call may have another batch size."""
         super().reset()
         self.shared.peak = self.shared.now = 0
-        self.shared.last_call = None
+        self.shared.forget()
 
     def copy(self) -> Self:
         """An independent copy, for instance to ask several questions of one compressed context."""

@@ -301,6 +301,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             )
         self.seen += q
         self.row_seen = call.after
+        if self.setting.layer == self.shared.last:
+            self.shared.forget()
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)  # [B, H, G, q, Dv]
         return out.flatten(1, 2).transpose(1, 2).contiguous()
 

@@ -27,6 +27,8 @@ class Shared:
 
     config: Any
     """The configuration object of the model that the cache was built for."""
+    last: int = -1
+    """The last layer under the budget, with which a call ends."""
     now: int = 0
     """Bytes allocated."""
     peak: int = 0
@@ -54,6 +56,10 @@ class Shared:
         self.call = read_call(before, length, chunk, mask, device)
         self.last_call = (before, length, device, mask)
         return self.call
+
+    def forget(self) -> None:
+        """Let the layout of the call go: it holds a position per token, and the caller's mask."""
+        self.last_call = self.call = None
 
 
 class Handle:
