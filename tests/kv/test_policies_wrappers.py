@@ -251,6 +251,29 @@ def test_a_token_with_all_the_weight_is_never_dropped_but_yields_to_protected_on
     assert (got[[0, 1, 3, 4, 5]] < 1).all()
 
 
+@pytest.mark.parametrize("weight", [0.9, 0.999, 0.9999])
+@pytest.mark.parametrize("settings", [{}, {"rows": "window"}, {"iterative": True}])
+def test_a_token_with_nearly_all_the_weight_is_measured_rightly(
+    weight: float, settings: dict[str, Any]
+) -> None:
+    """X is nearly its own value: by squares the distance would be all rounding, or none."""
+    view = make_view(b=1, h=1, g=1, n=40, d=16, rows=1, parts=2, newcomers=6, capacity=40)
+    assert view.queries is not None
+    # All keys alike but one, whose logit is ahead by as much as gives it the weight.
+    rise = math.log(weight / (1 - weight) * 39) / view.scaling
+    query = torch.zeros(16)
+    query[0] = 1.0
+    keys = torch.zeros(1, 1, 40, 16)
+    keys[0, 0, 11, 0] = rise
+    values = view.values + 50.0
+    view = with_parts(view, tuple((keys[:, :, i:j], values[:, :, i:j]) for i, j in ((0, 34), (34, 40))))
+    view.queries = query.expand(1, 1, 1, 1, 16)
+    alpha = attention(view, 0, 0, 0, 0, list(range(40)))
+    assert alpha[11] == pytest.approx(weight, rel=1e-5)
+    want = {(0, 0, j): caote_error(view, 0, 0, alpha, mix(view, 0, 0, alpha), j) for j in range(40)}
+    agree(view, CAOTE(TOVA(), **settings).score(view), want, tol=2e-3)
+
+
 def test_nothing_to_choose_from_makes_no_nan() -> None:
     for view in (make_view(n=8, recent=8 * 3, rows=1), make_view(n=8, empty=True, invalid=2, rows=1)):
         for policy in (CAOTE(TOVA()), FastCAOTE(KeyDiff()), CAOTE(TOVA(), rows="window")):

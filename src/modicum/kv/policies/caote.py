@@ -70,7 +70,8 @@ class CAOTE(Wrapper):
         if self.rows == "window":
             return self._window_errors(view, counted, origin)
         alpha = normalised(self.base.head_scores(view), counted.unsqueeze(2))
-        return _errors(view, alpha, view.sum_values(self._shares(alpha, counted), origin), origin)
+        shares = self._shares(alpha, counted)
+        return _errors(view, alpha, shares, view.sum_values(shares, origin), origin)
 
     def _joined(self, view: View, errors: Tensor) -> Tensor:
         """The group joined, [B, H, N]; what is never dropped stays below the infinity of protected tokens."""
@@ -93,8 +94,9 @@ class CAOTE(Wrapper):
             # A row without a query stays zero; so does one that sees nothing of what counts.
             rows = rows.masked_fill(~counted[:, :, None, None], 0.0)
             rows = (rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)).flatten(2, 3)
-            x = view.sum_values(self._shares(rows, counted), origin)
-            total = total + torch.unflatten(_errors(view, rows, x, origin), 2, (g, r)).square().sum(3)
+            shares = self._shares(rows, counted)
+            errors = _errors(view, rows, shares, view.sum_values(shares, origin), origin)
+            total = total + torch.unflatten(errors, 2, (g, r)).square().sum(3)
         assert isinstance(total, Tensor)
         return total.sqrt()
 
@@ -109,24 +111,25 @@ class CAOTE(Wrapper):
         shares = self._shares(alpha, counted)
         x = view.sum_values(shares, origin)  # [B, H, G or 1, Dv]
         gone, lost = torch.zeros_like(alpha[..., :1]), torch.zeros_like(shares[..., :1])
+
+        def errors() -> Tensor:
+            left, part = (1 - gone).clamp_min(_TINY), (1 - lost).clamp_min(_TINY)
+            return self._joined(view, _errors(view, alpha / left, shares / part, x / part, origin))
+
         open_ = ~view.protected if view.valid is None else ~view.protected & view.valid
         number = (view.count - view.capacity).clamp_min(0)  # [B, H] to drop
         steps = max(0, view.positions.shape[2] - view.capacity)
         order = torch.zeros_like(view.positions, dtype=torch.float32)
         for step in range(steps):
-            errors = _errors(
-                view, alpha / (1 - gone).clamp_min(_TINY), x / (1 - lost).clamp_min(_TINY), origin
-            )
-            hot = _lowest(self._joined(view, errors), open_, view.positions)
-            hot = hot & (step < number).unsqueeze(-1)
+            hot = _lowest(errors(), open_, view.positions) & (step < number).unsqueeze(-1)
             taken = hot.unsqueeze(2)
             gone = gone + (alpha * taken).sum(-1, keepdim=True)
             lost = lost + (shares * taken).sum(-1, keepdim=True)
             x = x - view.sum_values(shares * taken, origin)
+            alpha, shares = alpha.masked_fill(taken, 0.0), shares.masked_fill(taken, 0.0)
             order = torch.where(hot, float(step - steps), order)
             open_ = open_ & ~hot
-        errors = _errors(view, alpha / (1 - gone).clamp_min(_TINY), x / (1 - lost).clamp_min(_TINY), origin)
-        return torch.where(order < 0, order, self._joined(view, errors))
+        return torch.where(order < 0, order, errors())
 
 
 @register
@@ -143,16 +146,40 @@ class FastCAOTE(CAOTE):
 
 def _origin(view: View) -> Tensor:
     """The newest token's value [B, H, 1, Dv]: less that, equal values vanish and none cancel badly."""
-    newest = torch.zeros_like(view.protected, dtype=torch.float32)
-    newest = newest.scatter_(-1, view.positions.argmax(-1, keepdim=True), 1.0)
-    return view.sum_values(newest.unsqueeze(2))
+    return _values_at(view, view.positions.argmax(-1, keepdim=True))
 
 
-def _errors(view: View, alpha: Tensor, x: Tensor, origin: Tensor) -> Tensor:
-    """α/(1 - α) · ‖x - (v - origin)‖: alpha [B, H, M, N], x [B, H, M or 1, Dv] -> [B, H, M, N]."""
-    # Distances proper, not ‖x‖² - 2x·v + ‖v‖², whose terms cancel where v is near x.
-    exact = "donot_use_mm_for_euclid_dist"
-    apart = view.per_value(lambda v: torch.cdist(v - origin, x, compute_mode=exact)).transpose(-1, -2)
+def _values_at(view: View, index: Tensor) -> Tensor:
+    """Values of the tokens in slots index [B, H, M]: [B, H, M, Dv] fp32."""
+    found, start = None, 0
+    for _, values in view.parts:
+        n = values.shape[2]
+        local = (index - start).clamp(0, n - 1).unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])
+        here = values.gather(2, local).float()
+        found = here if found is None else torch.where((index >= start).unsqueeze(-1), here, found)
+        start += n
+    assert found is not None
+    return found
+
+
+def _errors(view: View, alpha: Tensor, shares: Tensor, x: Tensor, origin: Tensor) -> Tensor:
+    """α/(1 - α) · ‖X - v‖: alpha [B, H, M, N], shares in X [B, H, M or 1, N] -> [B, H, M, N].
+
+    x is X less the origin. By ‖x‖² - 2 x·v + ‖v‖², several times as fast as differences, but blurred where v
+    is near X. A small α makes that a small error all the same; the token with the largest share, which is
+    near X for having it, is measured by its difference.
+    """
+    power = x.square().sum(-1, keepdim=True)
+
+    def squares(v: Tensor) -> Tensor:
+        v = v - origin
+        norms: Tensor = torch.linalg.vector_norm(v, dim=-1)
+        return (power - 2 * (x @ v.transpose(-1, -2)) + norms.square().unsqueeze(2)).transpose(-1, -2)
+
+    apart = view.per_value(squares).transpose(-1, -2).clamp_min(0.0).sqrt()  # [B, H, M or 1, N]
+    top = shares.argmax(-1)
+    nearest: Tensor = torch.linalg.vector_norm(_values_at(view, top) - origin - x, dim=-1)
+    apart = apart.scatter(-1, top.unsqueeze(-1), nearest.unsqueeze(-1))
     errors = alpha / (1 - alpha).clamp_min(_TINY) * apart
     return errors.masked_fill(alpha >= 1 - _TINY, math.inf)
 
