@@ -51,6 +51,7 @@ def plan(
         budget.check_tokens(budget.tokens, policy.window, "")
         return _slots(shape, policy, budget, budget.tokens, scores)
     assert budget.nbytes is not None
+    least += bool(getattr(policy, "compensate", False))  # RazorAttention's virtual token
 
     def cost(tokens: int) -> Plan:
         return _slots(shape, policy, budget, tokens, scores)
@@ -83,8 +84,13 @@ def _slots(shape: Shape, policy: Policy, budget: Budget, tokens: int, scores: He
     if isinstance(policy, RazorAttention):
         if scores is None:
             raise PolicyError("RazorAttention needs head scores: run modicum.kv.heads.probe(model) first")
-        retrieval = policy.retrieval(scores)
-        capacities = policy.head_budgets(scores, tokens, budget.n_sink, max(budget.recent, policy.window))
+        scores.check([layer.kv_heads for layer in shape.layers])
+        # Tables of all layers, of which those with a window hold none of these slots; the slack of evict_every
+        # must not come out of the recent tokens.
+        slots = policy.head_budgets(scores, tokens, budget.n_sink, least - budget.n_sink)
+        capacities = [slots[i] for i in shape.full]
+        found = policy.retrieval(scores)
+        retrieval = [found[i] for i in shape.full]
         # Without retrieval heads (or with nothing else) every head is served by the fallback scorer.
         flat = [kind for layer in retrieval for kind in layer]
         mixed = any(flat) and not all(flat)
