@@ -94,7 +94,7 @@ class Answer:
         done = self._prefill(self.blocks[:-1] + self._last_blocks())
         self.prefill_seconds += time.perf_counter() - start
         self.read += self.reader.taken
-        if not done:
+        if not done or self.interrupt.asked:
             return
         if self.rules.beams > 1:
             yield from self._beams()

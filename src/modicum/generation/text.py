@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _OPEN = "\N{REPLACEMENT CHARACTER}"  # how tokenizers decode bytes that are not yet a whole character
 
 
@@ -19,19 +21,24 @@ class TextStream:
 
     transformers' TextStreamer decodes from the last line break on, where sentencepiece tokenizers lose the
     leading space, and holds text back until a space. Here each step decodes a few tokens of context with the
-    new ones, so its cost does not grow with the answer, and only unfinished characters wait.
+    new ones, so its cost does not grow with the answer, and only unfinished characters wait. (Where a
+    tokenizer spells what it lacks in byte tokens, a run of them waits for its end: one bad byte voids it.)
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.tokens: list[int] = []
+        """Those that have text: special ones are left out, as if they had never been."""
+        self._special = frozenset(tokenizer.all_special_ids)
         self._context = 0
         self._done = 0
         self._sent: list[str] = []
 
     def put(self, tokens: list[int]) -> str:
         """Take new tokens; return the text that is complete ("" if none is)."""
-        self.tokens += tokens
+        self.tokens += [token for token in tokens if token not in self._special]
+        if not self.tokens or _BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(self.tokens[-1]))):
+            return ""
         before = decode(self.tokenizer, self.tokens[self._context : self._done])
         now = decode(self.tokenizer, self.tokens[self._context :])
         if now.endswith(_OPEN) or not now.startswith(before) or len(now) == len(before):
