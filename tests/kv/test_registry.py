@@ -178,41 +178,13 @@ def test_what_cannot_be_read_is_refused_in_words(text: object, words: list[str])
         assert word in message
 
 
-@pytest.mark.parametrize("text", ["(" * 400 + "knorm", "outer+" * 3000 + "knorm", "-" * 3000 + "knorm"])
+@pytest.mark.parametrize("text", ["(" * 400 + "knorm", "caote+" * 3000 + "knorm", "-" * 3000 + "knorm"])
 def test_expressions_too_deep_are_refused(text: str) -> None:
-    assert "cannot read the policy" in refusal(text) or "no policy" in refusal(text)
+    assert "cannot read the policy" in refusal(text)
 
 
-_WORDS = [
-    "knorm",
-    "snapkv",
-    "caote",
-    "manifoldkv",
-    "window",
-    "base",
-    "=",
-    "=",
-    "(",
-    "(",
-    ")",
-    ")",
-    "+",
-    "+",
-    ",",
-    "8",
-    "-1",
-    "'l2'",
-    "None",
-    "[",
-    "]",
-    "{",
-    "}",
-    "*",
-    ".",
-    ":",
-    "lambda",
-    "\x00",
-]
+_WORDS = ["knorm", "snapkv", "caote", "manifoldkv", "window", "base", "'l2'", "-1", "None", "lambda "]
+_WORDS += list("==(())++,8[]{}*.:\0")
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

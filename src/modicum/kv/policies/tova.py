@@ -57,6 +57,6 @@ def _mean_over_heads(score: Tensor, view: View) -> Tensor:
     # Nearly always the slots agree. Asking would make a GPU wait for its own answer: there, always sort.
     if not at.is_cuda and torch.equal(at, at[:, :1].expand_as(at)):
         return score.mean(1, keepdim=True).expand_as(score)
-    age = view.masked(at, torch.iinfo(at.dtype).max).argsort(-1)
+    age = at.argsort(-1)  # empty slots, at -1, come first: as many in every head
     mean = score.gather(-1, age).mean(1, keepdim=True)
     return torch.empty_like(score).scatter_(-1, age, mean.expand_as(score))
