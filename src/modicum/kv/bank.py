@@ -16,6 +16,8 @@ from modicum.kv.call import Piece
 from modicum.kv.choice import best, worst
 from modicum.kv.policy import Policy, View
 
+_INFINITY = torch.tensor(math.inf)  # a tensor costs less than a number that becomes one at each step
+
 
 @dataclass
 class Virtual:
@@ -76,10 +78,10 @@ class Candidates(View):
     """
 
     _protected: Tensor | None
-    _limit: int | Tensor = 0
-    _sinks: int = 0
+    _limit: Tensor
+    _sinks: int
 
-    def guarded(self, limit: int | Tensor, sinks: int) -> Candidates:
+    def guarded(self, limit: Tensor, sinks: int) -> Candidates:
         """Protect the first `sinks` positions and those from `limit` on."""
         self._limit, self._sinks = limit, sinks
         return self
@@ -100,9 +102,9 @@ class Candidates(View):
         if self._protected is not None or self.valid is not None or len(self.parts) > 1:
             score = score.masked_fill(self.protected, math.inf)
             return score if self.valid is None else score.masked_fill(~self.valid, -math.inf)
-        score = torch.where(self.positions < self._limit, score, math.inf)
+        score = torch.where(self.positions < self._limit, score, _INFINITY)
         # Sinks never leave the slots that they came into, which are an arena's first.
-        score[:, :, : self._sinks] = math.inf
+        score[:, :, : self._sinks] = _INFINITY
         return score
 
 
@@ -266,18 +268,14 @@ class Bank:
         valid: Tensor | None,
         newcomers: int,
     ) -> Candidates:
-        piece, rows = moment.piece, len(self.arena.live)
-        seen = piece.seen_tensor if len(piece.seen) == rows else piece.seen_tensor[self.rows]
-        counts = piece.seen[self.rows]
-        limit: int | Tensor = counts[0] - setting.recent
-        if counts.count(counts[0]) != rows:
-            limit = seen[:, None, None] - setting.recent
+        piece, whole = moment.piece, len(moment.piece.seen) == len(self.arena.live)
+        limit = piece.limit if whole or len(piece.limit) == 1 else piece.limit[self.rows]
         return Candidates(
             parts=parts,
             positions=positions,
             valid=valid,
             protected=None,  # type: ignore[arg-type]  # worked out when read
-            seen=seen,
+            seen=piece.seen_tensor if whole else piece.seen_tensor[self.rows],
             capacity=self.arena.capacity,
             layer=setting.layer,
             layers=setting.layers,

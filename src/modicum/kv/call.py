@@ -27,6 +27,8 @@ class Piece:
     """Tokens each row has seen once this piece is in."""
     seen_tensor: Tensor
     """The same, [B] int64."""
+    limit: Tensor
+    """[B|1, 1, 1] int32: the positions from here on are recent. One number where all rows agree."""
 
     @property
     def length(self) -> int:
@@ -55,9 +57,9 @@ def cuts(length: int, chunk: int) -> list[tuple[int, int]]:
 
 
 def read_call(
-    before: tuple[int, ...], length: int, chunk: int, mask: Tensor | None, device: torch.device
+    before: tuple[int, ...], length: int, chunk: int, recent: int, mask: Tensor | None, device: torch.device
 ) -> Call:
-    """Lay out a call of `length` columns for rows that have seen `before` tokens.
+    """Lay out a call of `length` columns for rows that have seen `before` tokens; the last `recent` are safe.
 
     mask: None, or [B, columns] with 0 for pads, of which the last `length` columns are this call's.
     """
@@ -88,5 +90,8 @@ def read_call(
         else:
             positions = (base + part.cumsum(1, dtype=torch.int32) - 1).masked_fill(~part, -1)
         seen = tuple(s + c for s, c in zip(seen, counts, strict=True))
-        pieces.append(Piece(start, stop, positions, part, counts, seen, torch.tensor(seen, device=device)))
+        ends = torch.tensor(seen, device=device)
+        one = seen[:1] if seen.count(seen[0]) == len(seen) else seen
+        limit = torch.tensor([n - recent for n in one], dtype=torch.int32, device=device)[:, None, None]
+        pieces.append(Piece(start, stop, positions, part, counts, seen, ends, limit))
     return Call(tuple(pieces), tuple(a - b for a, b in zip(seen, before, strict=True)), seen)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+_LAST = torch.tensor(torch.iinfo(torch.int32).max, dtype=torch.int32)
+
 
 def best(score: Tensor, positions: Tensor, count: Tensor) -> Tensor:
     """[B, H, N] bool: the `count` highest of each head.
@@ -24,7 +26,7 @@ def best(score: Tensor, positions: Tensor, count: Tensor) -> Tensor:
 def worst(score: Tensor, positions: Tensor) -> Tensor:
     """[B, H]: index of the lowest score of each head, the oldest among equals."""
     lowest = score == score.amin(-1, keepdim=True)
-    return torch.where(lowest, positions, torch.iinfo(positions.dtype).max).argmin(-1)
+    return torch.where(lowest, positions, _LAST).argmin(-1)
 
 
 def compete(scores: list[Tensor], positions: list[Tensor], total: int, sure: int) -> list[Tensor]:

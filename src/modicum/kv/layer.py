@@ -150,7 +150,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         self._check(key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._incoming = (key_states.detach(), value_states.detach())
+        self._incoming = (key_states, value_states)
         handle = Handle(self)
         return handle, handle
 
@@ -281,8 +281,10 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         key, value = self._incoming
         self._incoming = None
         b, h, q, _ = key.shape
-        grouped = query.detach().view(b, h, -1, q, query.shape[-1])  # [B, H, G, q, Dk]
-        call = self.shared.read(self.row_seen, q, self.setting.budget.chunk, mask, self.device)
+        grouped = query.view(b, h, -1, q, query.shape[-1])  # [B, H, G, q, Dk]
+        call = self.shared.read(
+            self.row_seen, q, self.setting.budget.chunk, self.setting.recent, mask, self.device
+        )
         if not self.setting.policy.evicts:
             self._check_room(call)
         outs = []
@@ -303,6 +305,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         self.row_seen = call.after
         if self.setting.layer == self.shared.last:
             self.shared.forget()
+        if q == 1:
+            return outs[0].reshape(b, 1, -1, value.shape[-1])
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)  # [B, H, G, q, Dv]
         return out.flatten(1, 2).transpose(1, 2).contiguous()
 

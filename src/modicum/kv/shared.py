@@ -46,14 +46,20 @@ class Shared:
         self.peak = max(self.peak, self.now + nbytes)
 
     def read(
-        self, before: tuple[int, ...], length: int, chunk: int, mask: Tensor | None, device: torch.device
+        self,
+        before: tuple[int, ...],
+        length: int,
+        chunk: int,
+        recent: int,
+        mask: Tensor | None,
+        device: torch.device,
     ) -> Call:
         """The layout of a call; worked out by its first layer and used by the others."""
         last = self.last_call
         if last is not None and last[:3] == (before, length, device) and last[3] is mask:
             assert self.call is not None
             return self.call
-        self.call = read_call(before, length, chunk, mask, device)
+        self.call = read_call(before, length, chunk, recent, mask, device)
         self.last_call = (before, length, device, mask)
         return self.call
 
