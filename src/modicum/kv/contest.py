@@ -38,6 +38,8 @@ def take_in(
             out[at], view = bank.look(setting, moment, query[at], key[at], value[at])
             views.append(view)
             scores.append(bank.score(setting, view)[0, 0])
+            if view.state is not None:  # what the policy observed moves with the tokens
+                bank.arena.state[:, :, : bank.arena.used] = view.state[:, :, : bank.arena.used]
         keeps = compete(scores, [view.positions[0, 0] for view in views], heads * budget, sure)
         kept = [int(keep.sum()) for keep in keeps]
         _make_room([bank for bank, _ in block], keeps, _capacities(block, kept, heads * budget), m, shared)
