@@ -29,6 +29,9 @@ class QueryRing:
         """Take in a piece's queries [B, H, G, m, Dk]; the oldest go."""
         room, m = self.queries.shape[3], piece.length
         positions = piece.positions.expand(query.shape[0], -1)
+        if piece.valid is not None:
+            self._write_padded(query, positions)
+            return
         if m >= room:
             self.queries.copy_(query[:, :, :, m - room :])
             self.positions.copy_(positions[:, m - room :])
@@ -43,8 +46,25 @@ class QueryRing:
             self.positions.index_copy_(1, slot, positions)
         self.next = (self.next + m) % room
 
+    def _write_padded(self, query: Tensor, positions: Tensor) -> None:
+        """As `write`, row by row: no pad displaces a query, so that a batch changes no row."""
+        room = self.queries.shape[3]
+        fresh = positions.topk(min(room, positions.shape[1]), dim=1).indices
+        queries = torch.cat([self.queries, _pick(query, fresh)], dim=3)
+        positions = torch.cat([self.positions, positions.gather(1, fresh)], dim=1)
+        last = positions.topk(room, dim=1).indices.flip(1)  # oldest first, as `next` goes
+        self.queries.copy_(_pick(queries, last))
+        self.positions.copy_(positions.gather(1, last))
+        self.next = 0
+
     def select_rows(self, index: Tensor) -> None:
         """Rows become rows[index]."""
         index = index.to(self.queries.device)
         self.queries = self.queries.index_select(0, index)
         self.positions = self.positions.index_select(0, index)
+
+
+def _pick(queries: Tensor, index: Tensor) -> Tensor:
+    """Each row's queries [B, H, G, n, Dk] at index [B, r]: [B, H, G, r, Dk]."""
+    b, h, g, _, d = queries.shape
+    return queries.gather(3, index[:, None, None, :, None].expand(b, h, g, -1, d))
