@@ -134,7 +134,9 @@ class Bank:
         out, view = self.look(setting, moment, query, key, value)
         counts = moment.piece.counts[self.rows]
         total = [a + c for a, c in zip(self.arena.live, counts, strict=True)]
-        live = [min(t, self.arena.capacity) for t in total]
+        most, slack = self.arena.capacity, setting.budget.evict_every - 1
+        # A row that takes one token is in decode, whatever the others take: a batch changes no row.
+        live = [t if t <= most else most - slack * (c == 1) for t, c in zip(total, counts, strict=True)]
         if live == total:
             keep = torch.ones_like(view.protected) if view.valid is None else view.valid
         else:

@@ -32,6 +32,11 @@ def take_in(
         block = [
             (bank, moment) for bank, moment in zip(banks, moments, strict=True) if bank.rows.start == row
         ]
+        if moments[0].piece.counts[row] <= 1:  # in decode, whatever the other rows take
+            for bank, moment in block:
+                at = (bank.rows, bank.heads)
+                out[at] = bank.attend(setting, moment, query[at], key[at], value[at])
+            continue
         views, scores = [], []
         for bank, moment in block:
             at = (bank.rows, bank.heads)
