@@ -129,15 +129,26 @@ class View:
         done = [fn(tile) for tile in self._tiles(which)]
         return done[0] if len(done) == 1 else torch.cat(done, dim=2)
 
+    def dot_keys(self, vectors: Tensor) -> Tensor:
+        """Each of M vectors times each key: [B, H, M, Dk] fp32 -> [B, H, M, N] fp32."""
+        b, h, m, dim = vectors.shape
+        flat = vectors.reshape(b * h, m, dim)
+        # Three dimensions and vectors @ kT: half the price of k @ vectorsT for few vectors, in decode.
+        done = [torch.bmm(flat, tile.reshape(b * h, -1, dim).transpose(1, 2)) for tile in self._tiles(0)]
+        return (done[0] if len(done) == 1 else torch.cat(done, dim=2)).view(b, h, m, -1)
+
     def _weighted_sum(self, weights: Tensor, which: int, origin: Tensor | None = None) -> Tensor:
-        flat = weights.flatten(2, -2) if weights.dim() > 3 else weights.unsqueeze(2)  # [B, H, M, N]
+        b, h = weights.shape[:2]
+        flat = weights.reshape(b * h, -1, weights.shape[-1])  # [B·H, M, N]
         total, start = None, 0
         for tile in self._tiles(which):
-            part = flat[..., start : start + tile.shape[2]] @ (tile if origin is None else tile - origin)
+            n, dim = tile.shape[2:]
+            part = flat if n == flat.shape[2] else flat[..., start : start + n]
+            part = torch.bmm(part, (tile if origin is None else tile - origin).reshape(b * h, n, dim))
             total = part if total is None else total + part
-            start += tile.shape[2]
+            start += n
         assert total is not None
-        return total.reshape(*weights.shape[:-1], total.shape[-1])
+        return total.view(*weights.shape[:-1], total.shape[-1])
 
     def logits(self, first: int = 0, last: int | None = None, gain: Tensor | None = None) -> Tensor:
         """z = scaling · q·k of queries first:last, soft-capped where the model does: [B, H, G, R, N] fp32.
@@ -147,9 +158,7 @@ class View:
         """
         queries, at = self.asked
         q = queries[:, :, :, first:last].float().flatten(2, 3) * self.scaling  # [B, H, G*R, Dk]
-        # q @ kT rather than k @ qT: tokens last, as softmax wants them, and twice as fast for few queries
-        z = self.per_key(lambda k: (q @ k.transpose(-1, -2)).transpose(-1, -2)).transpose(-1, -2)
-        z = torch.unflatten(z, 2, (self.group, -1))  # [B, H, G, R, N]
+        z = torch.unflatten(self.dot_keys(q), 2, (self.group, -1))  # [B, H, G, R, N]
         if self.softcap is not None:
             z = self.softcap * torch.tanh(z / self.softcap)
         if gain is not None:
