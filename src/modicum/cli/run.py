@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,6 +125,14 @@ def _sampling(temperature: float | None, top_p: float | None, top_k: int | None)
     """A GenerationConfig for what was asked, or None for the model's own."""
     if temperature is None and top_p is None and top_k is None:
         return None
+    for name, value, least, most in (
+        ("temperature", temperature, 0, None),
+        ("top-p", top_p, 0, 1),
+        ("top-k", top_k, 1, None),
+    ):
+        if value is not None and (value < least or (most is not None and value > most)):
+            limit = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise InputError(f"--{name} is {value}: it must be {limit}")
     import transformers
 
     config: Any = transformers.GenerationConfig  # has no types
@@ -138,9 +147,11 @@ def _answer(lm: Any, tokenizer: Any, text: str | None, silent: bool, **settings:
     from modicum.generate import stream
 
     pieces = stream(lm, tokenizer, text, **settings)
-    for piece in pieces:
-        if not silent:
-            print(piece, end="", flush=True)
+    # A stream ends by itself if Ctrl-C comes while it works; here it may come while we print.
+    with suppress(KeyboardInterrupt):
+        for piece in pieces:
+            if not silent:
+                print(piece, end="", flush=True)
     if not silent:
         print(flush=True)
     return pieces.result
