@@ -520,6 +520,30 @@ def test_criticalkv_keeps_the_base_state_in_front() -> None:
     assert policy.accumulates == base.accumulates
 
 
+@dataclass(frozen=True)
+class Counting(Policy):
+    """A base whose `observe` gives a new state and leaves the old one alone."""
+
+    def state_width(self, group: int) -> int:
+        return 2
+
+    def observe(self, view: View) -> Tensor:
+        assert view.state is not None
+        return view.state + 1.0
+
+
+def test_criticalkv_takes_a_state_that_the_base_made_anew() -> None:
+    policy = CriticalKV(Counting())
+    view = with_state(make_view(n=7, hidden=4), policy)
+    assert view.state is not None
+    norms = view.state[..., 2].clone()
+    for call in (1.0, 2.0):
+        state = policy.observe(view)
+        assert (state[..., :2] == call).all()
+        assert torch.equal(state[..., 2], norms)
+        view = replace(view, state=state)
+
+
 def test_criticalkv_needs_the_output_projection() -> None:
     view = make_view()
     assert CriticalKV(KeyDiff()).needs_output_weight
@@ -595,12 +619,14 @@ EVERY = [
     "caote+snapkv(window=4)",
     "caote+tova",
     "caote+keydiff",
+    "caote+ahakv(window=4)",
     "caote(snapkv(window=4), rows='window')",
     "caote(tova, iterative=True)",
     "caote(keydiff, iterative=True, x_over='evictable', fast=True)",
     "fastcaote+h2o",
     "criticalkv+snapkv(window=4)",
     "criticalkv+h2o",
+    "criticalkv+ahakv(window=4)",
     "pyramidkv+tova",
     "adakv+caote+snapkv(window=4)",
     "razor+snapkv(window=4)",
@@ -672,6 +698,23 @@ def test_wrappers_are_registered_and_say_what_they_are() -> None:
     assert modicum.kv.policies.caote.CAOTE is CAOTE
     assert str(parse_policy("adakv+caote+snapkv")) == "adakv(caote(snapkv))"
     assert parse_policy("caote(tova, rows='window')") == CAOTE(TOVA(), rows="window")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("caote(tova, iterative=no)", "iterative"),
+        ("caote(tova, fast=1)", "fast"),
+        ("criticalkv(tova, share=1.5)", "share"),
+        ("criticalkv(tova, share=half)", "share"),
+        ("criticalkv(tova, eps=-1)", "eps"),
+        ("pyramidkv(tova, beta=True)", "beta"),
+        ("adakv(tova, safeguard='0.2')", "safeguard"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_by_name(text: str, word: str) -> None:
+    with pytest.raises(PolicyError, match=word):
+        parse_policy(text)
 
 
 @pytest.mark.parametrize("name", ["caote", "fastcaote", "criticalkv", "pyramidkv", "adakv"])

@@ -184,7 +184,17 @@ def test_razor_is_registered_and_needs_no_base() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"echo": -0.1}, {"induction": 1.5}, {"share": 0.5}, {"share": math.nan}, {"base": "keydiff"}]
+    "bad",
+    [
+        {"echo": -0.1},
+        {"induction": 1.5},
+        {"share": 0.5},
+        {"share": math.nan},
+        {"base": "keydiff"},
+        {"heads": 3},
+        {"compensate": "no"},
+        {"echo": "many"},
+    ],
 )
 def test_razor_refuses_bad_settings(bad: dict[str, Any]) -> None:
     with pytest.raises(PolicyError, match=next(iter(bad))):

@@ -416,3 +416,19 @@ def check_choice(policy: Policy, key: str, value: str, choices: tuple[str, ...])
     """Raise unless the setting is one of the choices."""
     if value not in choices:
         raise PolicyError(f"{policy.name}: {key} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def check_between(policy: Policy, least: float, most: float, **values: float) -> None:
+    """Raise unless each setting is a finite number from `least` to `most` (which may be infinite)."""
+    limits = f"from {least} to {most}" if math.isfinite(most) else f"of at least {least}"
+    for key, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not least <= value <= most:
+            raise PolicyError(f"{policy.name}: {key} is {value!r}; it must be a number {limits}")
+
+
+def check_flag(policy: Policy, **values: bool) -> None:
+    """Raise unless each setting is True or False."""
+    for key, value in values.items():
+        if not isinstance(value, bool):
+            raise PolicyError(f"{policy.name}: {key} is {value!r}; it must be True or False")

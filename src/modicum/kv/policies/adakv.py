@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from modicum.errors import PolicyError
-from modicum.kv.policy import View, Wrapper
+from modicum.kv.policy import View, Wrapper, check_between
 from modicum.kv.registry import register
 
 
@@ -31,10 +30,7 @@ class AdaKV(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.safeguard <= 1:
-            raise PolicyError(
-                f"adakv: safeguard is {self.safeguard}; it is a share of the budget, from 0 to 1"
-            )
+        check_between(self, 0, 1, safeguard=self.safeguard)
 
     def score(self, view: View) -> Tensor:
         return self.base.score(view)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import PolicyError
-from modicum.kv.policy import GroupReduction, View, Wrapper, check_choice, reduce_group
+from modicum.kv.policy import GroupReduction, View, Wrapper, check_choice, check_flag, reduce_group
 from modicum.kv.registry import register
 from modicum.kv.weighting import normalised
 
@@ -52,6 +52,7 @@ class CAOTE(Wrapper):
         check_choice(self, "group", self.group, ("mean", "max", "rss"))
         check_choice(self, "rows", self.rows, ("base", "window"))
         check_choice(self, "x_over", self.x_over, ("auto", "held", "evictable"))
+        check_flag(self, iterative=self.iterative, fast=self.fast)
         if self.rows == "window" and self.base.query_rows == 0:
             raise PolicyError(
                 f"{self.name}: rows='window' needs a base that reads queries; {self.base} does not"

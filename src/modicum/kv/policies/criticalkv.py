@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import PolicyError
-from modicum.kv.policy import View, Wrapper
+from modicum.kv.policy import View, Wrapper, check_between
 from modicum.kv.registry import register
 from modicum.kv.weighting import lifted
 
@@ -40,10 +41,8 @@ class CriticalKV(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.share <= 1:
-            raise PolicyError(f"criticalkv: share is {self.share}; it is a share of the budget, from 0 to 1")
-        if not self.eps >= 0:
-            raise PolicyError(f"criticalkv: eps is {self.eps}; it must be at least 0")
+        check_between(self, 0, 1, share=self.share)
+        check_between(self, 0, math.inf, eps=self.eps)
 
     @property
     def needs_output_weight(self) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
 from torch import Tensor
 
-from modicum.errors import BudgetError, PolicyError
-from modicum.kv.policy import View, Wrapper
+from modicum.errors import BudgetError
+from modicum.kv.policy import View, Wrapper, check_between
 from modicum.kv.registry import register
 
 
@@ -33,8 +34,7 @@ class PyramidKV(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.beta < float("inf"):
-            raise PolicyError(f"pyramidkv: beta is {self.beta}; it must be a number of at least 1")
+        check_between(self, 1, math.inf, beta=self.beta)
 
     def score(self, view: View) -> Tensor:
         return self.base.score(view)

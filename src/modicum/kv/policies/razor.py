@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from modicum.errors import BudgetError, PolicyError
-from modicum.kv.policy import Policy, View
+from modicum.kv.policy import Policy, View, check_between, check_flag
 from modicum.kv.registry import alias, register
 
 if TYPE_CHECKING:
@@ -59,13 +59,11 @@ class RazorAttention(Policy):
                 f"razor: {self.base} never evicts, so it cannot serve as fallback: use 'keydiff'"
             )
         object.__setattr__(self, "base", self.base.per_head())
-        for key, value in (("echo", self.echo), ("induction", self.induction)):
-            if not 0 <= value <= 1:
-                raise PolicyError(f"razor: {key} is {value}; it is a share of all heads, from 0 to 1")
-        if not self.share >= 1:
-            raise PolicyError(
-                f"razor: share is {self.share}; other heads hold 1/share of the budget: at least 1"
-            )
+        check_between(self, 0, 1, echo=self.echo, induction=self.induction)
+        check_between(self, 1, math.inf, share=self.share)
+        check_flag(self, compensate=self.compensate)
+        if self.heads is not None and not isinstance(self.heads, str):
+            raise PolicyError(f"razor: heads is {self.heads!r}; it is the path of saved head scores, or None")
 
     def retrieval(self, scores: HeadScores) -> list[list[bool]]:
         """[layers][KV heads]: which heads retrieve. Equals go by layer, then by head, lower first."""
