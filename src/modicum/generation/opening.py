@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from modicum.errors import InputError
+from modicum.errors import CacheError, InputError
 from modicum.generation.inputs import Block, check_text, check_texts, encode
 from modicum.generation.limits import check_positions
 from modicum.generation.reader import Reader
@@ -44,6 +44,7 @@ class Opening:
 
         Raises:
             InputError: texts that cannot be used, or that do not fit the cache.
+            CacheError: the cache of another model.
         """
         if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
             raise InputError(
@@ -52,6 +53,11 @@ class Opening:
         if cache is not None and not isinstance(cache, BudgetCache):
             raise InputError(
                 f"the cache is {type(cache).__name__}: give a modicum.BudgetCache, or none for a new one"
+            )
+        # Asked before the forward, where another model's attention may stumble over the cache first.
+        if cache is not None and cache.shared.config is not model.config.get_text_config(decoder=True):
+            raise CacheError(
+                "the cache was built for another model: give the model it was made with, or no cache"
             )
         texts = None
         if prompt is not None:
