@@ -328,8 +328,9 @@ class Bank:
         """Add the virtual token's share: query [B, H, M, Dk], out [B, H, M, Dv], lse [B, H, M]."""
         if self.virtual is None:
             return out
-        logit = compensation.virtual_logit(query, self.virtual.key, self.virtual.count, moment.scaling)
-        return compensation.merge(out, lse, self.virtual.value, logit)
+        v = self.virtual
+        logit = compensation.virtual_logit(query, v.key, v.count, moment.scaling, moment.softcap)
+        return compensation.merge(out, lse, v.value, logit)
 
     def _fold(self, parts: tuple[tuple[Tensor, Tensor], ...], gone: Tensor) -> None:
         """Fold what is let go into the virtual token; gone [B, H, N] over the parts."""
