@@ -28,6 +28,7 @@ from subject import FLOOR, PRIME, Settings, all_policies, probe_heads, random_mo
 import modicum
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
+_BUSY = 0.5  # load average above which a run is not worth publishing
 _QUICK = Settings(tokens=2048, budget=256, chunk=128, repeats=2, block=4)
 
 
@@ -108,6 +109,8 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     console = Console(stderr=True)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if load is not None and load > _BUSY:
+        console.print(f"warning: the machine is busy (load average {load:.2f}): the times will be noisy")
     started = datetime.now().astimezone()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:

@@ -226,7 +226,7 @@ def _floor(raw: Raw) -> str:
         ]
         for name, nbytes, step in steps
     ]
-    head = ["", "must read", "at that speed", "a token takes", "achieved", "of the floor"]
+    head = ["", "must read", "at that speed", "a token takes", "achieved", "floor ÷ step"]
     return (
         "### How near the floor\n\n"
         f"A decode step must read the weights ({_size(raw['weights_nbytes'])}; a row of the input embeddings "
@@ -252,7 +252,7 @@ def _decode(raw: Raw, policy: str, below: str) -> Spread:
 
 
 def _median(samples: Sequence[Raw], policy: str, key: str) -> float:
-    return statistics.median(x[key] for x in samples if x["policy"] == policy)
+    return statistics.median(float(x[key]) for x in samples if x["policy"] == policy)
 
 
 def _share(raw: Raw, policy: str) -> Spread | None:
