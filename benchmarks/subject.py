@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import modicum
-import modicum.kv.policies  # registers them
 from modicum.kv.cache import use_head_scores
 from modicum.kv.heads import probe
 

@@ -1,6 +1,7 @@
 """modicum: a language model's KV cache under a hard memory budget.
 
-The names below are the public ones. They load when first used, so that `import modicum` is quick and patches nothing.
+The names below are the public ones. They load when first used, so that `import modicum` is quick and patches
+nothing.
 """
 
 from __future__ import annotations

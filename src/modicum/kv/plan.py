@@ -85,8 +85,8 @@ def _slots(shape: Shape, policy: Policy, budget: Budget, tokens: int, scores: He
         if scores is None:
             raise PolicyError("RazorAttention needs head scores: run modicum.kv.heads.probe(model) first")
         scores.check([layer.kv_heads for layer in shape.layers])
-        # Tables of all layers, of which those with a window hold none of these slots; the slack of evict_every
-        # must not come out of the recent tokens.
+        # Tables of all layers, of which those with a window hold none of these slots; the slack of
+        # evict_every must not come out of the recent tokens.
         slots = policy.head_budgets(scores, tokens, budget.n_sink, least - budget.n_sink)
         capacities = [slots[i] for i in shape.full]
         found = policy.retrieval(scores)

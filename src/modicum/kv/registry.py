@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 from dataclasses import MISSING, dataclass, fields
+from importlib import import_module
 from typing import Any, TypeVar
 
 from modicum.errors import PolicyError
@@ -47,8 +48,14 @@ def alias(name: str, text: str) -> None:
     _ALIASES[name] = text
 
 
+def _load() -> None:
+    """Register modicum's own policies. Late, since their files import this one."""
+    import_module("modicum.kv.policies")
+
+
 def policies() -> list[PolicyInfo]:
     """Every registered policy, in the order of registration."""
+    _load()
     return [
         PolicyInfo(
             name=cls.name,
@@ -73,6 +80,7 @@ def parse_policy(text: str | Policy) -> Policy:
     Raises:
         PolicyError: an unknown name (with near ones), an unknown or bad setting, a wrapper without a base.
     """
+    _load()
     if isinstance(text, Policy):
         return text
     if not isinstance(text, str) or not text.strip():
