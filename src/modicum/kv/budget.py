@@ -75,7 +75,7 @@ class Budget:
 
     def least(self, window: int) -> int:
         """The fewest slots a head can work with under a policy that needs `window` newest tokens."""
-        return max(1, self.n_sink + max(self.recent, window) + self.evict_every - 1)
+        return max(1, self.n_sink + max(self.recent, window)) + self.evict_every - 1
 
 
 def parse_size(text: str) -> int:

@@ -255,7 +255,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         if self.ring is not None:
             self.ring.select_rows(index)
         self.row_seen = tuple(self.row_seen[i] for i in chosen)
-        self.shared.change(self.nbytes - before)
+        self.shared.change(self.nbytes)  # for a moment beside the old
+        self.shared.change(-before)
 
     def offload(self) -> None:
         raise CacheError("a budget cache is not offloaded: give it a smaller budget instead")

@@ -69,6 +69,26 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
         self.is_initialized = False
         self.cumulative_length = 0
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        before = self.nbytes
+        super().reorder_cache(beam_idx)
+        self._recount(before)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        before = self.nbytes
+        super().batch_repeat_interleave(repeats)
+        self._recount(before)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        before = self.nbytes
+        super().batch_select_indices(indices)
+        self._recount(before)
+
+    def _recount(self, before: int) -> None:
+        """Count new storage, which for a moment stood beside the old."""
+        self.shared.change(self.nbytes)
+        self.shared.change(-before)
+
     def crop(self, *args: Any) -> NoReturn:
         refuse_crop()
 
