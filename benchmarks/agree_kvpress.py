@@ -1,0 +1,388 @@
+"""Does modicum keep what kvpress keeps? The same tiny random models, prompts and budgets through both.
+
+Each side runs in its own environment, as kvpress 0.5.5 needs transformers < 5.3 and wraps attention functions
+when it is imported:
+
+    python -m venv .venv-kvpress
+    .venv-kvpress/bin/pip install torch==2.13.0
+    .venv-kvpress/bin/pip install kvpress==0.5.5 transformers==5.2.0
+    python benchmarks/agree_kvpress.py --peer .venv-kvpress/bin/python
+
+One-shot prefill (our chunk holds the prompt), no sinks and no recent tokens beyond what a policy itself
+protects, and a ratio with which int(n · (1 − ratio)) is the budget. Where a rule differs on purpose, the
+press is run again with that one rule changed (`agree_peer.py`); what then still differs is a near tie or a
+defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from agree_models import Task, Tiny, padding, random_ids, write_tasks
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+import modicum
+
+_TOKENS, _WINDOW = 320, 16
+_BUDGETS = (25, 64, 80, 96, 144, 240)
+_NEAR = 1e-5  # scores nearer than this, relative to their size, are a tie in fp32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A policy of ours, a press of theirs, and presses of theirs with rules changed to ours one by one."""
+
+    title: str
+    policy: str
+    press: str
+    changed: tuple[tuple[str, str], ...] = ()
+    n_sink: int = 0
+
+    @property
+    def presses(self) -> tuple[tuple[str, str], ...]:
+        return (("as it is", self.press), *self.changed)
+
+
+_SNAP = f"snapkv(window={_WINDOW})"
+CASES = (
+    Case("KeyDiff", "keydiff", "keydiff"),
+    Case("Knorm", "knorm", "knorm"),
+    Case("TOVA", "tova", "tova"),
+    Case("StreamingLLM", "streamingllm", "streamingllm", n_sink=4),
+    Case("SnapKV", _SNAP, "snapkv", (("edges", "snapkv-edges"),)),
+    Case("Ada-KV(SnapKV)", f"adakv+{_SNAP}", "adakv+snapkv", (("edges", "adakv+snapkv-edges"),)),
+    Case(
+        "CriticalKV(SnapKV)",
+        f"criticalkv+{_SNAP}",
+        "criticalkv+snapkv",
+        (("edges", "criticalkv+snapkv-edges"), ("edges, sum", "criticalkv+snapkv-summed")),
+    ),
+    Case("PyramidKV", f"pyramidkv+{_SNAP}", "pyramidkv"),
+    Case("H2O", "h2o", "observed", (("no division", "observed-summed"),)),
+)
+_MATCHED = ((64, 3, 2), (96, 10, 4), (144, 16, 6))
+"""Budget, our β and their β with which PyramidKV gives each layer as much on both sides."""
+
+
+@torch.no_grad()
+def fill(
+    model: PreTrainedModel, policy: str, ids: list[list[int]], pads: list[int], budget: int, **settings: int
+) -> modicum.BudgetCache:
+    """Our cache after a one-shot prefill."""
+    tokens = torch.tensor(ids)
+    cache = modicum.BudgetCache(
+        model, policy, budget, **{"chunk": tokens.shape[1], "n_sink": 0, "recent": 0, **settings}
+    )
+    mask = {"attention_mask": padding(pads, tokens.shape[1])} if any(pads) else {}
+    model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **mask)
+    cache.check_integrity()
+    return cache
+
+
+def kept_by(cache: modicum.BudgetCache) -> list[list[list[list[int]]]]:
+    """[layers][B][H]: positions held, in order."""
+    layers = [cache.positions(i) for i in range(len(cache.layers))]
+    return [[[sorted(at[at >= 0].tolist()) for at in row] for row in layer] for layer in layers]
+
+
+@torch.no_grad()
+def full_keys(model: PreTrainedModel, ids: list[list[int]]) -> list[Tensor]:
+    """The keys of each layer in transformers' own cache."""
+    modicum.detach(model)
+    cache = DynamicCache()
+    model(torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return [layer.keys for layer in cache.layers]
+
+
+def agreement(ours: list[Any], theirs: list[Any], uneven: bool) -> tuple[int, int]:
+    """Entries (layer, head, position) that both keep, of how many that they keep; one row.
+
+    uneven: the two may keep different numbers of entries (PyramidKV's layer budgets).
+    """
+    pairs = [
+        (set(a), set(b))
+        for layer, other in zip(ours, theirs, strict=True)
+        for a, b in zip(layer[0], other[0], strict=True)
+    ]
+    total = sum(len(b) for _, b in pairs)
+    if not uneven and sum(len(a) for a, _ in pairs) != total:
+        raise RuntimeError("the two sides keep different numbers of entries")
+    return sum(len(a & b) for a, b in pairs), total
+
+
+def near_ties(ours: list[Any], theirs: list[Any], scores: list[Tensor], across: bool) -> int:
+    """Of the entries that they keep and we do not, those whose score ties with what we keep instead.
+
+    across: heads compete, so that the exchange may be with another head.
+    """
+    count = 0
+    for layer, other, score in zip(ours, theirs, scores, strict=True):
+        heads = range(len(layer[0]))
+        gained = {h: [float(score[0, h, i]) for i in set(layer[0][h]) - set(other[0][h])] for h in heads}
+        every = [x for own in gained.values() for x in own]
+        for h in heads:
+            rivals = every if across else gained[h]
+            for i in set(other[0][h]) - set(layer[0][h]):
+                own = float(score[0, h, i])
+                count += any(abs(own - x) <= _NEAR * max(abs(own), abs(x)) for x in rivals)
+    return count
+
+
+class Peer:
+    """What kvpress' side told."""
+
+    def __init__(self, folder: Path, python: str, tasks: list[Task]) -> None:
+        for model in {task.model for task in tasks}:
+            model.write(folder)
+        write_tasks(tasks, folder / "tasks.json")
+        script = Path(__file__).with_name("agree_peer.py")
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        subprocess.run([python, str(script), str(folder)], check=True, env=env)
+        told = json.loads((folder / "peer.json").read_text(encoding="utf-8"))
+        self.versions: dict[str, str] = told["versions"]
+        self.results: dict[str, Any] = told["results"]
+        self._tensors = load_file(folder / "peer.safetensors")
+
+    def tensors(self, prefix: str) -> list[Tensor]:
+        """One tensor per layer."""
+        return [self._tensors[f"{prefix}/{i}"] for i in range(3) if f"{prefix}/{i}" in self._tensors]
+
+
+def models(seeds: int) -> list[Tiny]:
+    """Random Llamas and Qwen3s with grouped queries."""
+    llamas = [Tiny("llama", seed) for seed in range(seeds)]
+    return llamas + [Tiny("qwen3", seed, heads=6, head_dim=32) for seed in range(seeds)]
+
+
+def agreement_tasks(seeds: int) -> list[Task]:
+    """Every case, model and budget."""
+    tasks = []
+    for tiny in models(seeds):
+        ids = random_ids(1, _TOKENS, [0], tiny.seed)
+        for press in dict.fromkeys(press for case in CASES for _, press in case.presses):
+            for budget in _BUDGETS:
+                tasks.append(Task(f"{press}/{tiny.name}/{budget}", press, tiny, ids, [0], budget, _WINDOW))
+        for budget, _, beta in _MATCHED:
+            for press in ("pyramidkv", "pyramidkv-edges"):
+                key = f"{press}-matched/{tiny.name}/{budget}"
+                tasks.append(Task(key, press, tiny, ids, [0], budget, _WINDOW, beta))
+    return tasks
+
+
+def compare(title: str, change: str, runs: list[tuple[list[Any], str]], peer: Peer, across: bool) -> Any:
+    """One line of the table: what both keep, over the runs (what ours kept, key of theirs)."""
+    both = total = ties = 0
+    shares = []
+    for ours, key in runs:
+        theirs = peer.results[key]["kept"]
+        same, entries = agreement(ours, theirs, uneven=title == "PyramidKV")
+        both, total = both + same, total + entries
+        shares.append(same / entries)
+        ties += near_ties(ours, theirs, peer.tensors(key), across)
+    return {
+        "policy": title,
+        "press": change,
+        "runs": len(runs),
+        "entries": total,
+        "share": both / total,
+        "least": min(shares),
+        "different": total - both,
+        "near_ties": ties,
+    }
+
+
+def measure_agreement(folder: Path, peer: Peer, seeds: int) -> list[Any]:
+    """Lines for every case: as it is, and with rules changed."""
+    loaded = {tiny: tiny.load(folder) for tiny in models(seeds)}
+    lines = []
+
+    def ours(tiny: Tiny, policy: str, budget: int, **settings: int) -> list[Any]:
+        ids = random_ids(1, _TOKENS, [0], tiny.seed)
+        return kept_by(fill(loaded[tiny], policy, ids, [0], budget, **settings))
+
+    grid = [(tiny, budget) for tiny in loaded for budget in _BUDGETS]
+    for case in CASES:
+        kept = [ours(tiny, case.policy, budget, n_sink=case.n_sink) for tiny, budget in grid]
+        for change, press in case.presses:
+            keys = [f"{press}/{tiny.name}/{budget}" for tiny, budget in grid]
+            runs = list(zip(kept, keys, strict=True))
+            lines.append(compare(case.title, change, runs, peer, across=press.startswith("adakv")))
+        guarded = [(tiny, budget) for tiny, budget in grid if budget >= 64]
+        kept = [ours(tiny, case.policy, budget, n_sink=4, recent=32) for tiny, budget in guarded]
+        keys = [f"{case.press}/{tiny.name}/{budget}" for tiny, budget in guarded]
+        runs = list(zip(kept, keys, strict=True))
+        lines.append(compare(case.title, "our default protection", runs, peer, across=True))
+    for change, press in (("equal layer budgets", "pyramidkv"), ("and edges", "pyramidkv-edges")):
+        runs = [
+            (
+                ours(tiny, f"pyramidkv(base={_SNAP}, beta={beta})", budget),
+                f"{press}-matched/{tiny.name}/{budget}",
+            )
+            for tiny in loaded
+            for budget, beta, _ in _MATCHED
+        ]
+        lines.append(compare("PyramidKV", change, runs, peer, across=False))
+    return lines
+
+
+_BYTES = Tiny("llama", layers=2, hidden=256, heads=8, kv_heads=2, head_dim=128, dtype="bfloat16")
+_BYTES_TOKENS, _BYTES_BUDGET, _BYTES_WINDOW = 2048, 512, 32
+
+
+def byte_tasks() -> list[Task]:
+    """A quarter of a longer prompt, at a usual head dimension."""
+    ids = random_ids(1, _BYTES_TOKENS, [0], 0)
+    return [
+        Task(f"bytes/{case.press}", case.press, _BYTES, ids, [0], _BYTES_BUDGET, _BYTES_WINDOW, kept=False)
+        for case in CASES
+    ]
+
+
+def measure_bytes(folder: Path, peer: Peer) -> list[Any]:
+    """Live storage after the prefill as shares of the full cache's keys and values."""
+    model, ids = _BYTES.load(folder), random_ids(1, _BYTES_TOKENS, [0], 0)
+    lines = []
+    for case in CASES:
+        policy = case.policy.replace(f"window={_WINDOW}", f"window={_BYTES_WINDOW}")
+        cache = fill(model, policy, ids, [0], _BYTES_BUDGET, n_sink=case.n_sink)
+        theirs = peer.results[f"bytes/{case.press}"]
+        lines.append(
+            {
+                "policy": case.title,
+                "nominal": _BYTES_BUDGET / _BYTES_TOKENS,
+                "modicum": cache.nbytes / cache.full_nbytes,
+                "kvpress": (theirs["nbytes"] + theirs["indices_nbytes"]) / cache.full_nbytes,
+                "kvpress_indices": theirs["indices_nbytes"] / cache.full_nbytes,
+            }
+        )
+    return lines
+
+
+_PADDED = Tiny("llama")
+_PADS = (0, 100)
+_PADDED_BUDGET = 80
+
+
+def padded_tasks() -> list[Task]:
+    """A batch whose second row begins with pads, and that row alone."""
+    ids = random_ids(2, _TOKENS, list(_PADS), 0)
+    alone = [ids[1][_PADS[1] :]]
+    tasks = []
+    for case in CASES:
+        common = (case.press, _PADDED)
+        tasks.append(
+            Task(f"batch/{case.press}", *common, ids, list(_PADS), _PADDED_BUDGET, _WINDOW, kept=True)
+        )
+        tasks.append(Task(f"alone/{case.press}", *common, alone, [0], _PADDED_BUDGET, _WINDOW, kept=True))
+    return tasks
+
+
+def measure_padding(folder: Path, peer: Peer) -> list[Any]:
+    """Of the padded row's slots: the share spent on pads, and the share that it keeps alone too."""
+    model, ids = _PADDED.load(folder), random_ids(2, _TOKENS, list(_PADS), 0)
+    lines = []
+    for case in CASES:
+        batch, alone = (
+            kept_by(fill(model, case.policy, rows, pads, _PADDED_BUDGET, n_sink=case.n_sink))
+            for rows, pads in ((ids, list(_PADS)), ([ids[1][_PADS[1] :]], [0]))
+        )
+        theirs = [peer.results[f"{which}/{case.press}"]["kept"] for which in ("batch", "alone")]
+        line: dict[str, Any] = {"policy": case.title}
+        for side, (many, one) in (("modicum", (batch, alone)), ("kvpress", theirs)):
+            slots = same = pads = 0
+            for layer, other in zip(many, one, strict=True):
+                for a, b in zip(layer[1], other[0], strict=True):
+                    slots, pads, same = slots + len(a), pads + a.count(-1), same + len({*a} & {*b})
+            line |= {f"{side}_pads": pads / slots, f"{side}_same": same / slots}
+        lines.append(line)
+    return lines
+
+
+def show(results: dict[str, Any]) -> str:
+    """The tables as Markdown."""
+    lines = [
+        "| policy | press | agree | least | different | of them near ties |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in results["agreement"]:
+        lines.append(
+            f"| {r['policy']} | {r['press']} | {r['share']:.4f} | {r['least']:.4f} | {r['different']:,} of "
+            f"{r['entries']:,} | {r['near_ties']} |"
+        )
+    lines += ["", "| policy | nominal | modicum | kvpress |", "|---|---|---|---|"]
+    for r in results["bytes"]:
+        lines.append(f"| {r['policy']} | {r['nominal']:.3f} | {r['modicum']:.3f} | {r['kvpress']:.3f} |")
+    lines += [
+        "",
+        "| policy | modicum: pads | as alone | kvpress: pads | as alone |",
+        "|---|---|---|---|---|",
+    ]
+    for r in results["padding"]:
+        cells = [r[f"{side}_{what}"] for side in ("modicum", "kvpress") for what in ("pads", "same")]
+        lines.append(f"| {r['policy']} | " + " | ".join(f"{x:.3f}" for x in cells) + " |")
+    return "\n".join(lines)
+
+
+def measure(python: str, seeds: int) -> dict[str, Any]:
+    """Both sides, all tables."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        peer = Peer(folder, python, agreement_tasks(seeds) + byte_tasks() + padded_tasks())
+        apart = 0.0
+        for tiny in models(seeds):
+            mine = full_keys(tiny.load(folder), random_ids(1, _TOKENS, [0], tiny.seed))
+            for a, b in zip(mine, peer.tensors(f"full/{tiny.name}"), strict=True):
+                apart = max(apart, float((a - b).abs().max()))
+        return {
+            "date": date.today().isoformat(),
+            "versions": {
+                "modicum": {
+                    "modicum": modicum.__version__,
+                    "transformers": version("transformers"),
+                    "torch": version("torch"),
+                },
+                "kvpress": peer.versions,
+            },
+            "settings": {
+                "tokens": _TOKENS,
+                "window": _WINDOW,
+                "budgets": _BUDGETS,
+                "models": [tiny.name for tiny in models(seeds)],
+                "bytes": {"tokens": _BYTES_TOKENS, "budget": _BYTES_BUDGET, "window": _BYTES_WINDOW},
+                "padding": {"pads": _PADS, "tokens": _TOKENS, "budget": _PADDED_BUDGET},
+            },
+            "full_cache_keys_apart": apart,
+            "agreement": measure_agreement(folder, peer, seeds),
+            "bytes": measure_bytes(folder, peer),
+            "padding": measure_padding(folder, peer),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--peer", default=".venv-kvpress/bin/python", help="Python with kvpress")
+    parser.add_argument("--seeds", type=int, default=3, help="random models of each family")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = measure(args.peer, args.seeds)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(show(results))
+    print(f"\nkeys of the full cache, greatest difference: {results['full_cache_keys_apart']:.1e}")
+
+
+if __name__ == "__main__":
+    main()
