@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         PolicyError,
         SnapshotError,
     )
-    from modicum.generate import Generation, generate, prefill, stream
+    from modicum.generation.generate import Generation, generate, prefill, stream
     from modicum.kv.attention import attach, detach
     from modicum.kv.budget import Budget
     from modicum.kv.cache import BudgetCache
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from modicum.kv.policies.tova import TOVA
     from modicum.kv.policy import Policy, View, Wrapper
     from modicum.kv.registry import PolicyInfo, parse_policy, policies, register
-    from modicum.load import embedded, load, sample_text
+    from modicum.loading import embedded, load, sample_text
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ _HOMES = {
         "PolicyError",
         "SnapshotError",
     ),
-    "generate": ("Generation", "generate", "prefill", "stream"),
+    "generation.generate": ("Generation", "generate", "prefill", "stream"),
     "kv.attention": ("attach", "detach"),
     "kv.budget": ("Budget",),
     "kv.cache": ("BudgetCache",),
@@ -73,7 +73,7 @@ _HOMES = {
     "kv.policies.tova": ("TOVA",),
     "kv.policy": ("Policy", "View", "Wrapper"),
     "kv.registry": ("PolicyInfo", "parse_policy", "policies", "register"),
-    "load": ("embedded", "load", "sample_text"),
+    "loading": ("embedded", "load", "sample_text"),
 }
 _HOME = {name: f"modicum.{home}" for home, names in _HOMES.items() for name in names}
 
@@ -125,7 +125,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'modicum' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)
-    # A submodule of the same name (modicum.generate, modicum.load) is put there by the import: the name stays ours.
     globals()[name] = value
     return value
 

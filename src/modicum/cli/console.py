@@ -47,7 +47,7 @@ def quiet() -> None:
 def load(name: str, dtype: str, device: str) -> tuple[Any, Any]:
     """A model and its tokenizer, without chatter."""
     quiet()
-    from modicum.load import load as load_model
+    from modicum.loading import load as load_model
 
     return load_model(name, dtype=dtype, device=device)
 

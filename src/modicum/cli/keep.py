@@ -55,7 +55,7 @@ def keep(
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}")
     lm, tokenizer = load(model, dtype, device)
-    from modicum.generate import prefill
+    from modicum.generation.generate import prefill
 
     cache = prefill(lm, tokenizer, text, progress=not as_json, **settings)
     title = f"{model}: {settings['policy']}, budget {budget}, {cache.seen:,} tokens seen"
@@ -90,7 +90,7 @@ def _text(prompt: str | None, path: Path | None, sample: bool) -> str:
         if not prompt.strip():
             raise InputError("the prompt is empty: give some text")
         return prompt
-    from modicum.load import sample_text
+    from modicum.loading import sample_text
 
     return read_text(sample_text())
 

@@ -29,7 +29,7 @@ from modicum.cli.options import (
 from modicum.errors import InputError
 
 if TYPE_CHECKING:
-    from modicum.generate import Generation
+    from modicum.generation.generate import Generation
 
 
 def run(
@@ -116,7 +116,7 @@ def _context(prompt: str | None, path: Path | None, sample: bool, questions: lis
         questions.insert(0, prompt)
     if path is not None:
         return read_text(path)
-    from modicum.load import sample_text
+    from modicum.loading import sample_text
 
     return read_text(sample_text())
 
@@ -144,7 +144,7 @@ def _sampling(temperature: float | None, top_p: float | None, top_k: int | None)
 
 def _answer(lm: Any, tokenizer: Any, text: str | None, silent: bool, **settings: Any) -> Generation:
     """Answer once, text to stdout as it comes unless silent."""
-    from modicum.generate import stream
+    from modicum.generation.generate import stream
 
     pieces = stream(lm, tokenizer, text, **settings)
     # A stream ends by itself if Ctrl-C comes while it works; here it may come while we print.
@@ -167,7 +167,7 @@ def _interview(
     common: dict[str, Any],
 ) -> tuple[list[Generation], dict[str, float]]:
     """Several questions: the prompt is compressed once, each question goes to a copy."""
-    from modicum.generate import prefill
+    from modicum.generation.generate import prefill
 
     start = time.perf_counter()
     cache = prefill(lm, tokenizer, text, progress=not silent, **settings)
