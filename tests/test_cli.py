@@ -15,9 +15,9 @@ from typer.testing import CliRunner, Result
 
 import modicum
 from modicum.cli import app
-from modicum.generate import generate
+from modicum.generation.generate import generate
 from modicum.kv.heads import HeadScores
-from modicum.load import load
+from modicum.loading import load
 
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play in the park with her dog."
 TIGHT = ["--budget", "64", "--chunk", "16", "--recent", "8"]

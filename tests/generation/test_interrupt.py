@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
-from modicum.generate import generate, prefill, stream
+from modicum.generation.generate import generate, prefill, stream
 from modicum.generation.interrupt import Interrupt
 from modicum.kv.call import cuts
-from modicum.load import load
+from modicum.loading import load
 
 TIGHT: dict[str, Any] = {"budget": 64, "chunk": 16, "n_sink": 4, "recent": 8}
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play in the park. One day she."

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from modicum.errors import InputError
-from modicum.generate import generate, stream
+from modicum.generation.generate import generate, stream
 from modicum.generation.text import TextStream, decode
 from tests.zoo import ALL, build
 

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from modicum.generation.text import TextStream, decode
-from modicum.load import load
+from modicum.loading import load
 
 TOKENIZER: Any = load("stories")[1]
 
