@@ -1,0 +1,355 @@
+"""The eviction methods as they are specified: scores of a KV head's tokens, one head and one token at a time.
+
+Slow, in float64, with plain lists, and without a line of modicum: what the engine is held against. A KV head
+holds a list of tokens in the order of their positions. Higher scores stay; ties keep the more recent token.
+z = q·k/√d, a = softmax(z) over the tokens at hand that came no later than the query; q and k after RoPE at
+their original positions; all logarithms natural.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+Vector = np.ndarray
+Scores = list[float]
+INF = math.inf
+FIRST = 1e30
+"""Scores from here on are of a stage that goes before all others (CriticalKV)."""
+
+
+@dataclass(eq=False)
+class Token:
+    """What a KV head holds of one token; `received` is the attention it got so far (H2O)."""
+
+    position: int
+    key: Vector
+    value: Vector
+    received: float = 0.0
+
+
+@dataclass
+class Query:
+    """A token's query vectors, one per query head of the layer."""
+
+    position: int
+    heads: list[Vector]
+
+
+@dataclass
+class Rules:
+    """The budget b (tokens per KV head, on average) and what holds for every method."""
+
+    budget: int
+    chunk: int
+    n_sink: int
+    recent: int
+    evict_every: int = 1
+
+
+@dataclass
+class Clarity:
+    """How near the decisions were: the smallest relative gap between two scores that had to be told apart.
+
+    ties: whether equal scores come from equal numbers (a pool, a floor), so that recency settles them.
+    """
+
+    ties: bool = False
+    least: float = INF
+
+    def gap(self, a: float, b: float, among: Scores) -> None:
+        if a == b:
+            self.least = self.least if self.ties and a < INF else 0.0
+        elif max(a, b) < INF:
+            typical = median([abs(s) for s in among if s < FIRST] or [0.0])
+            self.least = min(self.least, abs(a - b) / max(abs(a), abs(b), typical))
+
+
+@dataclass
+class Layer:
+    """One layer: its weights, all queries of the row so far, what each KV head holds, may hold and let go."""
+
+    index: int
+    weights: dict[str, np.ndarray]
+    capacity: list[int]
+    streams: list[bool]
+    heads: list[list[Token]]
+    gone: list[list[Token]]  # let go by streaming heads, for the virtual token
+    queries: list[Query] = field(default_factory=list)
+    seen: int = 0
+    sinks: int = 0
+    recent: int = 0
+    group: int = 1
+    clarity: Clarity = field(default_factory=Clarity)
+
+    def safe(self, token: Token) -> bool:
+        """Protected: the first n_sink positions and the last max(recent, the method's window)."""
+        return token.position < self.sinks or token.position >= self.seen - self.recent
+
+    def members(self, head: int) -> list[int]:
+        """The query heads that share a KV head."""
+        return list(range(head * self.group, (head + 1) * self.group))
+
+    def row(self, query: Query, member: int, gain: float = 1.0) -> Scores:
+        """softmax_j(gain · z_j) over what the member's KV head holds now; 0 for what came after the query."""
+        tokens, q = self.heads[member // self.group], query.heads[member]
+        scale = gain / math.sqrt(len(q))
+        return softmax([scale * dot(q, t.key) if t.position <= query.position else -INF for t in tokens])
+
+    def output_slice(self, member: int) -> np.ndarray:
+        """W_O^h [hidden, d]: the part of the output projection that reads query head h."""
+        d = self.weights["o"].shape[1] // (self.group * len(self.heads))
+        return self.weights["o"][:, member * d : (member + 1) * d]
+
+
+def dot(a: Vector, b: Vector) -> float:
+    return float(a @ b)
+
+
+def norm(x: Vector) -> float:
+    return math.sqrt(dot(x, x))
+
+
+def mean(xs: list[Any]) -> Any:
+    return sum(xs[1:], xs[0]) / len(xs)
+
+
+def softmax(z: Scores) -> Scores:
+    top = max(z, default=-INF)
+    if top == -INF:
+        return [0.0] * len(z)
+    e = [math.exp(x - top) for x in z]
+    total = sum(e)
+    return [x / total for x in e]
+
+
+def add(rows: list[Scores]) -> Scores:
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
+def join(group: list[Scores], how: str) -> Scores:
+    """Query heads of a group made one: mean, max, or root of the sum of squares."""
+    columns = list(zip(*group, strict=True))
+    if how == "mean":
+        return [mean(list(c)) for c in columns]
+    return [max(c) if how == "max" else math.sqrt(sum(x * x for x in c)) for c in columns]
+
+
+def pool(line: Scores, kernel: int, how: str = "avg") -> Scores:
+    """Over `kernel` neighbours of each place, of which there are fewer at the edges."""
+    half, out = kernel // 2, []
+    for j in range(len(line)):
+        near = line[max(0, j - half) : j + half + 1]
+        out.append(max(near) if how == "max" else sum(near) / len(near))
+    return out
+
+
+def ranked(layer: Layer, tokens: list[Token], scores: Scores) -> list[int]:
+    """Indices of the tokens, best first: protected ones, then by score, of equals the more recent."""
+    key = [(layer.safe(t), s, t.position) for t, s in zip(tokens, scores, strict=True)]
+    return sorted(range(len(tokens)), key=lambda j: key[j], reverse=True)
+
+
+def best(layer: Layer, tokens: list[Token], scores: Scores, count: int) -> list[Token]:
+    """The `count` best, in the order of positions; notes how clear the cut is."""
+    order = ranked(layer, tokens, scores)
+    if 0 < count < len(order) and not layer.safe(tokens[order[count - 1]]):
+        loose = [s for s, t in zip(scores, tokens, strict=True) if not layer.safe(t)]
+        layer.clarity.gap(scores[order[count - 1]], scores[order[count]], loose)
+    return [tokens[j] for j in sorted(order[:count])]
+
+
+@dataclass
+class Method:
+    """Scores of every token of a KV head, in the order of its list; protected ones' are not used."""
+
+    ties = False  # whether equal scores are exactly equal (see `Clarity`)
+
+    @property
+    def protects(self) -> int:
+        """How many of the newest tokens the method itself protects."""
+        return getattr(self, "window", 0)
+
+    def observe(self, layer: Layer, new: list[Query]) -> None:
+        """After each piece's attention."""
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        raise NotImplementedError
+
+    def per_query_head(self, layer: Layer, head: int) -> list[Scores]:
+        """One line of scores per query head of the group, or a single one for all of them."""
+        return [self.score(layer, head)]
+
+    def per_head(self) -> Method:
+        """The same with every KV head deciding for itself, as wrappers need it."""
+        return self
+
+    def layer_budgets(self, rules: Rules, layers: int, least: int) -> list[int]:
+        return [rules.budget] * layers
+
+
+class StreamingLLM(Method):
+    """The position: the newest stay."""
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return [float(t.position) for t in layer.heads[head]]
+
+
+class Full(StreamingLLM):
+    """Nothing is ever let go; it is used with room for everything."""
+
+
+@dataclass
+class Random(Method):
+    """A lot drawn once per (seed, layer, KV head, position): 24 bits of Wellons' lowbias32 hash."""
+
+    seed: int = 0
+
+    @staticmethod
+    def mix(x: int) -> int:
+        x = ((x ^ (x >> 16)) * 0x7FEB352D) % 2**32
+        x = ((x ^ (x >> 15)) * 0x846CA68B) % 2**32
+        return x ^ (x >> 16)
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        salt = self.mix(self.mix(self.mix(self.seed) + layer.index) + head)
+        return [(self.mix(t.position ^ salt) >> 8) / 2**24 for t in layer.heads[head]]
+
+
+class Knorm(Method):
+    """-‖k‖₂"""
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return [-norm(t.key) for t in layer.heads[head]]
+
+
+@dataclass
+class KeyDiff(Method):
+    """cosine: -cos(μ, k), μ the mean of k/‖k‖. l2 (ManifoldKV): ‖k - μ‖, μ the mean of k.
+
+    μ is over all tokens held and new; anchor_window: one μ for each stretch of so many positions.
+    """
+
+    metric: str = "cosine"
+    anchor_window: int | None = None
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        tokens, out = layer.heads[head], []
+        for t in tokens:
+            w = self.anchor_window
+            near = [u for u in tokens if w is None or u.position // w == t.position // w]
+            if self.metric == "l2":
+                out.append(norm(t.key - mean([u.key for u in near])))
+            else:
+                anchor = mean([u.key / norm(u.key) for u in near])
+                out.append(-dot(anchor, t.key) / (norm(anchor) * norm(t.key)))
+        return out
+
+
+@dataclass
+class TOVA(Method):
+    """a_t, the newest query's row: the mean over all query heads of the layer, or over a KV head's group."""
+
+    heads: str = "layer"
+    window: int = 1
+
+    def per_head(self) -> TOVA:
+        return replace(self, heads="each")
+
+    def per_query_head(self, layer: Layer, head: int) -> list[Scores]:
+        return [layer.row(layer.queries[-1], member) for member in layer.members(head)]
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        heads = range(len(layer.heads)) if self.heads == "layer" else [head]
+        return join([row for h in heads for row in self.per_query_head(layer, h)], "mean")
+
+
+class H2O(Method):
+    """Σ_i a_ij over every query since j came, the group's mean; each row over what was held at the time."""
+
+    def observe(self, layer: Layer, new: list[Query]) -> None:
+        for head, tokens in enumerate(layer.heads):
+            for query in new:
+                row = join([layer.row(query, member) for member in layer.members(head)], "mean")
+                for token, weight in zip(tokens, row, strict=True):
+                    token.received += weight
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return [t.received for t in layer.heads[head]]
+
+
+@dataclass
+class SnapKV(Method):
+    """pool_j(Σ_i a_ij) (or max_i) over the last `window` queries, for the tokens before the window.
+
+    Rows are made anew from the last queries, over what is held now. The group's query heads are pooled one by
+    one, then joined by mean or max. floor: no score below the mean of those that may go.
+    """
+
+    window: int = 32
+    kernel: int = 5
+    pooling: str = "avg"
+    group: str = "mean"
+    over: str = "sum"
+    floor: bool = False
+    ties = True
+
+    def votes(self, layer: Layer, head: int) -> list[Scores]:
+        tokens, lines = layer.heads[head], []
+        before = [t.position < layer.seen - self.window for t in tokens]
+        for member in layer.members(head):
+            rows = [layer.row(query, member) for query in layer.queries[-self.window :]]
+            votes = add(rows) if self.over == "sum" else join(rows, "max")
+            early = [v for v, b in zip(votes, before, strict=True) if b]
+            pooled = iter(pool(early, self.kernel, self.pooling))
+            lines.append([next(pooled) if b else v for v, b in zip(votes, before, strict=True)])
+        return lines
+
+    def clamped(self, votes: Scores, layer: Layer, head: int) -> Scores:
+        loose = [v for v, t in zip(votes, layer.heads[head], strict=True) if not layer.safe(t)]
+        if not self.floor or not loose:
+            return votes
+        floor = mean(loose)
+        for v in loose:
+            layer.clarity.gap(v, floor, loose)
+        return [max(v, floor) for v in votes]
+
+    def per_query_head(self, layer: Layer, head: int) -> list[Scores]:
+        return [self.clamped(votes, layer, head) for votes in self.votes(layer, head)]
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return self.clamped(join(self.votes(layer, head), self.group), layer, head)
+
+
+@dataclass
+class AhaKV(Method):
+    """γ̄_j · Σ_i softmax_j(G_i z_ij) over the last `window` queries, G_i = √(2 ln(i/b)), 0 for i ≤ b.
+
+    i: tokens the query had seen (or how many of them are still held). γ̄ = γ / max γ, γ = avg-pooled ‖v‖².
+    """
+
+    window: int = 32
+    kernel: int = 5
+    min_gain: float = 0.0
+    count: str = "seen"
+    group: str = "mean"
+
+    def per_query_head(self, layer: Layer, head: int) -> list[Scores]:
+        tokens, lines = layer.heads[head], []
+        prior = pool([dot(t.value, t.value) for t in tokens], self.kernel)
+        for member in layer.members(head):
+            rows = []
+            for query in layer.queries[-self.window :]:
+                held = sum(t.position <= query.position for t in tokens)
+                i = query.position + 1 if self.count == "seen" else held
+                gain = math.sqrt(2 * math.log(max(i / layer.capacity[head], 1.0)))
+                rows.append(layer.row(query, member, max(gain, self.min_gain)))
+            lines.append([s * p / max(prior) for s, p in zip(add(rows), prior, strict=True)])
+        return lines
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return join(self.per_query_head(layer, head), self.group)

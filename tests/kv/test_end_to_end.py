@@ -1,0 +1,312 @@
+"""BudgetCache on a real (tiny, random) Llama against the slow reference: what is kept, and every logit.
+
+Both get the same calls: a prompt, decode steps, a second turn, more steps. After every call the positions
+that each KV head of each layer holds are compared, and the logits. The engine scores in fp32 and the
+reference in float64, so each test first finds ids for which no decision of the reference was near
+(`CLEAR`): then it is no luck to agree, and no rounding to differ.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from modicum.kv.cache import BudgetCache, use_head_scores
+from modicum.kv.heads import HeadScores
+from tests.kv.reference import Decoder
+from tests.kv.reference_methods import (
+    H2O,
+    TOVA,
+    AhaKV,
+    Full,
+    KeyDiff,
+    Knorm,
+    Method,
+    Random,
+    Rules,
+    SnapKV,
+    StreamingLLM,
+)
+from tests.kv.reference_wrappers import CAOTE, AdaKV, CriticalKV, PyramidKV, RazorAttention
+
+VOCAB = 96
+CLEAR = 1e-5
+"""Least relative gap between scores that had to be told apart; fp32 blurs them by some 1e-7."""
+TOLERANCE = 1e-11
+VIRTUAL_TOLERANCE = 1e-5
+"""The virtual token's means are kept in fp32."""
+
+ECHO = ((0.1, 0.7), (0.2, 0.3))
+INDUCTION = ((0.4, 0.3), (0.2, 0.6))
+
+
+class ExactNorm(nn.Module):
+    """RMSNorm in the dtype of its input; that of transformers goes through fp32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class ExactRotary(nn.Module):
+    """RoPE's cosines and sines in float64; transformers' are fp32."""
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        speed = 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+        angle = (position_ids[..., None] * speed).repeat(1, 1, 2)
+        return angle.cos(), angle.sin()
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=VOCAB,
+        initializer_range=0.25,  # large enough that attention is far from uniform
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).double().eval()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "LlamaRMSNorm":
+                setattr(parent, name, ExactNorm(child.weight + 0.3 * torch.randn_like(child.weight)))
+    model.model.rotary_emb = ExactRotary()
+    use_head_scores(model, HeadScores(ECHO, INDUCTION))
+    return model
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A budget, and the calls: tokens per row, one tuple per call. Rows are padded on the left."""
+
+    rules: Rules
+    calls: tuple[tuple[int, ...], ...]
+
+
+def script(*parts: tuple[tuple[int, ...], int]) -> tuple[tuple[int, ...], ...]:
+    """Calls, each so many times."""
+    return tuple(call for call, times in parts for _ in range(times))
+
+
+SETUPS = {
+    # the prompt in one bare call: a rest, then whole chunks
+    "long call": Setup(
+        Rules(budget=16, chunk=6, n_sink=2, recent=4),
+        script(((38,), 1), ((1,), 20), ((7,), 1), ((1,), 3)),
+    ),
+    # chunks longer than the budget, calls that are no whole chunks, several tokens let go at a time
+    "slack": Setup(
+        Rules(budget=15, chunk=17, n_sink=0, recent=3, evict_every=4),
+        script(((19,), 1), ((5,), 1), ((1,), 21), ((9,), 1), ((1,), 6)),
+    ),
+    # two rows, the second shorter in every call of several tokens; it also sits a step out
+    "padded": Setup(
+        Rules(budget=14, chunk=5, n_sink=3, recent=1),
+        script(((31, 18), 1), ((4, 2), 1), ((1, 1), 10), ((1, 0), 1), ((1, 1), 4), ((9, 3), 1), ((1, 1), 3)),
+    ),
+    # as above with slack; each row once has a single token of a piece in which the other has several or none
+    "padded slack": Setup(
+        Rules(budget=15, chunk=4, n_sink=1, recent=4, evict_every=3),
+        script(((22, 12), 1), ((1, 1), 9), ((5, 4), 1), ((1, 1), 2), ((8, 5), 1), ((3, 2), 1), ((1, 1), 4)),
+    ),
+    # pieces of one token, budgets with next to no choice (window 6), a row that begins when others are full
+    "late row": Setup(
+        Rules(budget=13, chunk=1, n_sink=4, recent=2, evict_every=2),
+        script(((17, 14, 0), 1), ((1, 1, 1), 3), ((2, 1, 9), 1), ((1, 1, 1), 5)),
+    ),
+}
+
+SNAP = "snapkv(window=6, kernel=3)"
+
+
+def snap(window: int = 6, kernel: int = 3, **settings: Any) -> SnapKV:
+    return SnapKV(window, kernel, **settings)
+
+
+def razor(base: Method, *settings: Any) -> RazorAttention:
+    return RazorAttention(base, (ECHO, INDUCTION), *settings)
+
+
+POLICIES: dict[str, Callable[[], Method]] = {
+    "streamingllm": StreamingLLM,
+    "random": Random,
+    "random(seed=11)": lambda: Random(11),
+    "knorm": Knorm,
+    "keydiff": KeyDiff,
+    "manifoldkv": lambda: KeyDiff("l2"),
+    "keydiff(anchor_window=20)": lambda: KeyDiff("cosine", 20),
+    "keydiff(metric='l2', anchor_window=24)": lambda: KeyDiff("l2", 24),
+    "tova": TOVA,
+    "tova(heads='each')": lambda: TOVA("each"),
+    "h2o": H2O,
+    SNAP: snap,
+    "snapkv(window=6, kernel=5, pooling='max')": lambda: snap(6, 5, pooling="max"),
+    "snapkv(window=4, kernel=3, group='max', over='max', floor=True)": lambda: snap(
+        4, 3, group="max", over="max", floor=True
+    ),
+    "snapkv(window=5, kernel=1, floor=True)": lambda: snap(5, 1, floor=True),
+    "ahakv(window=6, kernel=3)": lambda: AhaKV(6, 3),
+    "ahakv(window=6, kernel=5, count='held', group='max')": lambda: AhaKV(6, 5, 0.0, "held", "max"),
+    "ahakv(window=3, kernel=1, min_gain=1)": lambda: AhaKV(3, 1, 1.0),
+    f"caote+{SNAP}": lambda: CAOTE(snap()),
+    "caote+tova": lambda: CAOTE(TOVA()),
+    "caote+h2o": lambda: CAOTE(H2O()),
+    "caote+keydiff": lambda: CAOTE(KeyDiff()),
+    f"fastcaote+{SNAP}": lambda: CAOTE(snap(), fast=True),
+    "fastcaote+tova": lambda: CAOTE(TOVA(), fast=True),
+    "fastcaote+h2o": lambda: CAOTE(H2O(), fast=True),
+    "fastcaote(x_over='held')+keydiff": lambda: CAOTE(KeyDiff(), x_over="held", fast=True),
+    f"caote(iterative=True)+{SNAP}": lambda: CAOTE(snap(), iterative=True),
+    "caote(iterative=True)+tova": lambda: CAOTE(TOVA(), iterative=True),
+    "caote(iterative=True)+keydiff": lambda: CAOTE(KeyDiff(), iterative=True),
+    "fastcaote(iterative=True, group='mean')+h2o": lambda: CAOTE(H2O(), "mean", iterative=True, fast=True),
+    f"caote(rows='window', group='max')+{SNAP}": lambda: CAOTE(snap(), "max", rows="window"),
+    "fastcaote(rows='window', x_over='evictable')+ahakv(window=4)": lambda: CAOTE(
+        AhaKV(4, 5), rows="window", x_over="evictable", fast=True
+    ),
+    "caote+snapkv(window=4, group='max', floor=True)": lambda: CAOTE(snap(4, 5, floor=True)),
+    f"criticalkv+{SNAP}": lambda: CriticalKV(snap()),
+    "criticalkv(share=0.6, eps=0.01)+keydiff": lambda: CriticalKV(KeyDiff(), 0.6, 0.01),
+    "criticalkv+h2o": lambda: CriticalKV(H2O()),
+    f"pyramidkv(beta=4)+{SNAP}": lambda: PyramidKV(snap(), 4),
+    "pyramidkv+tova": lambda: PyramidKV(TOVA()),
+    f"adakv+{SNAP}": lambda: AdaKV(snap()),
+    "adakv(safeguard=0.75)+keydiff": lambda: AdaKV(KeyDiff(), 0.75),
+    "adakv(safeguard=0)+h2o": lambda: AdaKV(H2O(), 0.0),
+    "adakv+caote+tova": lambda: AdaKV(CAOTE(TOVA())),
+    "adakv+criticalkv+ahakv(window=4)": lambda: AdaKV(CriticalKV(AhaKV(4, 5))),
+    f"adakv+pyramidkv(beta=3)+{SNAP}": lambda: AdaKV(PyramidKV(snap(), 3)),
+    "razor(echo=0.25, induction=0.25, share=2)": lambda: razor(KeyDiff(), 0.25, 0.25, 2),
+    "razor(echo=0, induction=0.5, share=5, compensate=False)": lambda: razor(KeyDiff(), 0, 0.5, 5, False),
+    f"razor({SNAP}, echo=0.25, induction=0.01, share=1.5)": lambda: razor(snap(), 0.25, 0.01, 1.5),
+    "razor(h2o, echo=0.25, induction=0)": lambda: razor(H2O(), 0.25, 0),
+    "razor(echo=1)": lambda: razor(KeyDiff(), 1.0),
+}
+
+
+def drawn(rng: random.Random, method: Method) -> Setup:
+    """Any budget that holds what the method needs, any calls."""
+    n_sink, recent, evict_every = rng.randint(0, 4), rng.randint(0, 6), rng.choice([1, 1, 2, 3, 5])
+    least = n_sink + max(recent, method.protects) + evict_every - 1 + getattr(method, "compensate", False)
+    budget = max(least + rng.choice([0, 1, 2, 3, 5, 8, 12]), 1)
+    rules = Rules(budget, rng.choice([1, 2, 3, 4, 5, 7, 8, 11, 16, 64]), n_sink, recent, evict_every)
+    rows, calls = rng.choice([1, 1, 2, 3]), []
+    left = [VOCAB] * rows
+    for _ in range(rng.randint(3, 24)):
+        long, absent = rng.choice([1, 1, 1, 4, 12, 30]), 0.1 * (rows > 1)
+        call = [0 if rng.random() < absent else min(rng.randint(1, long), n) for n in left]
+        if any(call):
+            left = [n - c for n, c in zip(left, call, strict=True)]
+            calls.append(tuple(call))
+    return Setup(rules, tuple(calls))
+
+
+@dataclass
+class After:
+    """The reference after one call: of each row, the call's logits and what each layer's KV heads hold."""
+
+    logits: list[np.ndarray]
+    positions: list[list[list[list[int]]]]
+
+
+def expected(
+    model: LlamaForCausalLM, make: Callable[[], Method], setup: Setup
+) -> tuple[list[list[list[int]]], list[After]]:
+    """Ids per call and row that leave no decision near, and the reference's account of them."""
+    weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        ids: list[list[list[int]]] = [[] for _ in setup.calls]
+        after = [After([], [[], []]) for _ in setup.calls]
+        clear = True
+        for row in range(len(setup.calls[0])):
+            # No token twice: equal tokens have equal key norms, and in the first layer equal values.
+            line = [int(i) for i in rng.permutation(VOCAB)]
+            decoder = Decoder(weights, 2, 8, make(), setup.rules)
+            for call, counts in enumerate(setup.calls):
+                part, line = line[: counts[row]], line[counts[row] :]
+                ids[call].append(part)
+                after[call].logits.append(decoder.forward(part))
+                for layer in (0, 1):
+                    after[call].positions[layer].append(decoder.positions(layer))
+            clear = clear and decoder.clarity.least > CLEAR
+        if clear:
+            return ids, after
+    raise AssertionError("of 20 seeds none leaves every decision clear: change the setup")
+
+
+def check(model: LlamaForCausalLM, policy: str, setup: Setup, make: Callable[[], Method]) -> None:
+    """Run reference and engine on the same calls and compare after each."""
+    ids, after = expected(model, make, setup)
+    tolerance = VIRTUAL_TOLERANCE if "razor" in policy else TOLERANCE
+    rules, rows = setup.rules, len(ids[0])
+    cache = BudgetCache(
+        model,
+        policy,
+        rules.budget,
+        chunk=rules.chunk,
+        n_sink=rules.n_sink,
+        recent=rules.recent,
+        evict_every=rules.evict_every,
+    )
+    mask = torch.zeros(rows, 0, dtype=torch.long)
+    for number, (call, expect) in enumerate(zip(ids, after, strict=True)):
+        where = f"call {number} of {setup.calls[number]} tokens"
+        width = max(len(part) for part in call)
+        columns = torch.tensor([[0] * (width - len(part)) + part for part in call])
+        valid = torch.tensor([[0] * (width - len(part)) + [1] * len(part) for part in call])
+        mask = torch.cat([mask, valid], dim=1)
+        inputs = {}
+        if rows > 1:
+            at = (mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
+            inputs = {"attention_mask": mask, "position_ids": at}
+        with torch.no_grad():
+            logits = model(columns, past_key_values=cache, **inputs).logits.numpy()
+        look = cache.copy()  # reading the positions of `cache` itself would put its slots in order
+        look.check_integrity()
+        for layer in (0, 1):
+            held = look.positions(layer)
+            for row in range(rows):
+                got = [sorted(p for p in head.tolist() if p >= 0) for head in held[row]]
+                assert got == expect.positions[layer][row], f"{where}, layer {layer}, row {row}"
+        for row, part in enumerate(call):
+            if part:
+                apart = np.abs(logits[row, width - len(part) :] - expect.logits[row]).max()
+                assert apart < tolerance, f"{where}, row {row}: logits differ by {apart}"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", SETUPS)
+def test_engine_follows_reference(model: LlamaForCausalLM, policy: str, name: str) -> None:
+    check(model, policy, SETUPS[name], POLICIES[policy])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_engine_follows_reference_whatever_the_calls(model: LlamaForCausalLM, policy: str) -> None:
+    rng = random.Random(zlib.crc32(policy.encode()))
+    check(model, policy, drawn(rng, POLICIES[policy]()), POLICIES[policy])
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "full"])
+def test_room_for_all(model: LlamaForCausalLM, policy: str) -> None:
+    rules = Rules(budget=40, chunk=7, n_sink=2, recent=3)
+    calls = script(((17, 9), 1), ((1, 1), 3), ((6, 2), 1), ((1, 1), 2))
+    check(model, policy, Setup(rules, calls), {**POLICIES, "full": Full}[policy])
