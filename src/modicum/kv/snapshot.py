@@ -60,8 +60,8 @@ def save(cache: BudgetCache, path: Path) -> None:
         "layers": layers,
         "capacities": cache.plan.capacities,
         "streaming": cache.plan.streaming,
-        "checksum": _checksum(tensors),
     }
+    header["checksum"] = _checksum(header, tensors)
     tensors = tensors or {"empty": torch.zeros(1)}
     temporary = path.with_name(path.name + ".part")
     try:
@@ -129,7 +129,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise SnapshotError(
             f"{path} is truncated or corrupted, or no saved cache at all ({error})"
         ) from error
-    if _checksum(tensors) != header.get("checksum"):
+    checksum = header.pop("checksum", None)
+    if _checksum(header, tensors) != checksum:
         raise SnapshotError(f"{path} is corrupted: its contents do not match their checksum")
     return header, tensors
 
@@ -168,9 +169,11 @@ def _fill(
     cache.shared.peak = cache.shared.now
 
 
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    total = 0
+def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> int:
+    """CRC-32 of all that a file says, the names, types and shapes of its tensors included."""
+    total = zlib.crc32(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
-        total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().tobytes(), total)
+        tensor = tensors[name].contiguous()
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = zlib.crc32(tensor.view(-1).view(torch.uint8).numpy().tobytes(), total)
     return total
