@@ -124,6 +124,7 @@ class Answer:
         # Written in place: a history joined anew for each token would cost more the longer it is.
         history = torch.full((rows, room), reader.pad, device=reader.device)
         history[:, :before] = self.history
+        reader.transcript.reserve(room - before)
         alive = [True] * rows
         clock = time.perf_counter()
         for column in range(before, room):

@@ -52,6 +52,7 @@ class Reader:
     def take(self, block: Block, interrupt: Interrupt, tell: Callable[[int], None]) -> bool:
         """Prefill: take in a block, chunk by chunk; False if interrupted (between two chunks) on the way."""
         ids = block.ids.to(self.device)
+        self.transcript.reserve(ids.shape[1])
         for start, stop in cuts(ids.shape[1], self.chunk):
             if interrupt.asked:
                 return False

@@ -13,11 +13,16 @@ _NAME = "transcript"
 
 
 class Transcript:
-    """Columns of token ids [B, n], which of them are not padding, and the logits after the last one."""
+    """Columns of token ids [B, n], which of them are not padding, and the logits after the last one.
 
-    def __init__(self, ids: Tensor, valid: Tensor) -> None:
-        self._ids, self._valid = [ids], [valid]
-        self.length = ids.shape[1]
+    Kept in buffers that are made large enough beforehand (`reserve`): small blocks of memory allocated
+    between the large passing ones of each chunk fragment the heap, and a process grows with its prompt.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._ids = torch.empty(rows, 0, dtype=torch.int64)
+        self._valid = torch.empty(rows, 0, dtype=torch.bool)
+        self.length = 0
         self.logits: Tensor | None = None
         """[B, vocabulary] after the last token of each row; None if the cache was fed by others."""
 
@@ -32,8 +37,7 @@ class Transcript:
         seen = cache.seen
         counts = torch.tensor(cache.row_seen if seen else (0,) * rows)
         if not isinstance(told, cls) or not told._agrees(counts, seen):
-            empty = torch.zeros(rows, 0)
-            told = cls(empty.long(), empty.bool())
+            told = cls(rows)
         if told.length < seen:
             missing = seen - told.length
             unknown = counts - told.valid.sum(1)
@@ -45,25 +49,34 @@ class Transcript:
 
     def _agrees(self, counts: Tensor, seen: int) -> bool:
         """Whether the cache can have been told this, and perhaps more afterwards."""
-        if self._ids[0].shape[0] != len(counts) or self.length > seen:
+        if self._ids.shape[0] != len(counts) or self.length > seen:
             return False
         more = counts - self.valid.sum(1)
         return bool(((more >= 0) & (more <= seen - self.length)).all())
 
+    def reserve(self, more: int) -> None:
+        """Make room for so many columns more."""
+        if self.length + more <= self._ids.shape[1]:
+            return
+        self._ids, old = self._ids.new_empty(self._ids.shape[0], self.length + more), self.ids
+        self._ids[:, : self.length] = old
+        self._valid, old = self._valid.new_empty(self._ids.shape), self.valid
+        self._valid[:, : self.length] = old
+
     def add(self, ids: Tensor, valid: Tensor | None) -> None:
         """Note columns [B, n] that the cache has been told."""
-        self._ids.append(ids)
-        self._valid.append(torch.ones_like(ids, dtype=torch.bool) if valid is None else valid)
-        self.length += ids.shape[1]
+        self.reserve(ids.shape[1])
+        new = slice(self.length, self.length + ids.shape[1])
+        self._ids[:, new] = ids
+        self._valid[:, new] = True if valid is None else valid
+        self.length = new.stop
 
     @property
     def ids(self) -> Tensor:
         """[B, length] int64 on the CPU."""
-        self._ids = [torch.cat(self._ids, dim=1)]
-        return self._ids[0]
+        return self._ids[:, : self.length]
 
     @property
     def valid(self) -> Tensor:
         """[B, length] bool on the CPU, False for padding."""
-        self._valid = [torch.cat(self._valid, dim=1)]
-        return self._valid[0]
+        return self._valid[:, : self.length]
