@@ -21,80 +21,27 @@ import json
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from agree_models import Task, Tiny, padding, random_ids, write_tasks
+from agree_facts import SETTINGS, byte_tasks, measure_bytes, measure_padding, padded_tasks
+from agree_models import Task, Tiny, random_ids, write_tasks
+from agree_ours import CASES, SNAPKV, TOKENS, WINDOW, fill, kept_by
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import modicum
 
-_TOKENS, _WINDOW = 320, 16
 _BUDGETS = (25, 64, 80, 96, 144, 240)
 _NEAR = 1e-5  # scores nearer than this, relative to their size, are a tie in fp32
 
 
-@dataclass(frozen=True)
-class Case:
-    """A policy of ours, a press of theirs, and presses of theirs with rules changed to ours one by one."""
-
-    title: str
-    policy: str
-    press: str
-    changed: tuple[tuple[str, str], ...] = ()
-    n_sink: int = 0
-
-    @property
-    def presses(self) -> tuple[tuple[str, str], ...]:
-        return (("as it is", self.press), *self.changed)
-
-
-_SNAP = f"snapkv(window={_WINDOW})"
-CASES = (
-    Case("KeyDiff", "keydiff", "keydiff"),
-    Case("Knorm", "knorm", "knorm"),
-    Case("TOVA", "tova", "tova"),
-    Case("StreamingLLM", "streamingllm", "streamingllm", n_sink=4),
-    Case("SnapKV", _SNAP, "snapkv", (("edges", "snapkv-edges"),)),
-    Case("Ada-KV(SnapKV)", f"adakv+{_SNAP}", "adakv+snapkv", (("edges", "adakv+snapkv-edges"),)),
-    Case(
-        "CriticalKV(SnapKV)",
-        f"criticalkv+{_SNAP}",
-        "criticalkv+snapkv",
-        (("edges", "criticalkv+snapkv-edges"), ("edges, sum", "criticalkv+snapkv-summed")),
-    ),
-    Case("PyramidKV", f"pyramidkv+{_SNAP}", "pyramidkv"),
-    Case("H2O", "h2o", "observed", (("no division", "observed-summed"),)),
-)
 _MATCHED = ((64, 3, 2), (96, 10, 4), (144, 16, 6))
 """Budget, our β and their β with which PyramidKV gives each layer as much on both sides."""
-
-
-@torch.no_grad()
-def fill(
-    model: PreTrainedModel, policy: str, ids: list[list[int]], pads: list[int], budget: int, **settings: int
-) -> modicum.BudgetCache:
-    """Our cache after a one-shot prefill."""
-    tokens = torch.tensor(ids)
-    cache = modicum.BudgetCache(
-        model, policy, budget, **{"chunk": tokens.shape[1], "n_sink": 0, "recent": 0, **settings}
-    )
-    mask = {"attention_mask": padding(pads, tokens.shape[1])} if any(pads) else {}
-    model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **mask)
-    cache.check_integrity()
-    return cache
-
-
-def kept_by(cache: modicum.BudgetCache) -> list[list[list[list[int]]]]:
-    """[layers][B][H]: positions held, in order."""
-    layers = [cache.positions(i) for i in range(len(cache.layers))]
-    return [[[sorted(at[at >= 0].tolist()) for at in row] for row in layer] for layer in layers]
 
 
 @torch.no_grad()
@@ -170,14 +117,14 @@ def agreement_tasks(seeds: int) -> list[Task]:
     """Every case, model and budget."""
     tasks = []
     for tiny in models(seeds):
-        ids = random_ids(1, _TOKENS, [0], tiny.seed)
+        ids = random_ids(1, TOKENS, [0], tiny.seed)
         for press in dict.fromkeys(press for case in CASES for _, press in case.presses):
             for budget in _BUDGETS:
-                tasks.append(Task(f"{press}/{tiny.name}/{budget}", press, tiny, ids, [0], budget, _WINDOW))
+                tasks.append(Task(f"{press}/{tiny.name}/{budget}", press, tiny, ids, [0], budget, WINDOW))
         for budget, _, beta in _MATCHED:
             for press in ("pyramidkv", "pyramidkv-edges"):
                 key = f"{press}-matched/{tiny.name}/{budget}"
-                tasks.append(Task(key, press, tiny, ids, [0], budget, _WINDOW, beta))
+                tasks.append(Task(key, press, tiny, ids, [0], budget, WINDOW, beta))
     return tasks
 
 
@@ -209,7 +156,7 @@ def measure_agreement(folder: Path, peer: Peer, seeds: int) -> list[Any]:
     lines = []
 
     def ours(tiny: Tiny, policy: str, budget: int, **settings: int) -> list[Any]:
-        ids = random_ids(1, _TOKENS, [0], tiny.seed)
+        ids = random_ids(1, TOKENS, [0], tiny.seed)
         return kept_by(fill(loaded[tiny], policy, ids, [0], budget, **settings))
 
     grid = [(tiny, budget) for tiny in loaded for budget in _BUDGETS]
@@ -227,86 +174,13 @@ def measure_agreement(folder: Path, peer: Peer, seeds: int) -> list[Any]:
     for change, press in (("equal layer budgets", "pyramidkv"), ("and edges", "pyramidkv-edges")):
         runs = [
             (
-                ours(tiny, f"pyramidkv(base={_SNAP}, beta={beta})", budget),
+                ours(tiny, f"pyramidkv(base={SNAPKV}, beta={beta})", budget),
                 f"{press}-matched/{tiny.name}/{budget}",
             )
             for tiny in loaded
             for budget, beta, _ in _MATCHED
         ]
         lines.append(compare("PyramidKV", change, runs, peer, across=False))
-    return lines
-
-
-_BYTES = Tiny("llama", layers=2, hidden=256, heads=8, kv_heads=2, head_dim=128, dtype="bfloat16")
-_BYTES_TOKENS, _BYTES_BUDGET, _BYTES_WINDOW = 2048, 512, 32
-
-
-def byte_tasks() -> list[Task]:
-    """A quarter of a longer prompt, at a usual head dimension."""
-    ids = random_ids(1, _BYTES_TOKENS, [0], 0)
-    return [
-        Task(f"bytes/{case.press}", case.press, _BYTES, ids, [0], _BYTES_BUDGET, _BYTES_WINDOW, kept=False)
-        for case in CASES
-    ]
-
-
-def measure_bytes(folder: Path, peer: Peer) -> list[Any]:
-    """Live storage after the prefill as shares of the full cache's keys and values."""
-    model, ids = _BYTES.load(folder), random_ids(1, _BYTES_TOKENS, [0], 0)
-    lines = []
-    for case in CASES:
-        policy = case.policy.replace(f"window={_WINDOW}", f"window={_BYTES_WINDOW}")
-        cache = fill(model, policy, ids, [0], _BYTES_BUDGET, n_sink=case.n_sink)
-        theirs = peer.results[f"bytes/{case.press}"]
-        lines.append(
-            {
-                "policy": case.title,
-                "nominal": _BYTES_BUDGET / _BYTES_TOKENS,
-                "modicum": cache.nbytes / cache.full_nbytes,
-                "kvpress": (theirs["nbytes"] + theirs["indices_nbytes"]) / cache.full_nbytes,
-                "kvpress_indices": theirs["indices_nbytes"] / cache.full_nbytes,
-            }
-        )
-    return lines
-
-
-_PADDED = Tiny("llama")
-_PADS = (0, 100)
-_PADDED_BUDGET = 80
-
-
-def padded_tasks() -> list[Task]:
-    """A batch whose second row begins with pads, and that row alone."""
-    ids = random_ids(2, _TOKENS, list(_PADS), 0)
-    alone = [ids[1][_PADS[1] :]]
-    tasks = []
-    for case in CASES:
-        common = (case.press, _PADDED)
-        tasks.append(
-            Task(f"batch/{case.press}", *common, ids, list(_PADS), _PADDED_BUDGET, _WINDOW, kept=True)
-        )
-        tasks.append(Task(f"alone/{case.press}", *common, alone, [0], _PADDED_BUDGET, _WINDOW, kept=True))
-    return tasks
-
-
-def measure_padding(folder: Path, peer: Peer) -> list[Any]:
-    """Of the padded row's slots: the share spent on pads, and the share that it keeps alone too."""
-    model, ids = _PADDED.load(folder), random_ids(2, _TOKENS, list(_PADS), 0)
-    lines = []
-    for case in CASES:
-        batch, alone = (
-            kept_by(fill(model, case.policy, rows, pads, _PADDED_BUDGET, n_sink=case.n_sink))
-            for rows, pads in ((ids, list(_PADS)), ([ids[1][_PADS[1] :]], [0]))
-        )
-        theirs = [peer.results[f"{which}/{case.press}"]["kept"] for which in ("batch", "alone")]
-        line: dict[str, Any] = {"policy": case.title}
-        for side, (many, one) in (("modicum", (batch, alone)), ("kvpress", theirs)):
-            slots = same = pads = 0
-            for layer, other in zip(many, one, strict=True):
-                for a, b in zip(layer[1], other[0], strict=True):
-                    slots, pads, same = slots + len(a), pads + a.count(-1), same + len({*a} & {*b})
-            line |= {f"{side}_pads": pads / slots, f"{side}_same": same / slots}
-        lines.append(line)
     return lines
 
 
@@ -342,7 +216,7 @@ def measure(python: str, seeds: int) -> dict[str, Any]:
         peer = Peer(folder, python, agreement_tasks(seeds) + byte_tasks() + padded_tasks())
         apart = 0.0
         for tiny in models(seeds):
-            mine = full_keys(tiny.load(folder), random_ids(1, _TOKENS, [0], tiny.seed))
+            mine = full_keys(tiny.load(folder), random_ids(1, TOKENS, [0], tiny.seed))
             for a, b in zip(mine, peer.tensors(f"full/{tiny.name}"), strict=True):
                 apart = max(apart, float((a - b).abs().max()))
         return {
@@ -356,17 +230,16 @@ def measure(python: str, seeds: int) -> dict[str, Any]:
                 "kvpress": peer.versions,
             },
             "settings": {
-                "tokens": _TOKENS,
-                "window": _WINDOW,
+                "tokens": TOKENS,
+                "window": WINDOW,
                 "budgets": _BUDGETS,
                 "models": [tiny.name for tiny in models(seeds)],
-                "bytes": {"tokens": _BYTES_TOKENS, "budget": _BYTES_BUDGET, "window": _BYTES_WINDOW},
-                "padding": {"pads": _PADS, "tokens": _TOKENS, "budget": _PADDED_BUDGET},
+                **SETTINGS,
             },
             "full_cache_keys_apart": apart,
             "agreement": measure_agreement(folder, peer, seeds),
-            "bytes": measure_bytes(folder, peer),
-            "padding": measure_padding(folder, peer),
+            "bytes": measure_bytes(folder, peer.results),
+            "padding": measure_padding(folder, peer.results),
         }
 
 
