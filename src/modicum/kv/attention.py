@@ -117,6 +117,7 @@ def _mask(original: str) -> Callable[..., Any]:
                 "this call lays another pattern over the causal mask (image tokens, packed sequences), "
                 "which a budget cache does not serve: use it for plain causal text"
             )
+        length.layer.check_room(kwargs.get("attention_mask"), length.new)
         return kwargs.get("attention_mask")
 
     return mask

@@ -9,6 +9,7 @@ from typing import Any
 from modicum.errors import BudgetError
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_MOST = 2**31 - 2  # positions are int32, and a newcomer needs a slot
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)
 
 
@@ -42,6 +43,8 @@ class Budget:
             _whole("budget in bytes", self.nbytes, 1)
         if self.tokens is not None:
             _whole("budget", self.tokens, 1)
+            if self.tokens > _MOST:
+                raise BudgetError(f"the budget is {self.tokens} tokens: positions are kept up to {_MOST}")
             self.check_tokens(self.tokens, self.recent, "")
 
     @classmethod

@@ -76,6 +76,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     def _build(self) -> list[BudgetLayer | WindowLayer]:
         full, layers = self.shape.full, []
         self.shared.last = max(full, default=-1)
+        self.shared.room = min((n for caps in self.plan.capacities for n in caps), default=0)
         for index, shape in enumerate(self.shape.layers):
             if shape.window is not None:
                 layers.append(WindowLayer(shape.window, shape, self.shared))
@@ -98,6 +99,11 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
             raise CacheError("the model of this cache was detached: build a new BudgetCache for it")
         if layer_idx == 0:
             self._check_in_step()
+            if key_states.dtype.itemsize > self.shape.dtype.itemsize:
+                raise CacheError(
+                    f"the model gives keys in {key_states.dtype}, the cache was built for {self.shape.dtype} "
+                    "and its budget would not hold: build a new BudgetCache for the model as it is now"
+                )
         return self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
 
     def _check_in_step(self) -> None:
@@ -194,9 +200,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def copy(self) -> Self:
         """An independent copy, for instance to ask several questions of one compressed context."""
-        # The configuration is the model's, not ours to copy: it is how the cache knows its model.
-        memo = {id(self.shared.config): self.shared.config}
-        return copy.deepcopy(self, memo)
+        return copy.deepcopy(self)
 
     def save(self, path: str | Path) -> None:
         """Write the cache to a file (safetensors with a JSON header); see `BudgetCache.load`."""

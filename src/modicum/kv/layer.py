@@ -15,7 +15,7 @@ from modicum.errors import BudgetError, CacheError, InputError, ModelError
 from modicum.kv import contest
 from modicum.kv.arena import Arena
 from modicum.kv.bank import Bank, Moment, Setting, Virtual
-from modicum.kv.call import Call, Piece
+from modicum.kv.call import Piece
 from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
 from modicum.kv.shape import LayerShape
@@ -149,10 +149,20 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         """Take a call's keys and values [B, H, q, D] in hand; the attention function does the rest."""
         self._check(key_states, value_states)
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            self._allocate(key_states, value_states)
         self._incoming = (key_states, value_states)
         handle = Handle(self)
         return handle, handle
+
+    def _allocate(self, key: Tensor, value: Tensor) -> None:
+        try:
+            self.lazy_initialization(key, value)
+        except RuntimeError as error:  # torch's out of memory, on whatever device
+            self.banks, self.ring, self.row_seen = [], None, ()
+            raise BudgetError(
+                f"there is no memory for the {sum(self.capacities)} slots of layer {self.setting.layer} "
+                f"({key.shape[0]} rows, {key.dtype}, {key.device}): give a smaller budget"
+            ) from error
 
     def _check(self, key: Tensor, value: Tensor) -> None:
         name, shape = f"layer {self.setting.layer}", self.shape
@@ -195,7 +205,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         """(length, offset) such that a mask would be causal to the lower right."""
         q = query_length if isinstance(query_length, int) else query_length.shape[0]
         held = max((bank.arena.used for bank in self.banks), default=0)
-        return BudgetLength(held + q), self.seen - held
+        length = BudgetLength(held + q)
+        length.layer, length.new = self, q
+        return length, self.seen - held
 
     def get_max_length(self) -> int:
         """-1: a cache under a budget takes sequences of any length."""
@@ -287,7 +299,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             self.row_seen, q, self.setting.budget.chunk, self.setting.recent, mask, self.device
         )
         if not self.setting.policy.evicts:
-            self._check_room(call)
+            self._check_room(max(call.after))
         outs = []
         for piece in call.pieces:
             part = slice(piece.start, piece.stop)
@@ -311,12 +323,22 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)  # [B, H, G, q, Dv]
         return out.flatten(1, 2).transpose(1, 2).contiguous()
 
-    def _check_room(self, call: Call) -> None:
-        most, room = max(call.after), min(self.capacities)
+    def check_room(self, mask: Tensor | None, columns: int) -> None:
+        """Raise if a policy that never evicts has no room for a call, before any layer has taken it."""
+        if self.setting.policy.evicts:
+            return
+        if mask is None:
+            self._check_room(max(self.row_seen, default=0) + columns)
+            return
+        new = mask[:, -columns:].sum(1).tolist()
+        self._check_room(max(map(sum, zip(self.row_seen or (0,) * len(new), new, strict=False))))
+
+    def _check_room(self, most: int) -> None:
+        room = self.shared.room
         if most > room:
             raise BudgetError(
-                f"the policy 'full' never evicts, and {most} tokens do not fit a budget of {room}: give a "
-                f"budget of at least {most} tokens, or a policy that lets go (keydiff, snapkv, …)"
+                f"the policy 'full' never evicts, and {most} tokens do not fit a budget of {room}: "
+                f"give a budget of at least {most} tokens, or a policy that lets go (keydiff, snapkv, …)"
             )
 
     def _piece(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 class BudgetLength(int):
     """The length a budgeted layer reports for its mask, by which our mask function knows that the mask is
-    ours.
+    ours, and the layer that it is of.
     """
+
+    layer: BudgetLayer
+    new: int
+    """Columns of this call."""
 
 
 @dataclass
@@ -29,12 +33,18 @@ class Shared:
     """The configuration object of the model that the cache was built for."""
     last: int = -1
     """The last layer under the budget, with which a call ends."""
+    room: int = 0
+    """Slots of the head that has fewest: what a policy that never evicts can hold."""
     now: int = 0
     """Bytes allocated."""
     peak: int = 0
     """Most bytes ever in use, a chunk in hand and both sides of a reallocation included."""
     last_call: tuple[Any, ...] | None = None
     call: Call | None = field(default=None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        # The configuration is the model's, not ours to copy: it is how the cache knows its model.
+        return replace(self, last_call=None, call=None)
 
     def change(self, nbytes: int) -> None:
         """Count bytes allocated (or freed, if negative)."""

@@ -67,9 +67,9 @@ def save(cache: BudgetCache, path: Path) -> None:
     try:
         save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise SnapshotError(f"cannot write {path}: {error.strerror or error}") from error
+        raise SnapshotError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
