@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from modicum.errors import InputError
 from modicum.generation.generate import generate, stream
 from modicum.generation.text import TextStream, decode
-from tests.zoo import ALL, build
+from tests.zoo import ALL, FULL, HYBRID, build
 
 TIGHT: dict[str, Any] = {"budget": 16, "chunk": 8, "n_sink": 2, "recent": 4, "max_new_tokens": 14}
 ROWS = ["a longer prompt than the others", "short", "of middling length"]
@@ -95,3 +96,32 @@ def test_byte_level_pieces_of_bad_bytes_join_to_the_whole() -> None:
         reader = TextStream(tokenizer)
         pieces = [reader.put([token]) for token in tokens]
         assert "".join([*pieces, reader.end()]) == decode(tokenizer, tokens)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_turns_of_a_padded_batch(name: str) -> None:
+    """Rows of unequal length, then turns of unequal length: padding in the middle of rows as well."""
+    model, letters = build(name), Letters()
+    turns = ["and then?", "well", "go on"]
+    first = generate(model, letters, ROWS, **TIGHT)
+    second = generate(model, letters, turns, cache=first[0].cache, max_new_tokens=9)
+    for text, turn, answer in zip(ROWS, turns, second, strict=True):
+        alone = generate(model, letters, text, **TIGHT)
+        after = generate(model, letters, turn, cache=alone.cache, max_new_tokens=9)
+        assert answer.tokens == after.tokens
+        assert answer.seen == after.seen == len(text) + 14 + len(turn) + 9
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_padding_between_turns_is_warned_of_where_windows_count_it(name: str) -> None:
+    model, letters = build(name), Letters()
+    first = generate(model, letters, ROWS, **TIGHT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        even = generate(model, letters, ["even", "even", "even"], cache=first[0].cache, max_new_tokens=9)
+    for text, answer in zip(ROWS, even, strict=True):
+        alone = generate(model, letters, text, **TIGHT)
+        assert answer.tokens == generate(model, letters, "even", cache=alone.cache, max_new_tokens=9).tokens
+    with pytest.warns(UserWarning, match="padding between their turns") as caught:
+        generate(model, letters, ["a", "bc", "d"], cache=first[0].cache, max_new_tokens=3)
+    assert caught[0].filename == __file__

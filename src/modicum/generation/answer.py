@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from modicum.errors import InputError
+from modicum.generation.beams import search
 from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.progress import Progress, reporting
@@ -124,14 +124,16 @@ class Answer:
         # Written in place: a history joined anew for each token would cost more the longer it is.
         history = torch.full((rows, room), reader.pad, device=reader.device)
         history[:, :before] = self.history
-        reader.transcript.reserve(room - before)
+        reader.reserve(room - before)
         alive = [True] * rows
         clock = time.perf_counter()
         for column in range(before, room):
             assert reader.transcript.logits is not None
             chosen = rules.choose(history[:, :column], reader.transcript.logits)
-            history[:, column] = torch.where(torch.tensor(alive, device=reader.device), chosen, reader.pad)
-            tokens: list[int] = history[:, column].tolist()
+            if not all(alive):
+                chosen = torch.where(torch.tensor(alive, device=reader.device), chosen, reader.pad)
+            history[:, column] = chosen
+            tokens: list[int] = chosen.tolist()
             for row in range(rows):
                 if alive[row]:
                     self.tokens[row].append(tokens[row])
@@ -160,28 +162,10 @@ class Answer:
                 return
 
     def _beams(self) -> Generator[list[list[int]]]:
-        """Beam search by transformers, on a copy: the beams that lose must leave nothing behind."""
         reader, clock = self.reader, time.perf_counter()
-        work = reader.cache.copy()
-        if work.seen:
-            work.batch_repeat_interleave(self.rules.beams)
-        criteria = StoppingCriteriaList([*self.rules.given, _Asked(self.interrupt)])
-        out = reader.model.generate(
-            self.history,
-            attention_mask=self.valid.long(),
-            generation_config=self.rules.config,
-            stopping_criteria=criteria,
-            past_key_values=work,
+        self.tokens, self.reasons, self.peak = search(
+            reader, self.rules, self.history, self.valid, self.interrupt
         )
-        self.peak = work.peak_nbytes
-        new = out[:, self.history.shape[1] :].tolist()
-        self.tokens = [self._trimmed(row) for row in new]
-        limit = self.settings.new_tokens
-        for row, tokens in enumerate(self.tokens):
-            ended = tokens[-1:] and tokens[-1] in self.rules.eos
-            if not ended and self.interrupt.asked and len(tokens) != limit:
-                continue
-            self.reasons[row] = "length" if not ended and len(tokens) == limit else "stop"
         self.first_token = self.prefill_seconds + time.perf_counter() - clock
         # The cache itself has seen nothing of this yet: it reads the rest of the prompt, and the answers.
         silent = Interrupt()
@@ -191,15 +175,6 @@ class Answer:
         self.decoded += sum(len(tokens) for tokens in self.tokens)
         self.decode_seconds += time.perf_counter() - clock
         yield self.tokens
-
-    def _trimmed(self, tokens: list[int]) -> list[int]:
-        """Tokens up to the one that ended the row, without the padding behind it."""
-        for place, token in enumerate(tokens):
-            if token in self.rules.eos:
-                return tokens[: place + 1]
-        while len(tokens) > 1 and tokens[-1] == self.reader.pad:
-            tokens.pop()
-        return tokens
 
     def results(self) -> list[Generation]:
         """What there is, one per row."""
@@ -215,7 +190,7 @@ class Answer:
             time_to_first_token=self.first_token,
         )
         memory = memory_of(cache, self.peak)
-        seen = cache.row_seen or (0,) * self.reader.rows
+        seen: list[int] = self.reader.counts.tolist()
         return [
             Generation(
                 text=decode(self.settings.tokenizer, tokens),
@@ -230,13 +205,3 @@ class Answer:
             )
             for row, tokens in enumerate(self.tokens)
         ]
-
-
-class _Asked(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
-    """Ends beam search when Ctrl-C was pressed."""
-
-    def __init__(self, interrupt: Interrupt) -> None:
-        self.interrupt = interrupt
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full(input_ids.shape[:1], self.interrupt.asked, device=input_ids.device)

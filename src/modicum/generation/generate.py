@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self, overload
+from typing import Any, overload
 
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -18,7 +18,7 @@ from modicum.generation.progress import Progress, reporting
 from modicum.generation.reader import Reader
 from modicum.generation.result import Generation, Memory, Timings
 from modicum.generation.rules import settings
-from modicum.generation.text import TextStream
+from modicum.generation.stream import Stream
 from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
 from modicum.kv.policy import Policy
@@ -114,7 +114,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     chosen = _settings(opening, generation_config, max_new_tokens, stop_on_eos, progress)
     texts = check_texts(question, "question") if many else [question] if isinstance(question, str) else []
     asked = [opening.question(text) for text in texts]
-    opening.check_positions(asked, chosen.new_tokens)
+    opening.warn(asked, chosen.new_tokens)
     if many:
         return _answer_all(opening, asked, chosen)
     answer = _answer(opening, asked, chosen)
@@ -170,7 +170,7 @@ def stream(
         )
     chosen = _settings(opening, generation_config, max_new_tokens, stop_on_eos, progress)
     asked = [] if question is None else [opening.question(question)]
-    opening.check_positions(asked, chosen.new_tokens)
+    opening.warn(asked, chosen.new_tokens)
     answer = _answer(opening, asked, chosen)
     if answer.rules.beams > 1:
         raise InputError("beam search knows its text only at the end: use modicum.generate, or num_beams=1")
@@ -211,47 +211,12 @@ def prefill(
         None,
         add_special_tokens,
     )
-    opening.check_positions([], 0)
+    opening.warn([], 0)
     interrupt = Interrupt()
     _read(opening, interrupt, progress)
     if interrupt.asked:
         raise KeyboardInterrupt
     return opening.reader.cache
-
-
-class Stream:
-    """Text pieces of an answer in the making; joined, they are its text."""
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        self._steps: Generator[list[list[int]]] = answer.steps()
-        self._text: TextStream | None = TextStream(answer.settings.tokenizer)
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        with self._answer.interrupt:
-            for new in self._steps:
-                if self._text is not None and (piece := self._text.put(new[0])):
-                    return piece
-        rest = "" if self._text is None else self._text.end()
-        self._text = None
-        if not rest:
-            raise StopIteration
-        return rest
-
-    def close(self) -> None:
-        """Stop here; the cache takes in the last token that was handed out."""
-        with self._answer.interrupt:
-            self._steps.close()
-        self._text = None
-
-    @property
-    def result(self) -> Generation:
-        """The whole answer and what it cost; asked for before the end, it stops the stream."""
-        self.close()
-        return self._answer.results()[0]
 
 
 def _settings(
@@ -262,7 +227,8 @@ def _settings(
     progress: Progress,
 ) -> Settings:
     if max_new_tokens is None:
-        max_new_tokens = getattr(config, "max_new_tokens", None) or _NEW_TOKENS
+        given = opening.reader.model.generation_config if config is None else config
+        max_new_tokens = getattr(given, "max_new_tokens", None) or _NEW_TOKENS
     check_count(max_new_tokens, "max_new_tokens")
     reader = opening.reader
     made = settings(reader.model, opening.tokenizer, config, max_new_tokens, reader.pad)

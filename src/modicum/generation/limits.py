@@ -1,13 +1,15 @@
-"""How far a model's positions go."""
+"""What a model or its layers cannot do as well as one might think: said before the work begins."""
 
 from __future__ import annotations
 
 import warnings
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from modicum.errors import InputError
+from modicum.kv.cache import BudgetCache
 
 _TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
 
@@ -33,3 +35,17 @@ def check_positions(model: PreTrainedModel, last: int) -> None:
         f"positions, and beyond {limit} its quality falls",
         stacklevel=4,  # to the caller of modicum.generate,
     )
+
+
+def check_padding(cache: BudgetCache, valid: Tensor) -> None:
+    """Warn of padding inside rows where it tells: valid [B, n] of all columns, those to come included."""
+    if len(cache.shape.full) == len(cache.shape.layers):
+        return
+    inside = valid.long().cummax(1).values.bool() & ~valid
+    if bool(inside.any()):
+        warnings.warn(
+            "rows of this batch have padding between their turns, and this model's sliding-window layers "
+            "count it, as transformers' own do: such rows look back less far than they would alone. Continue "
+            "them one by one, or with turns of equal length",
+            stacklevel=4,  # to the caller of modicum.generate
+        )

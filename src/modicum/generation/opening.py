@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from modicum.errors import CacheError, InputError
 from modicum.generation.inputs import Block, check_text, check_texts, encode
-from modicum.generation.limits import check_positions
+from modicum.generation.limits import check_padding, check_positions
 from modicum.generation.reader import Reader
 from modicum.kv.cache import BudgetCache
 
@@ -84,8 +85,13 @@ class Opening:
         check_text(text, "question")
         return self._block([text] * self.reader.rows, "question", first=self.prompt is None)
 
-    def check_positions(self, questions: Sequence[Block], new: int) -> None:
-        """Warn of positions beyond the model's, at the end of the longest question and `new` tokens more."""
+    def warn(self, questions: Sequence[Block], new: int) -> None:
+        """Warn of what will be worse than one might think, with `new` tokens after the longest question."""
+        told = self.reader.transcript.valid
+        if self.prompt is not None and told.shape[1]:
+            given = self.prompt.valid
+            joined = [told, torch.ones_like(self.prompt.ids).bool() if given is None else given]
+            check_padding(self.reader.cache, torch.cat(joined, dim=1))
         last = max(self.reader.cache.row_seen, default=0) + new
         last += 0 if self.prompt is None else max(self.prompt.counts)
         last += max((max(block.counts) for block in questions), default=0)

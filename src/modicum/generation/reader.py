@@ -17,9 +17,6 @@ from modicum.generation.transcript import Transcript
 from modicum.kv.cache import BudgetCache
 from modicum.kv.call import cuts
 
-Tell = Callable[[int, int], None]
-"""Called with tokens done and tokens in all."""
-
 
 class Reader:
     """A model, its cache, and what the cache has been told."""
@@ -33,6 +30,8 @@ class Reader:
         self.model: Any = model
         self.cache, self.rows, self.pad = cache, rows, pad
         self.transcript = Transcript.of(cache, rows, pad)
+        self.counts = self.transcript.valid.sum(1)
+        """[B] tokens that each row has been told, padding left out."""
         self.taken = 0
         """Tokens taken in by `take`, padding left out."""
         self.device: torch.device = model.device
@@ -40,9 +39,10 @@ class Reader:
         self._positions = "position_ids" in accepted
         # Logits of one token: those of a whole chunk would be many times the size of what the cache holds.
         self._extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        # On the model's device; None while there is no padding, as the model is quicker without.
-        padded = not bool(self.transcript.valid.all())
-        self._mask: Tensor | None = self.transcript.valid.to(self.device) if padded else None
+        # [B, columns] on the model's device; None while there is no padding, as the model is quicker without.
+        self._mask: Tensor | None = None
+        if not bool(self.transcript.valid.all()):
+            self._mask = self.transcript.valid.long().to(self.device)
 
     @property
     def chunk(self) -> int:
@@ -52,7 +52,7 @@ class Reader:
     def take(self, block: Block, interrupt: Interrupt, tell: Callable[[int], None]) -> bool:
         """Prefill: take in a block, chunk by chunk; False if interrupted (between two chunks) on the way."""
         ids = block.ids.to(self.device)
-        self.transcript.reserve(ids.shape[1])
+        self.reserve(ids.shape[1])
         for start, stop in cuts(ids.shape[1], self.chunk):
             if interrupt.asked:
                 return False
@@ -61,6 +61,15 @@ class Reader:
             self.taken += sum(part.counts)
             tell(stop - start)
         return True
+
+    def reserve(self, more: int) -> None:
+        """Make room for so many columns more, all at once."""
+        self.transcript.reserve(more)
+        width = self.transcript.length + more
+        if self._mask is not None and self._mask.shape[1] < width:
+            grown = self._mask.new_ones(self.rows, width)
+            grown[:, : self._mask.shape[1]] = self._mask
+            self._mask = grown
 
     @torch.no_grad()
     def forward(self, ids: Tensor, block: Block) -> None:
@@ -71,16 +80,16 @@ class Reader:
         if valid is not None and bool(valid.all()):
             valid = None
         if valid is not None and self._mask is None:
-            self._mask = torch.ones(self.rows, seen, dtype=torch.bool, device=self.device)
+            self._mask = torch.ones(self.rows, seen, dtype=torch.int64, device=self.device)
         inputs: dict[str, Any] = dict(self._extra)
-        if self._mask is None:
-            positions = torch.arange(seen, seen + m, device=self.device)[None]
-        else:
-            new = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid.to(self.device)
-            self._mask = torch.cat([self._mask, new], dim=1)
-            inputs["attention_mask"] = self._mask.long()
+        positions = torch.arange(seen, seen + m, device=self.device)[None]
+        if self._mask is not None:
+            self.reserve(m)
+            new = torch.ones_like(block.ids, dtype=torch.bool) if valid is None else valid
+            self._mask[:, seen : seen + m] = new.to(self.device)
+            inputs["attention_mask"] = self._mask[:, : seen + m]
             # Positions count tokens, not columns: so a row is at the positions it would have alone.
-            positions = (self._mask.cumsum(1)[:, seen:] - 1).clamp_min(0)
+            positions = (self.counts[:, None] + new.cumsum(1) - 1).clamp_min(0).to(self.device)
         if self._positions:
             inputs["position_ids"] = positions
         out = self.model(
@@ -92,3 +101,4 @@ class Reader:
             logits = torch.where(valid[:, -1:].to(self.device), logits, told.logits)
         told.logits = logits.clone()
         told.add(block.ids, valid)
+        self.counts += m if valid is None else valid.sum(1)

@@ -36,6 +36,9 @@ class Transcript:
         told = getattr(cache, _NAME, None)
         seen = cache.seen
         counts = torch.tensor(cache.row_seen if seen else (0,) * rows)
+        if not cache.shape.full and isinstance(told, cls) and told.rows == rows:
+            # Layers with a window do not know padding: the transcript is believed, all else held for tokens.
+            counts = told.valid.sum(1) + max(0, seen - told.length)
         if not isinstance(told, cls) or not told._agrees(counts, seen):
             told = cls(rows)
         if told.length < seen:
@@ -47,9 +50,14 @@ class Transcript:
         setattr(cache, _NAME, told)  # so that `cache.copy()` takes it along
         return told
 
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self._ids.shape[0]
+
     def _agrees(self, counts: Tensor, seen: int) -> bool:
         """Whether the cache can have been told this, and perhaps more afterwards."""
-        if self._ids.shape[0] != len(counts) or self.length > seen:
+        if self.rows != len(counts) or self.length > seen:
             return False
         more = counts - self.valid.sum(1)
         return bool(((more >= 0) & (more <= seen - self.length)).all())
