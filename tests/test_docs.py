@@ -48,7 +48,8 @@ def section(page: Path, heading: str) -> str:
 @pages_with_code
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # What an example registers is gone after it.
+    # What an example registers is gone after it; what modicum registers itself must be there before.
+    modicum.policies()
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     module = ModuleType(f"docs_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
