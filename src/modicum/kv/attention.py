@@ -26,6 +26,7 @@ from modicum.kv.shared import BudgetLength, Handle
 
 PREFIX = "modicum_"
 _REFUSED = ("s_aux", "position_bias", "cache")
+_FOREIGN = "this cache was built for another model: build one with BudgetCache(model, …)"
 _registered: set[str] = set()
 
 
@@ -75,7 +76,7 @@ def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             raise CacheError("a budget cache is for inference: call model.eval(), or train without a cache")
         layer = key.layer
         if getattr(module, "config", layer.shared.config) is not layer.shared.config:
-            raise CacheError("this cache was built for another model: build one with BudgetCache(model, …)")
+            raise CacheError(_FOREIGN)
         for name in _REFUSED:
             if kwargs.get(name) is not None:
                 raise ModelError(
@@ -112,6 +113,8 @@ def _mask(original: str) -> Callable[..., Any]:
         length = kwargs.get("kv_length")
         if not isinstance(length, BudgetLength):
             return ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs)
+        if kwargs.get("config", length.layer.shared.config) is not length.layer.shared.config:
+            raise CacheError(_FOREIGN)
         if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
             raise ModelError(
                 "this call lays another pattern over the causal mask (image tokens, packed sequences), "

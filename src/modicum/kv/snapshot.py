@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -68,7 +69,8 @@ def save(cache: BudgetCache, path: Path) -> None:
         save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise SnapshotError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
