@@ -40,7 +40,7 @@ class Decoder:
         self.theta, self.eps, self.seen, self.clarity = 10000.0, 1e-6, 0, Clarity(method.ties)
         number = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("model.layers."))
         recent = max(rules.recent, method.protects)
-        self.least = rules.n_sink + recent + rules.evict_every - 1
+        self.least = max(1, rules.n_sink + recent) + rules.evict_every - 1
         budgets = method.layer_budgets(rules, number, self.least)
         self.layers = []
         for i in range(number):

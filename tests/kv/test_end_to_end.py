@@ -205,8 +205,8 @@ POLICIES: dict[str, Callable[[], Method]] = {
 def drawn(rng: random.Random, method: Method) -> Setup:
     """Any budget that holds what the method needs, any calls."""
     n_sink, recent, evict_every = rng.randint(0, 4), rng.randint(0, 6), rng.choice([1, 1, 2, 3, 5])
-    least = n_sink + max(recent, method.protects) + evict_every - 1 + getattr(method, "compensate", False)
-    budget = max(least + rng.choice([0, 1, 2, 3, 5, 8, 12]), 1)
+    least = max(1, n_sink + max(recent, method.protects)) + evict_every - 1
+    budget = least + getattr(method, "compensate", False) + rng.choice([0, 1, 2, 3, 5, 8, 12])
     rules = Rules(budget, rng.choice([1, 2, 3, 4, 5, 7, 8, 11, 16, 64]), n_sink, recent, evict_every)
     rows, calls = rng.choice([1, 1, 2, 3]), []
     left = [VOCAB] * rows
