@@ -135,7 +135,6 @@ def merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, T
     """Attention over the union of two disjoint sets, from that over each: outputs [..., Dv], log-sum-exps
     [...].
     """
-    lse = torch.logaddexp(a_lse, b_lse)
-    wide = lse.dtype
-    out = a.to(wide) * (a_lse - lse).exp()[..., None] + b.to(wide) * (b_lse - lse).exp()[..., None]
-    return out.to(a.dtype), lse
+    share = torch.sigmoid(b_lse - a_lse)  # of b in the softmax over both
+    out = torch.lerp(a.to(share.dtype), b.to(share.dtype), share[..., None])
+    return out.to(a.dtype), torch.logaddexp(a_lse, b_lse)

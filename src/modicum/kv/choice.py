@@ -16,6 +16,14 @@ def best(score: Tensor, positions: Tensor, count: Tensor) -> Tensor:
     score: [B, H, N] fp32, -inf where there is no token; positions: [B, H, N]; count: [B, 1] or [B, H]
     whole numbers.
     """
+    if count.numel() == 1:
+        # All heads keep as many: the lowest kept score says it all, unless others equal it.
+        number = int(count)
+        if 0 < number < score.shape[-1] and not score.is_cuda:
+            least = score.kthvalue(score.shape[-1] - number + 1, dim=-1, keepdim=True).values
+            keep = score >= least
+            if int(keep.sum()) == number * keep[..., 0].numel():
+                return keep
     newest = positions.argsort(dim=-1, descending=True)
     order = score.gather(-1, newest).argsort(dim=-1, descending=True, stable=True)
     order = newest.gather(-1, order)
