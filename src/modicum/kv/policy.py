@@ -397,6 +397,20 @@ class Wrapper(Policy):
         return self.base.head_shares()
 
 
+@dataclass(frozen=True)
+class Divider(Wrapper):
+    """A wrapper that divides the budget anew, over layers or heads, and leaves the scores to its base."""
+
+    def score(self, view: View) -> Tensor:
+        return self.base.score(view)
+
+    def ranking(self, view: View) -> Tensor:
+        return self.base.ranking(view)
+
+    def head_scores(self, view: View) -> Tensor:
+        return self.base.head_scores(view)
+
+
 def check_positive(policy: Policy, **values: int) -> None:
     """Raise unless each setting is a whole number of at least 1."""
     for key, value in values.items():

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from modicum.kv.policy import View, Wrapper, check_between
+from modicum.kv.policy import Divider, check_between
 from modicum.kv.registry import register
 
 
 @register
 @dataclass(frozen=True)
-class AdaKV(Wrapper):
+class AdaKV(Divider):
     """The base's score, compared over all KV heads of a layer.
 
     Each head keeps its best `safeguard` share of the budget; the rest of the layer's slots go to the highest
@@ -31,15 +29,6 @@ class AdaKV(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_between(self, 0, 1, safeguard=self.safeguard)
-
-    def score(self, view: View) -> Tensor:
-        return self.base.score(view)
-
-    def ranking(self, view: View) -> Tensor:
-        return self.base.ranking(view)
-
-    def head_scores(self, view: View) -> Tensor:
-        return self.base.head_scores(view)
 
     def head_shares(self) -> float:
         return self.safeguard

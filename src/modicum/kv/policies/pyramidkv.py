@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from torch import Tensor
-
 from modicum.errors import BudgetError
-from modicum.kv.policy import View, Wrapper, check_between
+from modicum.kv.policy import Divider, check_between
 from modicum.kv.registry import register
 
 
 @register
 @dataclass(frozen=True)
-class PyramidKV(Wrapper):
+class PyramidKV(Divider):
     """The base's score; free slots fall linearly with depth, from 2f - f/β in the first layer to f/β at last.
 
     f is the budget without the slots that a head must have (sinks and recent tokens, the window's part in the
@@ -35,15 +33,6 @@ class PyramidKV(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_between(self, 1, math.inf, beta=self.beta)
-
-    def score(self, view: View) -> Tensor:
-        return self.base.score(view)
-
-    def ranking(self, view: View) -> Tensor:
-        return self.base.ranking(view)
-
-    def head_scores(self, view: View) -> Tensor:
-        return self.base.head_scores(view)
 
     def layer_budgets(self, budget: int, layers: int, least: int) -> list[int]:
         if budget < least:
