@@ -22,7 +22,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modicum.errors import CacheError, InputError, ModelError
-from modicum.kv.shared import BudgetLength, Handle
+from modicum.kv.shared import BudgetLength, Handle, lasting
 
 PREFIX = "modicum_"
 _REFUSED = ("s_aux", "position_bias", "cache")
@@ -88,7 +88,7 @@ def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 "two-dimensional padding mask [batch, columns], or none"
             )
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        with torch.no_grad():
+        with lasting(), torch.no_grad():
             return layer.attend(module, query, attention_mask, factor, kwargs.get("softcap")), None
 
     return attention

@@ -23,7 +23,7 @@ from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 from modicum.kv.shape import Shape
-from modicum.kv.shared import Shared
+from modicum.kv.shared import Shared, lasting
 from modicum.kv.window import WindowLayer
 
 _probed: WeakKeyDictionary[PreTrainedModel, HeadScores] = WeakKeyDictionary()
@@ -167,11 +167,12 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     @property
     def full_nbytes(self) -> int:
-        """Bytes of keys and values that a full cache of the tokens seen would hold."""
-        per_token = (
-            sum(s.kv_heads * (s.key_dim + s.value_dim) for s in self.shape.layers) * self.shape.dtype.itemsize
-        )
-        return self.seen * per_token * max(1, self.batch_size)
+        """Bytes of keys and values that transformers' cache of the tokens seen would hold, windows cut."""
+        total = 0
+        for s in self.shape.layers:
+            held = self.seen if s.window is None else min(self.seen, s.window - 1)
+            total += held * s.kv_heads * (s.key_dim + s.value_dim)
+        return total * self.shape.dtype.itemsize * max(1, self.batch_size)
 
     def check_integrity(self) -> None:
         """Check every invariant against the live storage.
@@ -200,7 +201,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def copy(self) -> Self:
         """An independent copy, for instance to ask several questions of one compressed context."""
-        return copy.deepcopy(self)
+        with lasting():
+            return copy.deepcopy(self)
 
     def save(self, path: str | Path) -> None:
         """Write the cache to a file (safetensors with a JSON header); see `BudgetCache.load`."""
@@ -214,7 +216,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         Raises:
             SnapshotError: the file is truncated, corrupted, of a newer format, or of another model.
         """
-        return snapshot.load(cls, Path(path), model)
+        with lasting():
+            return snapshot.load(cls, Path(path), model)
 
     def __repr__(self) -> str:
         held = self.budget.tokens if self.budget.tokens is not None else f"{self.budget.nbytes} bytes"

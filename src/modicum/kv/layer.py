@@ -19,7 +19,7 @@ from modicum.kv.call import Piece
 from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
 from modicum.kv.shape import LayerShape
-from modicum.kv.shared import BudgetLength, Handle, Shared
+from modicum.kv.shared import BudgetLength, Handle, Shared, lasting
 
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 
@@ -156,7 +156,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
 
     def _allocate(self, key: Tensor, value: Tensor) -> None:
         try:
-            self.lazy_initialization(key, value)
+            with lasting():
+                self.lazy_initialization(key, value)
         except RuntimeError as error:  # torch's out of memory, on whatever device
             self.banks, self.ring, self.row_seen = [], None, ()
             raise BudgetError(
@@ -233,15 +234,16 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._select_rows(beam_idx)
+        with lasting(), torch.no_grad():
+            self._select_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select_rows(torch.arange(self.batch).repeat_interleave(repeats))
+        self.reorder_cache(torch.arange(self.batch).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
-        self._select_rows(indices)
+        self.reorder_cache(indices)
 
     def _select_rows(self, index: Tensor) -> None:
         if not self.is_initialized:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +14,11 @@ from modicum.kv.call import Call, read_call
 
 if TYPE_CHECKING:
     from modicum.kv.layer import BudgetLayer
+
+
+def lasting() -> AbstractContextManager[Any]:
+    """What is made inside may be written to later, even if made by a call in `torch.inference_mode`."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 class BudgetLength(int):
