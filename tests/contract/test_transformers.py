@@ -166,6 +166,16 @@ def test_greedy_tokens_are_the_same_with_transformers_own_chunks(name: str) -> N
     assert calls[0] == 6 + 11
 
 
+@models
+def test_the_bytes_of_a_full_cache_are_those_that_transformers_takes(name: str) -> None:
+    model, ids = zoo.shared(name), zoo.tokens(2, 45)
+    for length in (4, 9, 10, 45):
+        cache, full = BudgetCache(model, "keydiff", 20, chunk=16, **SMALL), full_cache(model)
+        feed(model, cache, ids[:, :length])
+        feed(model, full, ids[:, :length])
+        assert cache.full_nbytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in full.layers)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @models
 def test_half_precision_is_the_full_cache_to_its_rounding(name: str, dtype: torch.dtype) -> None:

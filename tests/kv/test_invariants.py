@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -167,6 +169,26 @@ def test_an_evaluation_with_gradients_enabled_holds_no_graph() -> None:
             stored += [] if layer.ring is None else [layer.ring.queries]
             assert not any(t.requires_grad for t in stored)
         check_limits(cache)
+
+
+@policies
+def test_a_cache_filled_in_inference_mode_goes_on_outside_and_back(policy: str) -> None:
+    model, ids = zoo.shared("gemma2"), zoo.tokens(2, 70)
+    cache, plain = (BudgetCache(model, policy, 90, chunk=16, n_sink=2, recent=4) for _ in range(2))
+    cuts = (50, 51, 52, 60, 61)
+    if cache.policy.evicts:
+        cache, plain = (BudgetCache(model, policy, 24, chunk=16, n_sink=2, recent=4) for _ in range(2))
+    expected, found = [], []
+    for i, (a, b) in enumerate(pairwise((0, *cuts, 70))):
+        expected.append(feed(model, plain, ids[:, :b], start=a))
+        with torch.inference_mode(i % 3 == 0):
+            found.append(feed(model, cache, ids[:, :b], start=a))
+            if i == 3:
+                cache = cache.copy()
+                cache.reorder_cache(torch.tensor([0, 1]))
+    torch.testing.assert_close(torch.cat(found, 1), torch.cat(expected, 1), **EXACT)
+    assert all_kept(cache) == all_kept(plain)
+    check_limits(cache)
 
 
 # -- 2. exact when it fits, 4. whatever the chunks --------------------------------------------------------
@@ -349,7 +371,7 @@ def test_a_copy_and_its_original_know_nothing_of_each_other(policy: str, data: s
     ids, mask, _ = case.batch
     cache = case.cache()
     case.run(cache)
-    twin = cache.copy()
+    twin = data.draw(st.sampled_from([cache.copy, lambda: copy.deepcopy(cache)]))()
     state = all_kept(cache), cache.nbytes, cache.seen, cache.peak_nbytes
     check_limits(twin)
     longer, there = more_of(case, ids, mask, 7)
