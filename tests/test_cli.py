@@ -363,7 +363,11 @@ def test_ctrl_c_on_the_real_thing() -> None:
     """Beyond its training the model babbles on, so there is always an answer to interrupt."""
     arguments = ["run", "--sample", "--budget", "128", "-n", "200000"]
     with subprocess.Popen(
-        [sys.executable, "-m", "modicum", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "modicum", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # What a shell starts in the background ignores SIGINT, and so would all that the tests start there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
