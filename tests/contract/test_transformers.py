@@ -479,3 +479,14 @@ def test_a_generation_config_that_names_the_cache_elsewhere_is_served() -> None:
     assert out.past_key_values is cache
     assert len(out.scores) == 5
     assert {max(head) for row in kept(cache, 0) for head in row} == {33}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_cache_of_another_model_is_refused_in_words(attention: str) -> None:
+    """Whatever an attention function of transformers does first with a handle that is not for it."""
+    ids = torch.ones(1, 6, dtype=torch.long)
+    own, other = (zoo.build("llama") for _ in range(2))
+    other.set_attn_implementation(attention)
+    cache = BudgetCache(own, "keydiff", 48)
+    with torch.no_grad(), pytest.raises(CacheError, match="another model"):
+        other(ids, past_key_values=cache)

@@ -91,7 +91,15 @@ class Handle:
         self.layer = layer
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise CacheError(
-            f"this model's attention read `{name}` of a budget cache's keys: the cache was built for another "
-            "model, or the model was detached. Build the cache for this model: BudgetCache(model, …)"
-        )
+        _refuse(f"read `{name}` of")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any) -> NoReturn:
+        _refuse(f"gave {getattr(function, '__name__', 'a torch function')}")
+
+
+def _refuse(did: str) -> NoReturn:
+    raise CacheError(
+        f"this model's attention {did} a budget cache's keys: the cache was built for another model, or the "
+        "model was detached. Build the cache for this model: BudgetCache(model, …)"
+    )
