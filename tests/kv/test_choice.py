@@ -35,19 +35,17 @@ def order(score: Tensor, position: Tensor) -> list[int]:
     return sorted(range(len(score)), key=lambda i: (float(score[i]), int(position[i])), reverse=True)
 
 
-@given(table=heads(2, 2), data=st.data())
+@given(rows=st.integers(1, 2), count=st.integers(1, 2), data=st.data())
 @MANY
-def test_best_keeps_the_highest_and_of_equals_the_newest(
-    table: tuple[Tensor, Tensor], data: st.DataObject
-) -> None:
-    score, position = table
+def test_best_keeps_the_highest_and_of_equals_the_newest(rows: int, count: int, data: st.DataObject) -> None:
+    score, position = data.draw(heads(rows, count))
     n = score.shape[-1]
-    alike = data.draw(st.booleans())
-    count = torch.tensor([[data.draw(st.integers(0, n)) for _ in range(1 if alike else 2)] for _ in range(2)])
-    keep = best(score, position, count)
-    for row in range(2):
-        for head in range(2):
-            number = int(count[row, 0 if alike else head])
+    each = data.draw(st.sampled_from([1, count]))  # one number for all heads of a row, or one for each
+    numbers = torch.tensor([[data.draw(st.integers(0, n)) for _ in range(each)] for _ in range(rows)])
+    keep = best(score, position, numbers)
+    for row in range(rows):
+        for head in range(count):
+            number = int(numbers[row, head % each])
             wanted = set(order(score[row, head], position[row, head])[:number])
             found = {i for i in range(n) if keep[row, head, i]}
             there = {i for i in range(n) if position[row, head, i] >= 0}
