@@ -378,6 +378,15 @@ def test_a_cache_of_another_model_of_another_shape_is_refused(name: str) -> None
     assert same(state(cache), before)
 
 
+def test_a_cache_of_another_model_is_refused_whatever_the_mask() -> None:
+    _, cache = used()
+    other = zoo.build("llama", seed=1)
+    BudgetCache(other, budget=64)
+    # Masks of four dimensions are not made by our mask function, which would notice first.
+    with pytest.raises(CacheError, match="built for another model"):
+        other(zoo.tokens(1, 5), past_key_values=cache, attention_mask=torch.zeros(1, 1, 5, 45))
+
+
 def test_a_cache_of_a_shallower_model_is_refused() -> None:
     model = zoo.build("llama")
     deep = zoo.build("gemma2")
