@@ -132,6 +132,15 @@ def test_every_slot_holds_the_keys_values_and_state_of_its_position(policy: str,
                     columns = line[bank.arena.positions[local, j, :n].long()]
                     assert torch.equal(bank.arena.keys[local, j, :n], keys[row, head, columns])
                     assert torch.equal(bank.arena.values[local, j, :n], values[row, head, columns])
+                    if bank.virtual is None:
+                        continue
+                    gone = line[[p for p in range(len(line)) if p not in bank.arena.positions[local, j, :n]]]
+                    assert int(bank.virtual.count[local, j]) == len(gone)
+                    if len(gone):  # the virtual token is the mean of all that was let go
+                        means = bank.virtual.key[local, j], bank.virtual.value[local, j]
+                        for mean, x in zip(means, (keys, values), strict=True):
+                            wanted = x[row, head, gone].float().mean(0)
+                            torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-4)
     if policy == "keydiff":
         arena = cache.layers[0].banks[0].arena
         n = min(arena.live)
