@@ -1,0 +1,1 @@
+"""Accuracy against measured bytes: grids of models, policies, budgets, tasks and lengths."""

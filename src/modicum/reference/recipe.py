@@ -1,0 +1,109 @@
+"""All that the training of the reference model depends on, in one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from modicum.errors import InputError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One length of the curriculum.
+
+    Attributes:
+        length: tokens in a sequence.
+        batch: tokens in an optimiser step.
+        shares: how often each kind of sequence comes (see `documents.KINDS`); they need not sum to 1.
+        tokens: at most so many tokens are spent here before going on anyway.
+    """
+
+    length: int
+    batch: int
+    shares: dict[str, float]
+    tokens: int
+
+
+_SHORT = {"copy": 0.5, "table": 0.5}
+_EARLY = {"copy": 0.2, "table": 0.4, "needle": 0.2, "chain": 0.1, "text": 0.1}
+_MIDDLE = {"copy": 0.1, "table": 0.2, "needle": 0.4, "chain": 0.15, "text": 0.15}
+_LONG = {"copy": 0.08, "table": 0.1, "needle": 0.45, "chain": 0.15, "count": 0.04, "text": 0.18}
+
+
+def _stages() -> tuple[Stage, ...]:
+    return (
+        Stage(64, 4096, _SHORT, 12_000_000),
+        Stage(128, 4096, _EARLY, 6_000_000),
+        Stage(256, 4096, _MIDDLE, 6_000_000),
+        Stage(512, 4096, _LONG, 4_000_000),
+        Stage(1024, 8192, _LONG, 4_000_000),
+        Stage(2048, 8192, _LONG, 4_000_000),
+        Stage(4096, 8192, _LONG, 4_000_000),
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of one training run.
+
+    Attributes:
+        vocabulary: entries of the tokenizer.
+        hidden, mlp, layers, heads, kv_heads, head_dim: the Llama's sizes.
+        rope_theta: base of the rotary frequencies.
+        positions: the longest context the model is meant for; gaps in the positions of short sequences are
+            drawn so that distances up to this occur from the start.
+        stages: the curriculum; a stage ends when `pass_mark` of its answers' tokens are right (mean of the
+            kinds over the last steps), or when its tokens are spent.
+        pass_mark: as said.
+        matrix_rate: Muon's learning rate for the layers' matrices.
+        vector_rate: AdamW's for embeddings and norms.
+        weight_decay: of the matrices.
+        text_weight: weight of a token of plain text against 1 for an answer's.
+        other_weight: weight of a generated token that cannot be known beforehand, or only by its form.
+        warmup: steps in which the rates rise.
+        cooldown: the share of `total_tokens` at whose end the rates fall to a twentieth.
+        total_tokens: the length of the run.
+        matched_heads: whether keys' projections start as copies of their first query head's, so that tokens
+            look for their like from the start (Trockman and Kolter 2023, "Mimetic initialization").
+        gaps: how often a sequence's positions skip some, so that short sequences know long distances (Zhu et
+            al. 2023, "PoSE").
+        seed: of weights and data.
+        held_back: files whose names begin so are kept for measuring perplexity.
+    """
+
+    vocabulary: int = 2048
+    hidden: int = 192
+    mlp: int = 384
+    layers: int = 6
+    heads: int = 8
+    kv_heads: int = 4
+    head_dim: int = 32
+    rope_theta: float = 100_000.0
+    positions: int = 4096
+    stages: tuple[Stage, ...] = field(default_factory=_stages)
+    pass_mark: float = 0.93
+    matrix_rate: float = 0.02
+    vector_rate: float = 3e-3
+    weight_decay: float = 0.01
+    text_weight: float = 0.3
+    other_weight: float = 0.05
+    warmup: int = 100
+    cooldown: float = 0.25
+    total_tokens: int = 40_000_000
+    matched_heads: bool = True
+    gaps: float = 0.5
+    seed: int = 1
+    held_back: tuple[str, ...] = ("burgess-busterbrown", "austen-sense", "shakespeare-caesar")
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or self.layers < 1 or self.heads % self.kv_heads:
+            raise InputError(
+                f"{self.heads} query heads cannot share {self.kv_heads} KV heads: give a multiple of them"
+            )
+        if max(stage.length for stage in self.stages) > self.positions:
+            raise InputError(f"a stage is longer than the model's {self.positions} positions")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)

@@ -1,0 +1,338 @@
+"""Trains the reference model: `python -m modicum.reference.train --data FOLDER --out DIR`.
+
+The run can be stopped at any moment (Ctrl-C saves first) and goes on from its last checkpoint when started
+again with the same folder. `export` writes what `modicum.load` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import time
+from collections import defaultdict, deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as functional
+import typer
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from modicum.errors import InputError
+from modicum.reference.corpus import read_texts, sentences
+from modicum.reference.documents import Writer
+from modicum.reference.muon import Muon
+from modicum.reference.recipe import Recipe, Stage
+from modicum.reference.tokenizer import train_tokenizer, wrap
+from modicum.reference.words import adjectives, nouns
+
+_LATEST = "checkpoint.pt"
+_WINDOW = 60  # steps over which a stage's answers are judged
+
+
+def build(recipe: Recipe) -> Any:
+    """The untrained model, a transformers LlamaForCausalLM in float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    make_config: Any = LlamaConfig
+    torch.manual_seed(recipe.seed)
+    config = make_config(
+        vocab_size=recipe.vocabulary,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.mlp,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        head_dim=recipe.head_dim,
+        max_position_embeddings=recipe.positions,
+        rope_theta=recipe.rope_theta,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    make_model: Any = LlamaForCausalLM
+    model = make_model(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            attention = layer.self_attn
+            nn.init.orthogonal_(attention.q_proj.weight)
+            if recipe.matched_heads:
+                queries = attention.q_proj.weight.view(recipe.kv_heads, -1, recipe.head_dim, recipe.hidden)
+                attention.k_proj.weight.copy_(queries[:, 0].reshape(-1, recipe.hidden))
+            scale = (2 * recipe.layers) ** -0.5
+            attention.o_proj.weight.mul_(scale)
+            layer.mlp.down_proj.weight.mul_(scale)
+    return model
+
+
+def hidden_states(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    """The last hidden states, [B, N, hidden], for positions with gaps, which the model itself would take for
+    several sequences packed into one."""
+    inner = model.model
+    hidden = inner.embed_tokens(ids)
+    turns = inner.rotary_emb(hidden, positions)
+    for layer in inner.layers:
+        hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=turns)
+    normed: Tensor = inner.norm(hidden)
+    return normed
+
+
+def optimisers(model: Any, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for the layers' matrices, AdamW for embeddings and norms."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    known = set(map(id, matrices))
+    others = [p for p in model.parameters() if id(p) not in known]
+    return (
+        Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    )
+
+
+def spread_positions(count: int, length: int, recipe: Recipe, rng: random.Random) -> Tensor:
+    """Positions for `count` sequences, [count, length], some with a gap or two."""
+    rows = []
+    for _ in range(count):
+        row = torch.arange(length)
+        spare = recipe.positions - length
+        if spare > 0 and rng.random() < recipe.gaps:
+            for _ in range(rng.randint(1, 2)):
+                gap = int(math.exp(rng.uniform(0, math.log(spare + 1)))) // 2
+                row[rng.randrange(1, length) :] += gap
+        rows.append(row)
+    return torch.stack(rows)
+
+
+class Training:
+    """One run: its model, optimisers, place in the curriculum and folder."""
+
+    def __init__(self, recipe: Recipe, data: list[Path], out: Path) -> None:
+        self.recipe = recipe
+        self.out = out
+        out.mkdir(parents=True, exist_ok=True)
+        texts, self.held_back = read_texts(data, recipe.held_back)
+        self.tokenizer = _tokenizer(out, texts, recipe)
+        cut = [sentences(text) for text in texts.values()]
+        ids = [[e.ids for e in self.tokenizer.encode_batch(s, add_special_tokens=False)] for s in cut if s]
+        self.writer = Writer(self.tokenizer, ids)
+        self.model = build(recipe)
+        self.muon, self.adam = optimisers(self.model, recipe)
+        self.step = 0
+        self.tokens = 0
+        self.stage = 0
+        self.spent = 0  # tokens in this stage
+        self.right: dict[str, deque[tuple[int, int]]] = _windows()
+        self._resume()
+
+    # ------------------------------------------------------------------ going
+
+    def run(self, minutes: float | None = None) -> None:
+        """Until the tokens are spent, the minutes are over, or Ctrl-C; saves at the end and every minute."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        start = saved = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,} tokens"),
+            TimeRemainingColumn(),
+        )
+        try:
+            with Progress(*columns) as bar:
+                task = bar.add_task("training", total=self.recipe.total_tokens, completed=self.tokens)
+                while self.tokens < self.recipe.total_tokens:
+                    line = self.advance()
+                    bar.update(task, completed=self.tokens, description=f"{line['length']} tokens, loss {line['loss']:.3f}")
+                    now = time.monotonic()
+                    if now - saved > 60:
+                        self.save()
+                        saved = now
+                    if minutes is not None and now - start > 60 * minutes:
+                        break
+        finally:
+            self.save()
+
+    def advance(self) -> dict[str, Any]:
+        """One optimiser step and its line in the log."""
+        began = time.monotonic()
+        stage = self.recipe.stages[self.stage]
+        rng = random.Random(f"{self.recipe.seed}/{self.step}")
+        losses, hits = self._gradients(stage, rng)
+        rate = self._rate()
+        for optimiser, base in ((self.muon, self.recipe.matrix_rate), (self.adam, self.recipe.vector_rate)):
+            for group in optimiser.param_groups:
+                group["lr"] = base * rate
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        count = stage.batch // stage.length * stage.length
+        self.tokens += count
+        self.spent += count
+        for kind, pair in hits.items():
+            self.right[kind].append(pair)
+        line = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "length": stage.length,
+            "loss": losses["all"],
+            "text_loss": losses.get("text"),
+            "right": {kind: round(_share(self.right[kind]), 4) for kind in sorted(self.right)},
+            "rate": rate,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        self._promote(stage)
+        return line
+
+    def _gradients(
+        self, stage: Stage, rng: random.Random
+    ) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
+        """Adds the gradients of one step; returns losses and, per kind, answers' tokens (right, all)."""
+        kinds = rng.choices(list(stage.shares), list(stage.shares.values()), k=stage.batch // stage.length)
+        drawn = [self.writer.draw(kind, stage.length, rng) for kind in kinds]
+        ids = torch.tensor([one.ids for one in drawn])
+        marks = torch.tensor([one.marks for one in drawn])[:, 1:]
+        positions = spread_positions(len(drawn), stage.length, self.recipe, rng)
+        hidden = hidden_states(self.model, ids[:, :-1], positions[:, :-1])
+        # Of the tokens that weigh little only a sample goes through the head, with the weight of all.
+        luck = torch.rand(marks.shape, generator=torch.Generator().manual_seed(rng.getrandbits(40)))
+        keep = (marks == 1) | ((marks == -1) & (luck < 0.5)) | ((marks == 0) & (luck < 0.1))
+        marks_kept = marks[keep]
+        weights = torch.where(marks_kept == 1, 1.0, torch.where(
+            marks_kept == -1, self.recipe.text_weight / 0.5, self.recipe.other_weight / 0.1
+        ))
+        logits = self.model.lm_head(hidden[keep])
+        targets = ids[:, 1:][keep]
+        each = functional.cross_entropy(logits, targets, reduction="none")
+        loss = (each * weights).sum() / weights.sum()
+        loss.backward()
+        with torch.no_grad():
+            right = logits.argmax(-1) == targets
+            rows = torch.arange(len(drawn))[:, None].expand_as(marks)[keep]
+            answer = marks_kept == 1
+            hits: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+            good = torch.bincount(rows[answer & right], minlength=len(drawn)).tolist()
+            all_ = torch.bincount(rows[answer], minlength=len(drawn)).tolist()
+            for one, g, a in zip(drawn, good, all_, strict=True):
+                if a:
+                    hits[one.kind] = (hits[one.kind][0] + g, hits[one.kind][1] + a)
+            losses = {"all": float(loss)}
+            if (marks_kept == -1).any():
+                losses["text"] = float(each[marks_kept == -1].mean())
+        return losses, dict(hits)
+
+    def _rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / self.recipe.warmup)
+        left = 1 - self.tokens / self.recipe.total_tokens
+        return warm * min(1.0, 0.05 + 0.95 * left / self.recipe.cooldown)
+
+    def _promote(self, stage: Stage) -> None:
+        judged = [self.right[kind] for kind in stage.shares if kind not in ("text", "count")]
+        full = all(len(window) >= _WINDOW // 2 for window in judged)
+        passed = full and sum(map(_share, judged)) / len(judged) >= self.recipe.pass_mark
+        if (passed or self.spent >= stage.tokens) and self.stage + 1 < len(self.recipe.stages):
+            self.stage += 1
+            self.spent = 0
+            self.right = _windows()
+
+    # ---------------------------------------------------------------- keeping
+
+    def save(self) -> None:
+        """The checkpoint, whole or not at all."""
+        state = {
+            "recipe": self.recipe.to_dict(),
+            "model": self.model.state_dict(),
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "place": (self.step, self.tokens, self.stage, self.spent),
+            "right": {kind: list(window) for kind, window in self.right.items()},
+        }
+        path = self.out / _LATEST
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+    def _resume(self) -> None:
+        path = self.out / _LATEST
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
+        shape = ("vocabulary", "hidden", "mlp", "layers", "heads", "kv_heads", "head_dim", "rope_theta")
+        for name in shape:
+            was, now = state["recipe"][name], getattr(self.recipe, name)
+            if was != now:
+                raise InputError(
+                    f"{path} was trained with {name} {was}, not {now}: give another folder with --out"
+                )
+        self.model.load_state_dict(state["model"])
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.step, self.tokens, self.stage, self.spent = state["place"]
+        for kind, window in state["right"].items():
+            self.right[kind].extend(window)
+        _cut_log(self.out / "log.jsonl", self.step)
+
+    def export(self, folder: Path) -> None:
+        """Weights in bfloat16 and tokenizer, as transformers' from_pretrained reads them."""
+        state = {name: value.to(torch.bfloat16) for name, value in self.model.state_dict().items()}
+        copy = build(self.recipe).to(torch.bfloat16)
+        copy.load_state_dict(state)
+        copy.save_pretrained(folder)
+        wrap(self.tokenizer).save_pretrained(folder)
+
+
+def _windows() -> dict[str, deque[tuple[int, int]]]:
+    return defaultdict(lambda: deque(maxlen=_WINDOW))
+
+
+def _share(window: deque[tuple[int, int]]) -> float:
+    total = sum(a for _, a in window)
+    return sum(g for g, _ in window) / total if total else 0.0
+
+
+def _tokenizer(out: Path, texts: dict[str, str], recipe: Recipe) -> Tokenizer:
+    path = out / "tokenizer.json"
+    if not path.is_file():
+        # The lists' words are no more frequent than a text's, but keys are made of them.
+        words = [f" {a}-{n} {n}" for a, n in zip(adjectives() * 8, nouns(), strict=False)]
+        train_tokenizer([*texts.values(), " ".join(words)], recipe.vocabulary).save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drops what was logged after the checkpoint."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def main(
+    data: Annotated[list[Path], typer.Option(help="A folder of .txt files; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Checkpoints and the log go here; an earlier run goes on.")],
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long.")] = None,
+    total_tokens: Annotated[int | None, typer.Option(help="Length of the whole run.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write the model here at the end.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+) -> None:
+    """Train the reference model."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    recipe = replace(Recipe(), **json.loads(os.environ.get("MODICUM_RECIPE", "{}")))
+    if total_tokens is not None:
+        recipe = replace(recipe, total_tokens=total_tokens)
+    training = Training(recipe, data, out)
+    try:
+        training.run(minutes)
+    except KeyboardInterrupt:
+        typer.echo("stopped; start again to go on", err=True)
+    if export is not None:
+        training.export(export)
+
+
+if __name__ == "__main__":
+    typer.run(main)

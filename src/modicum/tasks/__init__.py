@@ -1,0 +1,1 @@
+"""Long-context tasks: generators of the RULER kinds, loaders of known benchmarks, perplexity, metrics."""
