@@ -9,8 +9,12 @@ from typing import Any
 from modicum.errors import InputError
 from modicum.tasks.chains import Chains
 from modicum.tasks.frequent import CommonWords, FrequentWords
+from modicum.tasks.gsm8k import Gsm8k
+from modicum.tasks.longbench import LongBench, LongBench2
 from modicum.tasks.named import Named, read_value, settings_of
 from modicum.tasks.needle import NIAH, Needle
+from modicum.tasks.rulerfile import RulerFile
+from modicum.tasks.running import Recall, Text
 from modicum.tasks.sample import Task
 
 KINDS: dict[str, type[Named]] = {
@@ -18,6 +22,13 @@ KINDS: dict[str, type[Named]] = {
     "vt": Chains,
     "cwe": CommonWords,
     "fwe": FrequentWords,
+    "ruler-file": RulerFile,
+    "longbench": LongBench,
+    "longbench-e": LongBench,
+    "longbench-v2": LongBench2,
+    "gsm8k": Gsm8k,
+    "text": Text,
+    "recall": Recall,
 }
 """Every kind of task, in the order of documentation."""
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -90,10 +101,5 @@ def _make(kind: str, given: dict[str, str]) -> list[Task]:
                 + (f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}")
             )
         typed[key] = read_value(kind, key, known[key], value)
-    presets = {"kind": kind, **_presets(cls, kind)}
-    task: Any = cls(**{**presets, **typed})
-    return list(task.expanded()) if hasattr(task, "expanded") else [task]
-
-
-def _presets(cls: type[Named], kind: str) -> dict[str, Any]:
-    return dict(NIAH[kind]) if cls is Needle else {}
+    made: Any = cls(**{**(NIAH[kind] if cls is Needle else {}), **typed})
+    return list(made.expanded()) if isinstance(made, LongBench) else [made]
