@@ -20,6 +20,8 @@ class Colours:
     metric: str = "has"
     new_tokens: int = 6
     count: int = 1000
+    greedy: int = 0
+    """New tokens that it takes beyond its length, as a task should not."""
 
     def sample(self, index: int, length: int | None, tokenizer: Any, seed: int = 0) -> Sample:
         if not 0 <= index < self.count:
@@ -42,7 +44,7 @@ class Colours:
             question=f" Mom asked about the {needle}. The {needle} was",
             answers=(COLOURS[(index + seed) % len(COLOURS)],),
             metric=self.metric,
-            max_new_tokens=self.new_tokens,
+            max_new_tokens=self.new_tokens + self.greedy,
             depth=0.1,
         )
 

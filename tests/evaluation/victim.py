@@ -12,10 +12,10 @@ from tests.evaluation.colours import METRICS, Colours, Continued
 
 GRID = Grid(
     models=("stories",),
-    policies=("full", "keydiff", "random"),
+    policies=("full", "keydiff"),
     budgets=("48", "64"),
     tasks=("colours", "continued"),
-    lengths=(120, 240),
+    lengths=(120,),
     questions=("hidden", "seen"),
     limit=4,
     chunk=64,

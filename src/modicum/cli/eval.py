@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from modicum.evaluation.evaluate import Progress
     from modicum.evaluation.grid import Grid
     from modicum.evaluation.summary import Summary
+    from modicum.tasks.sample import Task
 
 _QUIET_SECONDS = 60  # between two lines of progress where stderr is no terminal
 _SHOWN = ("model", "task", "length", "question", "policy", "budget", "chunk", "seed", "dtype")
@@ -63,6 +65,10 @@ def evaluate(
             "--question", "-q", help="hidden: the context is compressed before the question is known; seen."
         ),
     ] = "hidden",
+    haystack: Annotated[
+        Path | None,
+        typer.Option(help="A text or a folder of texts to hide needles in; else a book.", metavar="PATH"),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", help="Samples of each task and length.")] = 20,
     seed: Annotated[str, typer.Option(help="Of the samples.")] = "0",
     chunk: Annotated[str, typer.Option(help="Tokens taken in at a time, or all.")] = "512",
@@ -84,11 +90,12 @@ def evaluate(
     """
     from modicum.evaluation.grid import Grid
 
+    tasks = _tasks(task, haystack)
     grid = Grid(
         models=tuple(split(model)),
         policies=tuple(split(policy)),
         budgets=tuple(split(budget)),
-        tasks=tuple(split(task)),
+        tasks=tuple(one.name for one in tasks),
         lengths=(None,) if length is None else tuple(numbers("length", length)),
         questions=tuple(split(question)),
         seeds=tuple(numbers("seed", seed)),
@@ -100,14 +107,14 @@ def evaluate(
         dtype=dtype,
         stop_at_newline=stop_at_newline,
     )
-    summaries = _run(grid, out, device)
+    summaries = _run(grid, tasks, out, device)
     if as_json:
         print_json({"out": str(out), "rows": sum(s.count for s in summaries), "cells": _plain(summaries)})
     else:
         _table(summaries)
 
 
-def _run(grid: Grid, out: Path, device: str) -> list[Summary]:
+def _run(grid: Grid, tasks: list[Task], out: Path, device: str) -> list[Summary]:
     from modicum.evaluation.evaluate import evaluate as run_grid
     from modicum.evaluation.summary import summarise
 
@@ -116,30 +123,50 @@ def _run(grid: Grid, out: Path, device: str) -> list[Summary]:
 
     with _meter() as tell:
         try:
-            rows = run_grid(grid, out, load=load_model, progress=tell)
+            rows = run_grid(grid, out, tasks=tasks, load=load_model, progress=tell)
         except KeyboardInterrupt:
             complain(f"what was done is in {out}: run the same command again to go on")
             raise
     return summarise(rows)
 
 
+def _tasks(text: str, haystack: Path | None) -> list[Task]:
+    """The tasks of a text, each once; their running text is that of `haystack`, if given."""
+    from modicum.tasks import parse_task
+
+    tasks: list[Any] = parse_task(text)
+    if haystack is not None:
+        takes = [getattr(one, "hay", None) == "essay" and one.haystack is None for one in tasks]
+        if not any(takes):
+            raise InputError(f"--haystack: none of {text} has running text to take from there; leave it out")
+        tasks = [
+            replace(one, haystack=str(haystack)) if wants else one
+            for one, wants in zip(tasks, takes, strict=True)
+        ]
+    return list({one.name: one for one in tasks}.values())
+
+
 def split(text: str) -> list[str]:
-    """Values between commas, but for commas in brackets and before a setting: "vt:hops=2,chains=1,fwe"."""
-    values: list[str] = []
-    depth, start = 0, True
-    for part in re.split(r"(,)", text):
-        if part == ",":
-            start = depth == 0
-            if not start:
-                values[-1] += part
+    """Values between commas, but for those in brackets or quotes, or before a setting: "vt:a=2,b=1"."""
+    parts, depth, quote = [""], 0, ""
+    for mark in text:
+        if mark == "," and not depth and not quote:
+            parts.append("")
             continue
-        setting = re.match(r"\s*\w+\s*=", part) is not None
-        if start and not (setting and values):
-            values.append(part)
+        parts[-1] += mark
+        if quote:
+            quote = "" if mark == quote else quote
+        elif mark in "\"'":
+            quote = mark
         else:
-            values[-1] += "," * start + part
-        depth += sum(map(part.count, "([{")) - sum(map(part.count, ")]}"))
-    return [value.strip() for value in values if value.strip()]
+            depth += (mark in "([{") - (mark in ")]}")
+    values: list[str] = []
+    for part in map(str.strip, parts):
+        if values and re.match(r"\w+\s*=", part):
+            values[-1] += "," + part
+        elif part:
+            values.append(part)
+    return values
 
 
 def numbers(name: str, text: str, several: bool = True) -> list[int]:
@@ -212,17 +239,17 @@ def _table(summaries: list[Summary]) -> None:
                 _score(s),
                 str(s.count),
                 f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}",
-                f"{format_size(int(s.held_bytes))} ({s.held_bytes / s.full_bytes:.0%})",
+                f"{format_size(int(s.held_bytes))}, {s.held_bytes / s.full_bytes:.0%}",
                 format_size(int(s.peak_bytes)),
                 f"{s.prefill_seconds:.2f}",
                 f"{s.decode_seconds:.2f}",
             ]
         )
-    columns = ["score (95 %)", "n", "tokens held", "held (of full)", "peak", "prefill s", "decode s"]
+    columns = ["score (95 %)", "n", "tokens held", "held, of full", "peak", "prefill s", "decode s"]
     print_table([*varying, *columns], rows, title=", ".join(fixed))
 
 
 def _score(s: Summary) -> str:
     if s.metric == "loss":
         return f"{s.score:.3f} nats ({s.low:.3f} to {s.high:.3f})"
-    return f"{s.score:.1%} ({s.low:.1%} to {s.high:.1%})"
+    return f"{s.score:.1%} ({100 * s.low:.1f} to {100 * s.high:.1f})"

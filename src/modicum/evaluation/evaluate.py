@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from modicum.errors import InputError
-from modicum.evaluation.fingerprint import fingerprint
+from modicum.evaluation.fingerprint import fingerprint, sample_fingerprint
 from modicum.evaluation.grid import Grid
 from modicum.evaluation.row import Cell, Row
 from modicum.evaluation.runner import Metric, Prompt, cache_for, max_positions, run
@@ -64,9 +65,10 @@ def evaluate(
     judges = _metrics(chosen, metrics)
     models = _Models(grid, load)
     with Store(out) as store:
-        facts = {name: _check(grid, name, models, chosen) for name in grid.models}
+        facts = {name: _check(grid, name, models, chosen, judges) for name in grid.models}
         store.admit(
             {f"{name} {fact.dtype}": fact.mark for name, fact in facts.items()},
+            {name: mark for fact in facts.values() for name, mark in fact.samples.items()},
             grid.to_dict() | {"tasks": [task.name for task in chosen]},
             {"stop_at_newline": grid.stop_at_newline} | dict(settings or {}),
         )
@@ -165,9 +167,13 @@ class _Facts:
     dtype: str
     mark: str
     """The fingerprint."""
+    samples: dict[str, str]
+    """Those of the tasks' first samples."""
 
 
-def _check(grid: Grid, name: str, models: _Models, tasks: Sequence[Task]) -> _Facts:
+def _check(
+    grid: Grid, name: str, models: _Models, tasks: Sequence[Task], judges: Mapping[str, Metric | None]
+) -> _Facts:
     """Refuse what could not be run, before anything is."""
     model, tokenizer = models.get(name)
     dtype = str(model.dtype).removeprefix("torch.")
@@ -177,17 +183,21 @@ def _check(grid: Grid, name: str, models: _Models, tasks: Sequence[Task]) -> _Fa
             raise InputError(
                 f"the length {length} is beyond the {most} positions of {name}: give lengths up to {most}"
             )
-    for task in tasks:
-        for length in grid.lengths:
-            sample = task.sample(0, length, tokenizer, grid.seeds[0])
-            Prompt.of(sample, model, tokenizer)
+    samples = {}
+    for task, length, seed in product(tasks, grid.lengths, grid.seeds):
+        sample = task.sample(0, length, tokenizer, seed)
+        Prompt.of(sample, model, tokenizer)
+        judge = judges[sample.metric]
+        if judge is not None:
+            judge("", sample.answers)  # says what it lacks, if it lacks a package
+        samples[f"{task.name}, length {length}, seed {seed}, {name}"] = sample_fingerprint(sample)
     for cell in grid.cells(name, dtype, tasks[0], grid.lengths[0], grid.seeds[0]):
         cache_for(model, cell, 1, 1)
-    return _Facts(dtype, fingerprint(model, tokenizer))
+    return _Facts(dtype, fingerprint(model, tokenizer), samples)
 
 
 def _tasks(grid: Grid) -> list[Task]:
-    from modicum.tasks.registry import parse_task
+    from modicum.tasks import parse_task
 
     found = {task.name: task for text in grid.tasks for task in parse_task(text)}
     return list(found.values())

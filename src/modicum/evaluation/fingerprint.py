@@ -1,4 +1,4 @@
-"""Fingerprint: tells a model (configuration, weights, tokenizer) from another of the same name."""
+"""Fingerprint: tells a model (configuration, weights, tokenizer), or a sample, from another of its name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import torch
+
+from modicum.tasks.sample import Sample
 
 _EDGE = 16  # numbers at each end of a tensor
 # What differs between two loads of the same files, or between releases of transformers.
@@ -31,3 +33,9 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
         edges = torch.cat([flat[:_EDGE], flat[-_EDGE:]]).to("cpu", torch.float64)
         add([name, list(tensor.shape), edges.tolist()])
     return digest.hexdigest()
+
+
+def sample_fingerprint(sample: Sample) -> str:
+    """sha256 of all that a model is asked and should say."""
+    asked = [sample.context, sample.question, sample.answers, sample.target, sample.metric]
+    return hashlib.sha256(json.dumps([*asked, sample.max_new_tokens]).encode()).hexdigest()

@@ -38,7 +38,7 @@ def read_rows(path: str | Path) -> list[Row]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is a line cut short
         try:
             row = Row.from_dict(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"line {number} of {path} is no row ({error}): take it out, and its sample is run again"
             ) from error
@@ -110,11 +110,17 @@ class Store:
             if file is not None:
                 file.close()
 
-    def admit(self, models: Mapping[str, str], grid: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def admit(
+        self,
+        models: Mapping[str, str],
+        samples: Mapping[str, str],
+        grid: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> None:
         """Check that rows of these models and settings may join what is here; note them in grid.json.
 
-        models: name and dtype -> fingerprint. grid: what is run now, added to those run before. settings:
-        what no row says of itself and all of them must share.
+        models: name and dtype -> fingerprint. samples: the same of tasks' first samples. grid: what is run
+        now, added to those run before. settings: what no row says of itself and all of them must share.
         """
         from modicum import __version__
 
@@ -125,7 +131,8 @@ class Store:
                     f"{self.folder} has rows but no {GRID}, so they cannot be told from another model's: "
                     "give another --out, or put the file back"
                 )
-            known = {"format": _FORMAT, "version": __version__, "models": {}, "settings": {}, "grids": []}
+            empty: dict[str, Any] = {"models": {}, "samples": {}, "settings": {}, "grids": []}
+            known = {"format": _FORMAT, "version": __version__, **empty}
         if known["format"] != _FORMAT:
             raise self._other(f"are in format {known['format']}, this modicum writes {_FORMAT}")
         if _release(known["version"]) != _release(__version__):
@@ -133,13 +140,18 @@ class Store:
         for name, mark in models.items():
             if known["models"].get(name, mark) != mark:
                 raise self._other(f"are of another model named {name}: its weights or its tokenizer differ")
+        for name, mark in samples.items():
+            if known["samples"].get(name, mark) != mark:
+                raise self._other(f"are of other samples of {name}: its data or its text has changed")
         for key, value in settings.items():
             if known["settings"].get(key, value) != value:
                 raise self._other(f"were made with {key} = {known['settings'][key]!r}, asked is {value!r}")
         known["models"] |= models
+        known["samples"] |= samples
         known["settings"] |= settings
-        if grid not in known["grids"]:
-            known["grids"].append(dict(grid))
+        plain = json.loads(json.dumps(grid))  # as it will be read back
+        if plain not in known["grids"]:
+            known["grids"].append(plain)
         self._write(json.dumps(known, indent=2) + "\n")
 
     def _known(self) -> dict[str, Any] | None:
@@ -152,6 +164,7 @@ class Store:
                 ("format", int),
                 ("version", str),
                 ("models", dict),
+                ("samples", dict),
                 ("settings", dict),
                 ("grids", list),
             ):

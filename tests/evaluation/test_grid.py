@@ -1,0 +1,110 @@
+"""What a grid asks for, and what a budget comes to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import modicum
+from modicum.errors import BudgetError, InputError, PolicyError
+from modicum.evaluation.allowance import Allowance
+from modicum.evaluation.grid import Grid
+from modicum.evaluation.runner import cache_for
+from modicum.kv.registry import parse_policy
+from tests.evaluation.colours import Colours, Continued
+
+SMALL: dict[str, Any] = {"models": ("m",), "policies": ("keydiff",), "budgets": ("64",), "tasks": ("t",)}
+SETTINGS: dict[str, int] = {"chunk": 64, "n_sink": 4, "recent": 8, "evict_every": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("256", "256"),
+        (256, "256"),
+        (" 064 ", "64"),
+        ("64 MiB", "64MiB"),
+        ("025.0 %", "25%"),
+        ("FULL", "full"),
+    ],
+)
+def test_budgets_are_written_one_way(given: str | int, text: str) -> None:
+    assert Allowance.parse(given).text == text
+
+
+@pytest.mark.parametrize("given", ["", "many", "0", "-3", "0%", "101%", "-5%", "%", "12 apples", "0MiB"])
+def test_budgets_that_are_none_are_refused(given: str) -> None:
+    with pytest.raises(BudgetError):
+        Allowance.parse(given)
+
+
+def test_a_share_is_of_the_context_and_never_below_what_the_policy_needs() -> None:
+    keydiff, snapkv = parse_policy("keydiff"), parse_policy("snapkv(window=32)")
+    quarter = Allowance.parse("25%")
+    assert quarter.budget(keydiff, 1000, 1200, **SETTINGS).tokens == 250
+    assert quarter.budget(keydiff, 20, 40, **SETTINGS).tokens == 4 + 8
+    assert quarter.budget(snapkv, 20, 40, **SETTINGS).tokens == 4 + 32
+    slack = SETTINGS | {"evict_every": 5}
+    assert quarter.budget(keydiff, 20, 40, **slack).tokens == 4 + 8 + 4
+
+
+def test_the_least_share_is_one_that_every_policy_works_with(stories: Any) -> None:
+    model, tokenizer = stories
+    names = [info.name for info in modicum.policies() if info.name not in ("full", "razor")]
+    bare = {info.name for info in modicum.policies() if not info.wrapper}
+    ids = tokenizer("Once upon a time there was a dog. " * 8, return_tensors="pt")["input_ids"]
+    for name in names:
+        policy = name if name in bare else f"{name}+snapkv"
+        grid = Grid(**SMALL | {"policies": (policy,), "budgets": ("1%",)}, chunk=16, recent=8)
+        cache = cache_for(model, grid.cells("m", "float32", Colours(), None, 0)[0], ids.shape[1], 200)
+        model(ids, past_key_values=cache)
+        cache.check_integrity()
+        assert cache.plan.tokens < ids.shape[1], policy
+
+
+def test_the_full_cache_has_room_for_everything_and_is_run_once() -> None:
+    budget = Allowance.parse("full").budget(parse_policy("full"), 100, 130, **SETTINGS)
+    assert (budget.tokens, budget.n_sink, budget.recent) == (130, 0, 0)
+    grid = Grid(**SMALL | {"policies": ("keydiff", "full", "h2o"), "budgets": ("64", "full", "25%")})
+    assert grid.settings() == [
+        ("full", "full"),
+        ("keydiff", "64"),
+        ("keydiff", "25%"),
+        ("h2o", "64"),
+        ("h2o", "25%"),
+    ]
+    cells = grid.cells("m", "float32", Colours(), 100, 0)
+    assert [cell.recent for cell in cells] == [None, 32, 32, 32, 32]
+
+
+def test_equal_settings_are_one() -> None:
+    one = Grid(**SMALL | {"policies": ("caote+snapkv", "caote(snapkv)"), "budgets": ("64", " 64")})
+    assert len(one.policies) == len(one.budgets) == 1
+    assert one == Grid(**SMALL | {"policies": ("caote(snapkv)",), "budgets": ("64",)})
+
+
+def test_a_loss_is_not_asked_with_the_question_seen() -> None:
+    grid = Grid(**SMALL, questions=("hidden", "seen"))
+    assert [cell.question for cell in grid.cells("m", "float32", Colours(), None, 0)] == ["hidden", "seen"]
+    assert [cell.question for cell in grid.cells("m", "float32", Continued(), None, 0)] == ["hidden"]
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "says"),
+    [
+        ({"policies": ("keydif",)}, PolicyError, "keydiff"),
+        ({"policies": ()}, InputError, "policies"),
+        ({"budgets": ("lots",)}, BudgetError, "25%"),
+        ({"tasks": ()}, InputError, "tasks"),
+        ({"lengths": (0,)}, InputError, "length"),
+        ({"questions": ("maybe",)}, InputError, "'hidden' or 'seen'"),
+        ({"seeds": (-1,)}, InputError, "seed"),
+        ({"limit": 0}, InputError, "limit"),
+        ({"chunk": 0}, BudgetError, "chunk"),
+        ({"recent": -1}, BudgetError, "recent"),
+    ],
+)
+def test_bad_settings_are_refused(more: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        Grid(**SMALL | more)
