@@ -10,6 +10,7 @@ from modicum.errors import InputError
 
 _SENTENCE = re.compile(r"(?<=[.!?;:])[\"')\]]*\s+|\n\n+")
 
+
 def read_texts(folders: Sequence[Path], held_back: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """The .txt files of some folders, at any depth, as (texts to learn from, texts held back), by file name.
 
@@ -30,11 +31,13 @@ def read_texts(folders: Sequence[Path], held_back: Sequence[str]) -> tuple[dict[
         raise InputError(f"there is no .txt file to learn from in {', '.join(map(str, folders))}")
     return learnt, kept
 
+
 def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")  # as old Gutenberg files are
+
 
 def unwrap(text: str) -> str:
     """Lines of a paragraph joined by spaces; verse (short lines) too. Paragraphs end in one newline."""
@@ -42,18 +45,12 @@ def unwrap(text: str) -> str:
     paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
     return "\n".join(paragraph for paragraph in paragraphs if paragraph)
 
+
 def sentences(text: str) -> list[str]:
     """A text's sentences, in order, each beginning with the space or newline that parts it from the last."""
-    pieces = re.findall(r"[^.!?\n]*[.!?]+[\"')\]]*|[^.!?\n]+|\n", text)
     out: list[str] = []
-    newline = False
-    for piece in pieces:
-        if piece == "\n":
-            newline = True
-            continue
-        piece = piece.strip()
-        if not piece:
-            continue
-        out.append(("\n" if newline else " ") + piece)
-        newline = False
+    for number, line in enumerate(text.split("\n")):
+        for place, piece in enumerate(re.findall(r".+?(?:[.!?]+[\"')\]_]*(?=\s|$)|$)", line)):
+            if piece.strip():
+                out.append(("\n" if number and not place else " ") + piece.strip())
     return out

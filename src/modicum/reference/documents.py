@@ -135,7 +135,9 @@ class Writer:
 
     def _token_table(self, made: Sequence, length: int, rng: random.Random) -> Sequence:
         """The same with any tokens as keys and values."""
-        between, after = (self._ids(mark) for mark in rng.choice(((":", "\n"), (" is", "."), (" =", ";"), ("", ","))))
+        between, after = (
+            self._ids(mark) for mark in rng.choice(((":", "\n"), (" is", "."), (" =", ";"), ("", ",")))
+        )
         row = 2 + len(between) + len(after)
         count = max(2, min(200, int(length * rng.uniform(0.3, 0.6)) // row))
         keys = rng.sample(range(1, self._words), count)
@@ -176,14 +178,16 @@ class Writer:
             many = len(needles) > 1
             made.add(
                 self._ids(
-                    f"{'Some' if many else 'A'} special magic {what}{'s are' if many else ' is'} hidden within the "
-                    "following text. Make sure to memorize it. I will quiz you about the "
+                    f"{'Some' if many else 'A'} special magic {what}{'s are' if many else ' is'} hidden "
+                    "within the following text. Make sure to memorize it. I will quiz you about the "
                     f"{what}{'s' if many else ''} afterwards.\n"
                 ),
                 0,
             )
         ranked = [needles[i] for i in order]
-        told = {one: [v for n in ranked for v in values if n.endswith(f" {v}.")] for one, values in facts.items()}
+        told = {
+            one: [v for n in ranked for v in values if n.endswith(f" {v}.")] for one, values in facts.items()
+        }
         questions = self._questions(told, what, plain, length, rng)
         self._bury([self._ids(n) for n in ranked], length - len(questions.ids), made, rng)
         made.ids += questions.ids
@@ -213,18 +217,20 @@ class Writer:
                 self._ask(made, keys, values, what, rng)
         return made
 
-    def _ask(
-        self, made: Sequence, keys: list[str], values: list[str], what: str, rng: random.Random
-    ) -> None:
+    def _ask(self, made: Sequence, keys: list[str], values: list[str], what: str, rng: random.Random) -> None:
         many = len(values) > 1
         names = keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + f", and {keys[-1]}"
         whats, verb = (f"{what}s", "are") if many else (what, "is")
         if rng.random() < 0.5:
             opening = "What are all the" if many else "What is the"
-            made.add(self._ids(f"\n{opening} special magic {whats} for {names} mentioned in the provided text?"), 0)
+            made.add(
+                self._ids(f"\n{opening} special magic {whats} for {names} mentioned in the provided text?"), 0
+            )
         else:
             made.add(self._ids("\n"), 0)
-        made.add(self._ids(f" The special magic {whats} for {names} mentioned in the provided text {verb}"), 0)
+        made.add(
+            self._ids(f" The special magic {whats} for {names} mentioned in the provided text {verb}"), 0
+        )
         for i, value in enumerate(values):
             if i:
                 made.add(self._ids("," if i < len(values) - 1 else ", and"), 1)
@@ -264,9 +270,7 @@ class Writer:
         for value, names in chains.items():
             places = sorted(rng.random() for _ in names)
             right = [value, *(f"VAR {name}" for name in names)]
-            lines.append(
-                [(p, f" VAR {n} = {r}") for p, n, r in zip(places, names, right, strict=False)]
-            )
+            lines.append([(p, f" VAR {n} = {r}") for p, n, r in zip(places, names, right, strict=False)])
         needles = [self._ids(text) for _, text in sorted(x for line in lines for x in line)]
         long = length >= 256
         if long and rng.random() < 0.7:
@@ -284,8 +288,8 @@ class Writer:
             if long:
                 questions.add(
                     self._ids(
-                        f"\nQuestion: Find all variables that are assigned the value {value} in the text above. "
-                        "Answer: According to the chain(s) of variable assignment in the text above, "
+                        f"\nQuestion: Find all variables that are assigned the value {value} in the text "
+                        "above. Answer: According to the chain(s) of variable assignment in the text above, "
                         f"{len(names)} variables are assgined the value {value}, they are:"
                     ),
                     0,
@@ -305,13 +309,13 @@ class Writer:
         made = self._open("count")
         if rng.random() < 0.5:
             intro = (
-                "Read the following coded text and track the frequency of each coded word. Find the three most "
-                "frequently appeared coded words."
+                "Read the following coded text and track the frequency of each coded word. Find the three "
+                "most frequently appeared coded words."
             )
             ask = (
-                "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three "
-                "most frequently appeared words in the above coded text? Answer: According to the coded text "
-                "above, the three most frequently appeared words are:"
+                "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the "
+                "three most frequently appeared words in the above coded text? Answer: According to the coded "
+                "text above, the three most frequently appeared words are:"
             )
             top, size = 3, (length - 110) // 3
             names = [_letters(rng, rng.randint(3, 6)).lower() for _ in range(60)]
@@ -319,13 +323,13 @@ class Writer:
             weights = [1.0 / (rank + 1) ** power for rank in range(len(names))]
         else:
             intro = (
-                "Below is a numbered list of words. In these words, some appear more often than others. Memorize "
-                "the ones that appear most often.\n"
+                "Below is a numbered list of words. In these words, some appear more often than others. "
+                "Memorize the ones that appear most often.\n"
             )
             top, size = rng.randint(3, 10), (length - 110) // 5
             ask = (
-                f"\nQuestion: What are the {top} most common words in the above list? Answer: The top {top} words "
-                "that appear most often in the list are:"
+                f"\nQuestion: What are the {top} most common words in the above list? Answer: The top {top} "
+                "words that appear most often in the list are:"
             )
             names = [_noun(rng) for _ in range(max(top + 10, size // 8))]
             weights = [10.0 if rank < top else 1.0 for rank in range(len(names))]
@@ -392,9 +396,7 @@ class Writer:
         joined = [token for sentence in self._sentences(room, rng) for token in sentence]
         return joined[:room] if exact else joined
 
-    def _draws(
-        self, rng: random.Random, length: int
-    ) -> tuple[Callable[[], str], Callable[[], str], str]:
+    def _draws(self, rng: random.Random, length: int) -> tuple[Callable[[], str], Callable[[], str], str]:
         """How keys and values are drawn in one sequence, and what a value is called."""
         keys: list[Callable[[random.Random], str]] = [_noun, _short_number, _letters]
         values: list[Callable[[random.Random], str]] = [_short_number, _noun]
@@ -405,7 +407,7 @@ class Writer:
             keys.append(_uuid)
             values.append(_uuid)
         key, value = rng.choice(keys), rng.choice(values)
-        names = {_noun: "word", _uuid: "uuid"}
+        names: dict[Callable[[random.Random], str], str] = {_noun: "word", _uuid: "uuid"}
         return lambda: key(rng), lambda: value(rng), names.get(value, "number")
 
     def _ids(self, text: str) -> list[int]:

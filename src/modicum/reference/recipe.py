@@ -27,18 +27,18 @@ class Stage:
 
 _SHORT = {"copy": 0.5, "table": 0.5}
 _EARLY = {"copy": 0.2, "table": 0.4, "needle": 0.2, "chain": 0.1, "text": 0.1}
-_MIDDLE = {"copy": 0.1, "table": 0.2, "needle": 0.4, "chain": 0.15, "text": 0.15}
-_LONG = {"copy": 0.08, "table": 0.1, "needle": 0.45, "chain": 0.15, "count": 0.04, "text": 0.18}
+_MIDDLE = {"copy": 0.1, "table": 0.2, "needle": 0.4, "chain": 0.15, "text": 0.25}
+_LONG = {"copy": 0.08, "table": 0.1, "needle": 0.45, "chain": 0.15, "count": 0.04, "text": 0.25}
 
 
 def _stages() -> tuple[Stage, ...]:
     return (
-        Stage(64, 4096, _SHORT, 12_000_000),
-        Stage(128, 4096, _EARLY, 6_000_000),
-        Stage(256, 4096, _MIDDLE, 6_000_000),
-        Stage(512, 4096, _LONG, 4_000_000),
-        Stage(1024, 8192, _LONG, 4_000_000),
-        Stage(2048, 8192, _LONG, 4_000_000),
+        Stage(64, 4096, _SHORT, 4_000_000),
+        Stage(128, 4096, _EARLY, 1_500_000),
+        Stage(256, 4096, _MIDDLE, 1_500_000),
+        Stage(512, 4096, _LONG, 1_500_000),
+        Stage(1024, 8192, _LONG, 2_000_000),
+        Stage(2048, 8192, _LONG, 2_500_000),
         Stage(4096, 8192, _LONG, 4_000_000),
     )
 
@@ -57,15 +57,15 @@ class Recipe:
             kinds over the last steps), or when its tokens are spent.
         pass_mark: as said.
         matrix_rate: Muon's learning rate for the layers' matrices.
-        vector_rate: AdamW's for embeddings and norms.
+        vector_rate: AdamW's for the head and the norms.
+        embedding_rate: AdamW's for the embeddings, whose entries start near 1.
         weight_decay: of the matrices.
         text_weight: weight of a token of plain text against 1 for an answer's.
         other_weight: weight of a generated token that cannot be known beforehand, or only by its form.
         warmup: steps in which the rates rise.
         cooldown: the share of `total_tokens` at whose end the rates fall to a twentieth.
         total_tokens: the length of the run.
-        matched_heads: whether keys' projections start as copies of their first query head's, so that tokens
-            look for their like from the start (Trockman and Kolter 2023, "Mimetic initialization").
+        first_heads: whether the first layer's heads start by looking one to three tokens back (see `start`).
         gaps: how often a sequence's positions skip some, so that short sequences know long distances (Zhu et
             al. 2023, "PoSE").
         seed: of weights and data.
@@ -82,16 +82,17 @@ class Recipe:
     rope_theta: float = 100_000.0
     positions: int = 4096
     stages: tuple[Stage, ...] = field(default_factory=_stages)
-    pass_mark: float = 0.93
+    pass_mark: float = 0.9
     matrix_rate: float = 0.02
     vector_rate: float = 3e-3
+    embedding_rate: float = 0.02
     weight_decay: float = 0.01
-    text_weight: float = 0.3
+    text_weight: float = 0.8
     other_weight: float = 0.05
-    warmup: int = 100
+    warmup: int = 30
     cooldown: float = 0.25
-    total_tokens: int = 40_000_000
-    matched_heads: bool = True
+    total_tokens: int = 16_000_000
+    first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
     held_back: tuple[str, ...] = ("burgess-busterbrown", "austen-sense", "shakespeare-caesar")

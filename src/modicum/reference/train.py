@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections import defaultdict, deque
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,18 +21,20 @@ import torch
 import torch.nn.functional as functional
 import typer
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from modicum.errors import InputError
 from modicum.reference.corpus import read_texts, sentences
+from modicum.reference.crew import Crew, together
 from modicum.reference.documents import Writer
 from modicum.reference.muon import Muon
 from modicum.reference.recipe import Recipe, Stage
+from modicum.reference.start import prepare
 from modicum.reference.tokenizer import train_tokenizer, wrap
 from modicum.reference.words import adjectives, nouns
 
 _LATEST = "checkpoint.pt"
-_WINDOW = 60  # steps over which a stage's answers are judged
+_WINDOW = 40  # steps over which a stage's answers are judged
 
 
 def build(recipe: Recipe) -> Any:
@@ -50,23 +53,14 @@ def build(recipe: Recipe) -> Any:
         head_dim=recipe.head_dim,
         max_position_embeddings=recipe.positions,
         rope_theta=recipe.rope_theta,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
     )
     make_model: Any = LlamaForCausalLM
     model = make_model(config)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            attention = layer.self_attn
-            nn.init.orthogonal_(attention.q_proj.weight)
-            if recipe.matched_heads:
-                queries = attention.q_proj.weight.view(recipe.kv_heads, -1, recipe.head_dim, recipe.hidden)
-                attention.k_proj.weight.copy_(queries[:, 0].reshape(-1, recipe.hidden))
-            scale = (2 * recipe.layers) ** -0.5
-            attention.o_proj.weight.mul_(scale)
-            layer.mlp.down_proj.weight.mul_(scale)
+    prepare(model, recipe)
     return model
 
 
@@ -83,10 +77,14 @@ def hidden_states(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
 
 
 def optimisers(model: Any, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the layers' matrices, AdamW for embeddings and norms."""
+    """Muon for the layers' matrices, AdamW for embeddings, head and norms."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    known = set(map(id, matrices))
-    others = [p for p in model.parameters() if id(p) not in known]
+    embeddings = model.model.embed_tokens.weight
+    known = {id(embeddings), *map(id, matrices)}
+    others = [
+        {"params": [embeddings], "share": recipe.embedding_rate / recipe.vector_rate},
+        {"params": [p for p in model.parameters() if id(p) not in known], "share": 1.0},
+    ]
     return (
         Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0),
@@ -110,8 +108,9 @@ def spread_positions(count: int, length: int, recipe: Recipe, rng: random.Random
 class Training:
     """One run: its model, optimisers, place in the curriculum and folder."""
 
-    def __init__(self, recipe: Recipe, data: list[Path], out: Path) -> None:
+    def __init__(self, recipe: Recipe, data: list[Path], out: Path, crew: Crew | None = None) -> None:
         self.recipe = recipe
+        self.crew = crew or Crew()
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
         texts, self.held_back = read_texts(data, recipe.held_back)
@@ -134,7 +133,10 @@ class Training:
         """Until the tokens are spent, the minutes are over, or Ctrl-C; saves at the end and every minute."""
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        start = saved = time.monotonic()
+        # What ends the run must end it for all workers after the same step.
+        last = None if minutes is None else time.monotonic() + 60 * minutes
+
+        saved = time.monotonic()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -142,16 +144,20 @@ class Training:
             TimeRemainingColumn(),
         )
         try:
-            with Progress(*columns) as bar:
+            with Progress(*columns, disable=not self.crew.leads) as bar:
                 task = bar.add_task("training", total=self.recipe.total_tokens, completed=self.tokens)
                 while self.tokens < self.recipe.total_tokens:
                     line = self.advance()
-                    bar.update(task, completed=self.tokens, description=f"{line['length']} tokens, loss {line['loss']:.3f}")
+                    bar.update(
+                        task,
+                        completed=self.tokens,
+                        description=f"{line['length']} tokens, loss {line['loss']:.3f}",
+                    )
                     now = time.monotonic()
                     if now - saved > 60:
                         self.save()
                         saved = now
-                    if minutes is not None and now - start > 60 * minutes:
+                    if self.crew.any(last is not None and now > last):
                         break
         finally:
             self.save()
@@ -161,11 +167,11 @@ class Training:
         began = time.monotonic()
         stage = self.recipe.stages[self.stage]
         rng = random.Random(f"{self.recipe.seed}/{self.step}")
-        losses, hits = self._gradients(stage, rng)
+        losses, hits = self.crew.join(self.model, *self._gradients(stage, rng))
         rate = self._rate()
         for optimiser, base in ((self.muon, self.recipe.matrix_rate), (self.adam, self.recipe.vector_rate)):
             for group in optimiser.param_groups:
-                group["lr"] = base * rate
+                group["lr"] = base * rate * group.get("share", 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
@@ -184,8 +190,9 @@ class Training:
             "rate": rate,
             "seconds": round(time.monotonic() - began, 3),
         }
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        if self.crew.leads:
+            with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
         self._promote(stage)
         return line
 
@@ -195,22 +202,26 @@ class Training:
         """Adds the gradients of one step; returns losses and, per kind, answers' tokens (right, all)."""
         kinds = rng.choices(list(stage.shares), list(stage.shares.values()), k=stage.batch // stage.length)
         drawn = [self.writer.draw(kind, stage.length, rng) for kind in kinds]
+        luck_seed = rng.getrandbits(40)
+        gaps = spread_positions(len(drawn), stage.length, self.recipe, rng)
+        drawn, positions = self.crew.share(drawn), self.crew.share(gaps)
         ids = torch.tensor([one.ids for one in drawn])
         marks = torch.tensor([one.marks for one in drawn])[:, 1:]
-        positions = spread_positions(len(drawn), stage.length, self.recipe, rng)
         hidden = hidden_states(self.model, ids[:, :-1], positions[:, :-1])
         # Of the tokens that weigh little only a sample goes through the head, with the weight of all.
-        luck = torch.rand(marks.shape, generator=torch.Generator().manual_seed(rng.getrandbits(40)))
+        luck = torch.rand(marks.shape, generator=torch.Generator().manual_seed(luck_seed))
         keep = (marks == 1) | ((marks == -1) & (luck < 0.5)) | ((marks == 0) & (luck < 0.1))
         marks_kept = marks[keep]
-        weights = torch.where(marks_kept == 1, 1.0, torch.where(
-            marks_kept == -1, self.recipe.text_weight / 0.5, self.recipe.other_weight / 0.1
-        ))
+        weights = torch.where(
+            marks_kept == 1,
+            1.0,
+            torch.where(marks_kept == -1, self.recipe.text_weight / 0.5, self.recipe.other_weight / 0.1),
+        )
         logits = self.model.lm_head(hidden[keep])
         targets = ids[:, 1:][keep]
         each = functional.cross_entropy(logits, targets, reduction="none")
         loss = (each * weights).sum() / weights.sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             right = logits.argmax(-1) == targets
             rows = torch.arange(len(drawn))[:, None].expand_as(marks)[keep]
@@ -244,6 +255,8 @@ class Training:
 
     def save(self) -> None:
         """The checkpoint, whole or not at all."""
+        if not self.crew.leads:
+            return
         state = {
             "recipe": self.recipe.to_dict(),
             "model": self.model.state_dict(),
@@ -274,15 +287,20 @@ class Training:
         self.step, self.tokens, self.stage, self.spent = state["place"]
         for kind, window in state["right"].items():
             self.right[kind].extend(window)
-        _cut_log(self.out / "log.jsonl", self.step)
+        if self.crew.leads:
+            _cut_log(self.out / "log.jsonl", self.step)
 
     def export(self, folder: Path) -> None:
         """Weights in bfloat16 and tokenizer, as transformers' from_pretrained reads them."""
-        state = {name: value.to(torch.bfloat16) for name, value in self.model.state_dict().items()}
-        copy = build(self.recipe).to(torch.bfloat16)
-        copy.load_state_dict(state)
-        copy.save_pretrained(folder)
+        copy = build(self.recipe)
+        copy.load_state_dict(self.model.state_dict())
+        copy.to(torch.bfloat16).save_pretrained(folder)
         wrap(self.tokenizer).save_pretrained(folder)
+        # What `dtype="auto"` loads: many CPUs have no bfloat16 units and take ten times as long in it.
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _windows() -> dict[str, deque[tuple[int, int]]]:
@@ -311,27 +329,30 @@ def _cut_log(path: Path, step: int) -> None:
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
+def work(crew: Crew, recipe: Recipe, data: list[Path], out: Path, minutes: float | None) -> None:
+    """What each worker does."""
+    training = Training(recipe, data, out, crew)
+    with suppress(KeyboardInterrupt):
+        training.run(minutes)
+
+
 def main(
     data: Annotated[list[Path], typer.Option(help="A folder of .txt files; may be given several times.")],
     out: Annotated[Path, typer.Option(help="Checkpoints and the log go here; an earlier run goes on.")],
     minutes: Annotated[float | None, typer.Option(help="Stop after so long.")] = None,
     total_tokens: Annotated[int | None, typer.Option(help="Length of the whole run.")] = None,
     export: Annotated[Path | None, typer.Option(help="Write the model here at the end.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share each step, one thread each.")] = 1,
 ) -> None:
-    """Train the reference model."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    recipe = replace(Recipe(), **json.loads(os.environ.get("MODICUM_RECIPE", "{}")))
+    """Train the reference model; start again with the same --out to go on."""
+    recipe = Recipe()
     if total_tokens is not None:
         recipe = replace(recipe, total_tokens=total_tokens)
-    training = Training(recipe, data, out)
-    try:
-        training.run(minutes)
-    except KeyboardInterrupt:
-        typer.echo("stopped; start again to go on", err=True)
+    out.mkdir(parents=True, exist_ok=True)
+    if minutes != 0:
+        together(workers, work, recipe, data, out, minutes)
     if export is not None:
-        training.export(export)
+        Training(recipe, data, out).export(export)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,271 @@
+"""The reference model's recipe: what it draws, where weights start, that a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+import modicum
+from modicum.errors import InputError
+from modicum.reference.corpus import read_texts, sentences, unwrap
+from modicum.reference.documents import KINDS, Writer
+from modicum.reference.muon import Muon, orthogonal
+from modicum.reference.recipe import Recipe, Stage
+from modicum.reference.tokenizer import END, train_tokenizer, wrap
+from modicum.reference.train import Training, build, hidden_states, spread_positions
+
+LONG = {"copy": 1.0, "table": 1.0, "needle": 2.0, "chain": 1.0, "count": 0.5, "text": 1.0}
+TINY = Recipe(
+    vocabulary=512,
+    hidden=32,
+    mlp=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    positions=256,
+    stages=(Stage(64, 256, {"copy": 1.0, "table": 1.0}, 1024), Stage(128, 256, LONG, 10_000)),
+    warmup=2,
+    total_tokens=4096,
+    held_back=("held",),
+)
+
+
+@pytest.fixture(scope="module")
+def book() -> str:
+    return modicum.sample_text().read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(book: str) -> Tokenizer:
+    return train_tokenizer([book], 512)
+
+
+@pytest.fixture(scope="module")
+def writer(book: str, tokenizer: Tokenizer) -> Writer:
+    cut = sentences(unwrap(book))
+    return Writer(tokenizer, [[e.ids for e in tokenizer.encode_batch(cut, add_special_tokens=False)]])
+
+
+@pytest.fixture
+def data(tmp_path: Path, book: str) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "learnt.txt").write_text(book[:40_000], encoding="utf-8")
+    (folder / "held-back.txt").write_text(book[40_000:60_000], encoding="utf-8")
+    return folder
+
+
+def test_digits_stand_alone_and_text_comes_back(tokenizer: Tokenizer, book: str) -> None:
+    text = "In 1920, 7,193,558 bears – or was it 42? – ate 007 berries.\n\nÉtude: 日本 🙂"
+    pieces = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(pieces.ids) == text
+    decoded = [tokenizer.decode([i]) for i in pieces.ids]
+    assert max(sum(c.isdigit() for c in piece) for piece in decoded) == 1
+    assert tokenizer.decode(tokenizer.encode(book, add_special_tokens=False).ids) == book
+
+
+def test_wrapped_tokenizer_opens_with_its_end_token(tokenizer: Tokenizer) -> None:
+    wrapped = wrap(Tokenizer.from_str(tokenizer.to_str()))
+    ids = wrapped("Buster Bear")["input_ids"]
+    assert ids[0] == wrapped.eos_token_id == wrapped.pad_token_id == 0
+    assert wrapped.decode(ids) == f"{END}Buster Bear"
+
+
+def test_sentences_join_to_the_text_but_for_blanks(book: str) -> None:
+    text = unwrap(book)
+    joined = "".join(sentences(text))
+    assert joined.split() == text.split()
+    assert all(s[0] in " \n" and s.strip() for s in sentences(text))
+
+
+def test_read_texts_keeps_some_back(data: Path) -> None:
+    learnt, kept = read_texts([data], ("held",))
+    assert list(learnt) == ["learnt"]
+    assert list(kept) == ["held-back"]
+    with pytest.raises(InputError, match="there is no folder"):
+        read_texts([data / "none"], ())
+    with pytest.raises(InputError, match=r"no \.txt"):
+        read_texts([data], ("held", "learnt"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [64, 128, 200, 512, 1024])
+def test_a_sequence_has_its_length(writer: Writer, kind: str, length: int) -> None:
+    for seed in range(8):
+        drawn = writer.draw(kind, length, random.Random(seed))
+        assert len(drawn.ids) == len(drawn.marks) == length
+        assert set(drawn.marks) <= {-1, 0, 1}
+        again = writer.draw(kind, length, random.Random(seed))
+        assert again.ids == drawn.ids
+
+
+@pytest.mark.parametrize("kind", ["table", "needle", "chain"])
+@pytest.mark.parametrize("length", [400, 1024, 2048])
+def test_answers_are_in_what_came_before(
+    writer: Writer, tokenizer: Tokenizer, kind: str, length: int
+) -> None:
+    """Every answer can be known: its words stand in the context."""
+    found = 0
+    for seed in range(16):
+        drawn = writer.draw(kind, length, random.Random(seed))
+        for start, stop in _runs(drawn.marks):
+            if stop == length:  # cut off by the end
+                continue
+            before = tokenizer.decode(drawn.ids[:start])
+            answer = tokenizer.decode(drawn.ids[start:stop])
+            for word in re.findall(r"[^\s,.]+", answer.replace(" and ", " ")):
+                assert word in before, (word, before[-300:])
+                found += 1
+    assert found > 10
+
+
+def test_copies_are_copies(writer: Writer) -> None:
+    right = wrong = 0
+    for seed in range(10):
+        drawn = writer.draw("copy", 256, random.Random(seed))
+        for start, stop in _runs(drawn.marks):
+            piece = drawn.ids[start - 2 : stop]
+            earlier = drawn.ids[: start - 2]
+            hit = any(earlier[i : i + len(piece)] == piece for i in range(len(earlier) - len(piece) + 1))
+            right, wrong = right + hit, wrong + (not hit)
+    assert right > 20
+    assert wrong == 0
+
+
+def test_positions_rise_and_stay_below_the_models() -> None:
+    recipe = replace(TINY, positions=4096, gaps=1.0)
+    rows = spread_positions(200, 64, recipe, random.Random(1))
+    assert rows.shape == (200, 64)
+    steps = rows.diff(dim=1)
+    assert int(steps.min()) >= 1
+    assert int(rows[:, 0].max()) == 0
+    assert int(rows.max()) < 4096
+    assert int(rows.max()) > 1000
+    assert torch.equal(
+        spread_positions(2, 64, replace(recipe, gaps=0.0), random.Random(1))[1], torch.arange(64)
+    )
+
+
+def test_orthogonal_is_near_the_polar_factor() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 24, 40, dtype=torch.float64)
+    ours = orthogonal(matrices)
+    for mine, matrix in zip(ours, matrices, strict=True):
+        values = torch.linalg.svdvals(mine)
+        assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        assert float(((left.T @ mine @ right.T).diagonal() - values.mean()).abs().max()) < 0.35
+    assert torch.allclose(orthogonal(matrices.mT), ours.mT)
+
+
+def test_muon_goes_down_a_quadratic() -> None:
+    torch.manual_seed(0)
+    target = torch.randn(8, 12)
+    weight = torch.nn.Parameter(torch.zeros(8, 12))
+    muon = Muon([weight], lr=0.05)
+    losses = []
+    for _ in range(200):
+        loss = (weight - target).square().sum()
+        losses.append(float(loss.detach()))
+        loss.backward()
+        muon.step()
+        muon.zero_grad()
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_first_heads_look_back_and_the_second_layer_matches() -> None:
+    """Before training: a head finds the token before, another the place after the same token's last time."""
+    recipe = Recipe()
+    model = build(recipe)
+    model.set_attn_implementation("eager")
+    torch.manual_seed(3)
+    once = torch.randint(1, recipe.vocabulary, (1, 48))
+    with torch.no_grad():
+        maps = model(torch.cat([once, once], 1), output_attentions=True).attentions
+    for head, back in enumerate((1, 2, 1, 3)):
+        assert float(maps[0][0, head].diagonal(-back).mean()) > 0.9
+    induction = maps[1][0, :4].diagonal(-47, dim1=1, dim2=2).mean(-1)
+    assert float(induction.max()) > 0.05  # by chance it would be about 0.014
+
+
+def test_hidden_states_are_the_models_own() -> None:
+    model = build(TINY)
+    ids = torch.randint(0, 512, (3, 20))
+    ours = hidden_states(model, ids, torch.arange(20)[None].expand(3, -1))
+    assert torch.allclose(ours, model.model(ids).last_hidden_state, atol=1e-5)
+
+
+def test_a_stopped_run_goes_on_as_if_never_stopped(data: Path, tmp_path: Path) -> None:
+    whole = Training(TINY, [data], tmp_path / "whole")
+    for _ in range(8):
+        whole.advance()
+    first = Training(TINY, [data], tmp_path / "parts")
+    for _ in range(5):
+        first.advance()
+    first.save()
+    first.advance()  # killed before the next checkpoint: logged, but lost
+    second = Training(TINY, [data], tmp_path / "parts")
+    assert second.step == 5
+    while second.step < 8:
+        second.advance()
+    for (name, one), two in zip(
+        whole.model.state_dict().items(), second.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), name
+    logged = [json.loads(line)["step"] for line in (tmp_path / "parts/log.jsonl").read_text().splitlines()]
+    assert logged == list(range(1, 9))
+
+
+def test_a_run_ends_with_its_tokens_and_promotes(data: Path, tmp_path: Path) -> None:
+    training = Training(TINY, [data], tmp_path / "run")
+    training.run()
+    assert training.tokens >= TINY.total_tokens
+    lengths = [json.loads(line)["length"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert lengths[:4] == [64] * 4  # 1,024 tokens in steps of 256, as no mark was passed
+    assert set(lengths[4:]) == {128}
+
+
+def test_another_models_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
+    Training(TINY, [data], tmp_path / "run").save()
+    with pytest.raises(InputError, match="trained with hidden 32, not 48"):
+        Training(replace(TINY, hidden=48), [data], tmp_path / "run")
+
+
+def test_an_exported_model_loads_and_is_the_same(data: Path, tmp_path: Path) -> None:
+    training = Training(TINY, [data], tmp_path / "run")
+    training.export(tmp_path / "model")
+    model, tokenizer = modicum.load(tmp_path / "model", device="cpu")
+    assert model.dtype == torch.float32  # bfloat16 on disk only: it is slow where a CPU lacks it
+    ids = torch.tensor([tokenizer("Buster Bear yawned")["input_ids"]])
+    with torch.no_grad():
+        ours = training.model(ids).logits
+        theirs = model(ids).logits
+    assert torch.allclose(ours, theirs, atol=0.05)
+    assert (tmp_path / "model/model.safetensors").stat().st_size < 2.2 * sum(
+        p.numel() for p in training.model.parameters()
+    )
+
+
+def test_bad_recipes() -> None:
+    with pytest.raises(InputError, match="query heads"):
+        Recipe(heads=6, kv_heads=4)
+    with pytest.raises(InputError, match="longer than"):
+        Recipe(positions=1024)
+
+
+def _runs(marks: list[int]) -> list[tuple[int, int]]:
+    """Where answers begin and end."""
+    edges = [
+        i
+        for i in range(len(marks) + 1)
+        if (i < len(marks) and marks[i] == 1) != (i > 0 and marks[i - 1] == 1)
+    ]
+    return list(zip(edges[::2], edges[1::2], strict=True))
