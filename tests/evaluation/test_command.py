@@ -30,7 +30,7 @@ app.callback()(lambda: None)
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["eval", *arguments])
+    return CliRunner().invoke(app, ["eval", *arguments], env={"COLUMNS": "200"})
 
 
 def test_rows_a_table_and_json(tmp_path: Path) -> None:

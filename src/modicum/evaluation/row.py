@@ -1,4 +1,4 @@
-"""Row: what one sample under one setting gave and cost. One line of JSON each, the same for us and for peers."""
+"""Row: what one sample under one setting gave and cost: a line of JSON, the same for us and for peers."""
 
 from __future__ import annotations
 
