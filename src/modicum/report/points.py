@@ -93,7 +93,7 @@ def average(strata: Sequence[Stratum]) -> Point:
 
 
 def pareto(found: Iterable[Point], axis: str) -> list[Point]:
-    """Those that no other matches with fewer bytes or beats with as many, by rising bytes; of equals the first."""
+    """Those that no other equals with fewer bytes, nor beats with as many; by rising bytes."""
 
     def cost(point: Point) -> float:
         return point.score if point.loss else -point.score

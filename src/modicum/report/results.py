@@ -1,4 +1,4 @@
-"""Results: the rows of one folder or several, joined, checked, and averaged per series, budget, task and length."""
+"""Results: the rows of one folder or several, joined, checked and averaged."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ class Results:
         if broken:
             self.warnings.append(
                 f"{len(broken):,} rows have a score that is no finite number and were left out, "
-                f"the first is sample {broken[0].index} of {broken[0].cell.task} under {broken[0].cell.policy}"
+                f"the first is sample {broken[0].index} of {broken[0].cell.task} under "
+                f"{broken[0].cell.policy}"
             )
             self.rows = [row for row in self.rows if math.isfinite(row.score)]
         if not self.rows:
@@ -123,8 +124,8 @@ class Results:
             known = metrics.setdefault(row.cell.task, row.metric)
             if known != row.metric:
                 raise InputError(
-                    f"the task {row.cell.task} is judged by {known} in some rows and by {row.metric} in others, "
-                    "which have no common mean: report the folders apart"
+                    f"the task {row.cell.task} is judged by {known} in some rows and by {row.metric} in "
+                    "others, which have no common mean: report the folders apart"
                 )
 
     @cached_property
@@ -162,7 +163,9 @@ class Results:
                 seen = found.setdefault(row.cell.system, {})
                 for setting in _SETTINGS:
                     seen.setdefault(setting, set()).add(getattr(row.cell, setting))
-        return {system: {s for s, values in seen.items() if len(values) > 1} for system, seen in found.items()}
+        return {
+            system: {s for s, values in seen.items() if len(values) > 1} for system, seen in found.items()
+        }
 
     def _nominal(self) -> dict[tuple[Any, ...], float | None]:
         groups: dict[tuple[Any, ...], list[float | None]] = {}
@@ -213,3 +216,18 @@ def nominal_bytes(row: Row) -> float | None:
         return float(parse_size(allowance.text))
     except BudgetError:
         return None
+
+
+def budget_order(budget: str) -> tuple[int, float]:
+    """To sort budgets by: tokens, sizes, shares, full; those of a kind by size."""
+    try:
+        allowance = Allowance.parse(budget)
+        if allowance.text == FULL:
+            return 3, 0.0
+        if allowance.share is not None:
+            return 2, allowance.share
+        if allowance.text.isdigit():
+            return 0, float(allowance.text)
+        return 1, float(parse_size(allowance.text))
+    except BudgetError:
+        return 4, 0.0

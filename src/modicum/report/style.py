@@ -19,6 +19,8 @@ LABELLED = 12
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h")
 
+_DASHED = (0, (4.0, 1.5))
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -30,7 +32,7 @@ class Theme:
     faint: str
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Any:
         """For matplotlib.rc_context."""
         return {
             "figure.facecolor": self.paper,
@@ -65,7 +67,7 @@ class Look:
     colour: str | None
     """None: the theme's ink (full cache) or its faint grey (not labelled)."""
     marker: str
-    dash: str
+    dash: str | tuple[int, tuple[float, ...]]
     labelled: bool = True
 
 
@@ -91,10 +93,10 @@ def looks(views: Iterable[View]) -> dict[str, Look]:
             else:
                 best.setdefault(stratum.series, -math.inf)
     chosen = sorted(best, key=lambda name: -best[name])[:LABELLED]
-    made = {name: OTHERS for name in best} | {name: FULL_LOOK for name in full}
+    made = dict.fromkeys(best, OTHERS) | dict.fromkeys(full, FULL_LOOK)
     for index, name in enumerate(name for name in best if name in chosen):
-        dash = "-" if index < len(_COLOURS) else (0, (4, 1.5))
-        made[name] = Look(_COLOURS[index % len(_COLOURS)], _MARKERS[index], dash)  # type: ignore[arg-type]
+        dash = "-" if index < len(_COLOURS) else _DASHED
+        made[name] = Look(_COLOURS[index % len(_COLOURS)], _MARKERS[index], dash)
     return made
 
 
@@ -132,10 +134,10 @@ def _png(figure: Any) -> bytes:
     from PIL import Image
 
     raw, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(raw, format="png", dpi=170)
+    figure.savefig(raw, format="png", dpi=150)
     image = Image.open(raw).convert("RGB")
-    image.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        small, format="PNG", optimize=True
+    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        small, format="PNG", compress_level=9
     )
     return small.getvalue()
 
@@ -150,7 +152,7 @@ def byte_axis(axis: Any, values: Sequence[float], label: str) -> None:
     axis.set_xlim(low / pad, high * pad)
     axis.xaxis.set_major_locator(FixedLocator(_ticks(low / pad, high * pad)))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(x).replace(".0 ", " ")))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(int(x)).replace(".0 ", " ")))
     axis.set_xlabel(label)
 
 
@@ -163,7 +165,7 @@ def _ticks(low: float, high: float) -> list[float]:
     span = high - low
     step = 10 ** math.floor(math.log10(span))
     for factor in (5, 2, 1, 0.5, 0.2):
-        ticks = [k for k in _steps(low, high, step * factor)]
+        ticks = _steps(low, high, step * factor)
         if 3 <= len(ticks) <= 6:
             return ticks
     return [low, high]
