@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,9 @@ from typing import IO, Any, Self
 
 from modicum.errors import InputError
 from modicum.evaluation.row import Cell, Row
+
+if sys.platform != "win32":
+    import fcntl
 
 ROWS, GRID, LOCK = "rows.jsonl", "grid.json", ".lock"
 _FORMAT = 1
@@ -72,7 +75,8 @@ class Store:
             raise self._unwritable(error) from error
         try:
             # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if sys.platform != "win32":
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
             raise InputError(
