@@ -202,13 +202,16 @@ def nominal_bytes(row: Row) -> float | None:
     """Bytes of the context's keys and values that the budget's words stand for.
 
     A size is itself; tokens and shares are taken of `full_bytes`, in proportion to the context's part of the
-    tokens seen. None for the full cache and for what cannot be read.
+    tokens seen. A peer may say the share itself (extra["nominal_share"]). None for the full cache and for
+    what cannot be read.
     """
+    if FULL in (row.cell.policy, row.cell.budget):
+        return None
     try:
-        allowance = Allowance.parse(row.cell.budget)
-        if allowance.text == FULL:
-            return None
         seen = row.context_tokens + int(row.extra.get("question_tokens", 0)) + row.new_tokens
+        if "nominal_share" in row.extra:
+            return float(row.extra["nominal_share"]) * row.full_bytes * row.context_tokens / max(1, seen)
+        allowance = Allowance.parse(row.cell.budget)
         if allowance.share is not None:
             return allowance.share * row.full_bytes * row.context_tokens / max(1, seen)
         if allowance.text.isdigit():

@@ -97,7 +97,7 @@ def plan_traces(
 
 
 def _parsed(name: str) -> Task:
-    from modicum.tasks.registry import parse_task
+    from modicum.tasks import parse_task
 
     task: Task = next(iter(parse_task(name)))
     return task

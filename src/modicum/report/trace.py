@@ -7,6 +7,7 @@ model's own gives and reads the weights of a few queries on the way. No n × n m
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -132,8 +133,9 @@ def trace(
     if missing:
         raise ModelError(f"{type(model).__name__} showed no attention in layer {min(missing)}")
     heads = [layer.kv_heads * layer.group for layer in cache.shape.layers]
+    name = str(getattr(model.config, "_name_or_path", "") or model.config.model_type)
     return Trace(
-        model=str(getattr(model.config, "_name_or_path", "") or model.config.model_type),
+        model=os.path.basename(name) if os.path.isabs(name) else name,
         policy=str(chosen),
         budget=text,
         tokens=n,
