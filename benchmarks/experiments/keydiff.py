@@ -1,0 +1,332 @@
+"""KeyDiff's claims on the reference model: distance and attention, accuracy under a budget, constant memory.
+
+    python benchmarks/experiments/keydiff.py
+
+Writes docs/experiments/keydiff.json and pictures, and renews the tables of docs/experiments/keydiff.md.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from asking import ask, chains, needles
+from common import (
+    Options,
+    load,
+    mib,
+    name_of,
+    options,
+    paint,
+    publish,
+    running_text,
+    spearman,
+    table,
+    timed,
+)
+from interval import Interval
+from keydiff_pictures import draw_accuracy, draw_correlation, draw_memory
+from listening import listen
+from torch import Tensor
+
+import modicum
+from modicum import KeyDiff, View
+
+POLICIES = ("keydiff", "snapkv", "tova", "h2o", "streamingllm")
+BARE = "keydiff, unprotected"
+CHUNK = 128
+"""The paper's block."""
+SINKS = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run."""
+
+    texts: int = 4
+    """Running texts, and as many contexts with needles, in which keys and attention are compared."""
+    length: int = 1024
+    needles: int = 16
+    chains: int = 16
+    budgets: tuple[int, ...] = (64, 128, 256, 512)
+    prompts: tuple[int, ...] = (8_192, 16_384, 65_536)
+    held: int = 1024
+    """Budget of the long prompts."""
+    seed: int = 11
+
+
+QUICK = Settings(texts=1, length=512, needles=2, chains=2, budgets=(96, 256), prompts=(1024, 2048))
+
+
+# ------------------------------------------------------------------ distance and attention
+
+
+@torch.no_grad()
+def correlation(model: Any, tokenizer: Any, s: Settings) -> dict[str, Any]:
+    """Rank correlation of a key's distance from the mean key with the attention that it gets, per layer and
+    KV head, over running text and contexts with needles."""
+    contexts = [c.ids for c in needles(tokenizer, s.texts, s.length, s.seed)]
+    least = min(map(len, contexts))
+    groups = {
+        "running text": running_text(tokenizer, s.texts, s.length),
+        "needles": torch.tensor([ids[:least] for ids in contexts]),
+    }
+    found: dict[str, Any] = {}
+    for name, ids in groups.items():
+        heard: list[dict[str, Tensor]] = []
+        listen(model, ids, lambda view, heard=heard: heard.append(_compare(view)))
+        found[name] = {
+            key: torch.stack([layer[key] for layer in heard]).tolist() for key in ("later", "last quarter")
+        }
+        found[name]["deciles"] = torch.stack([layer["deciles"] for layer in heard]).tolist()
+    return found
+
+
+def _compare(view: View) -> dict[str, Tensor]:
+    """Of one layer: correlations [H], means over texts; and attention per decile of distance, [10]."""
+    b, h, n = view.positions.shape
+    distance = KeyDiff().score(view)  # -cos(mean key, key)
+    late = 3 * n // 4
+    later, last = torch.zeros(b, h, n), torch.zeros(b, h, n)
+    first = 0
+    for rows in view.row_tiles():
+        rows = rows.mean(2)  # [B, H, r, N], over the query heads of a group
+        at = torch.arange(first, first + rows.shape[2])
+        rows[:, :, at - first, at] = 0.0  # not what a token pays to itself
+        later += rows.sum(2)
+        last += rows[:, :, at >= late].sum(2)
+        first = int(at[-1]) + 1
+    later /= torch.arange(n - 1, -1, -1).clamp_min(1)  # per query that came later
+    # The same queries for every key: those of the last quarter, for keys before it. Sinks are left out.
+    old = slice(SINKS, late)
+    share = last[..., old] / last[..., old].sum(-1, keepdim=True)
+    order = distance[..., old].argsort(-1)
+    parts = torch.tensor_split(share.gather(-1, order), 10, dim=-1)
+    even = [part.shape[-1] / share.shape[-1] for part in parts]
+    deciles = [part.sum(-1).mean() / e for part, e in zip(parts, even, strict=True)]
+    return {
+        "later": spearman(distance[..., SINKS : n - 1], later[..., SINKS : n - 1]).mean(0),
+        "last quarter": spearman(distance[..., old], last[..., old]).mean(0),
+        "deciles": torch.stack(deciles),
+    }
+
+
+# ------------------------------------------------------------------ accuracy
+
+
+def accuracy(model: Any, tokenizer: Any, s: Settings) -> list[dict[str, Any]]:
+    """Share of right answers of every policy at every budget, each sample's question unknown beforehand."""
+    tasks = {
+        "8 needles": needles(tokenizer, s.needles, s.length, s.seed),
+        "variables": chains(tokenizer, s.chains, s.length, s.seed),
+    }
+    found = []
+    for task, contexts in tasks.items():
+        settings = [("full", 2 * s.length)] + [(p, b) for b in s.budgets for p in (*POLICIES, BARE)]
+        for policy, budget in settings:
+            peaks: list[float] = []
+            guard = {"n_sink": 0, "recent": 0} if policy == BARE else {}
+            done = ask(
+                model,
+                contexts,
+                "keydiff" if policy == BARE else policy,
+                budget,
+                chunk=CHUNK,
+                prepare=lambda cache, peaks=peaks: peaks.append(cache.peak_nbytes / cache.batch_size),
+                **guard,
+            )
+            found.append(
+                {
+                    "task": task,
+                    "policy": policy,
+                    "budget": None if policy == "full" else budget,
+                    "right": done.right,
+                    **Interval.of(done.right).dict(),
+                    "nbytes": done.full_nbytes if policy == "full" else done.nbytes,
+                    "peak": max(peaks),
+                }
+            )
+            print(task, policy, budget, f"{found[-1]['mean']:.3f}", file=sys.stderr, flush=True)
+    return found
+
+
+# ------------------------------------------------------------------ a long prompt
+
+
+def long_prompts(asked: Options, s: Settings) -> list[dict[str, Any]]:
+    """Each prompt in a fresh process."""
+    found = []
+    for tokens in s.prompts:
+        command = [sys.executable, __file__, "--model", asked.model, "--read", str(tokens), str(s.held)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        print(found[-1], file=sys.stderr, flush=True)
+    return found
+
+
+def read(name: str, tokens: int, budget: int) -> dict[str, Any]:
+    """Read so many tokens of the book, which comes again from its start, and measure."""
+    from machine import peak_memory
+
+    model, tokenizer = load(name)
+    text = modicum.sample_text().read_text(encoding="utf-8")
+    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    prompt = torch.tensor(ids * (1 + tokens // len(ids)))[:tokens][None]
+    from modicum.generation.inputs import Block
+    from modicum.generation.interrupt import Interrupt
+    from modicum.generation.reader import Reader
+
+    loaded = peak_memory()
+    cache = modicum.BudgetCache(model, "keydiff", budget, chunk=CHUNK)
+    reader = Reader(model, cache, 1, 0)
+    start = time.process_time()
+    reader.take(Block(prompt, None), Interrupt(), lambda _: None)
+    seconds = time.process_time() - start  # of one thread: the same on a busy machine
+    cache.check_integrity()
+    return {
+        "tokens": tokens,
+        "budget": budget,
+        "nbytes": cache.nbytes,
+        "peak": cache.peak_nbytes,
+        "full": cache.full_nbytes,
+        "loaded": loaded,
+        "resident": peak_memory(),
+        "seconds": seconds,
+        "speed": tokens / seconds,
+    }
+
+
+# ------------------------------------------------------------------ what is shown
+
+
+def section(results: dict[str, Any]) -> str:
+    """The tables, in Markdown."""
+    s = results["settings"]
+    parts = ["### Distance from the mean key and attention received", ""]
+    rows = []
+    for name, found in results["correlation"].items():
+        for kind in ("later", "last quarter"):
+            values = torch.tensor(found[kind])
+            flat = values.flatten()
+            rows.append(
+                [
+                    f"{name}, queries: {'all later' if kind == 'later' else kind}",
+                    f"{flat.mean():+.2f}",
+                    f"{flat.min():+.2f} to {flat.max():+.2f}",
+                    f"{int((flat > 0).sum())} of {len(flat)}",
+                    *(f"{layer.mean():+.2f}" for layer in values),
+                ]
+            )
+    layers = [f"layer {i}" for i in range(len(rows[0]) - 4)]
+    parts += [
+        f"Spearman's rank correlation per layer and KV head ({s['texts']} texts of {s['length']} tokens; the "
+        f"first {SINKS} tokens left out):",
+        "",
+        table(["", "mean", "range", "positive heads", *layers], rows),
+        "",
+        f"### Accuracy under a budget, chunks of {CHUNK}, question hidden",
+        "",
+        f"Contexts of about {s['length']} tokens. In %, with 95 % bootstrap intervals over contexts; MiB as "
+        "held after the context was read, positions and policy state included.",
+    ]
+    for task in dict.fromkeys(row["task"] for row in results["accuracy"]):
+        parts += ["", f"**{task}**", "", _accuracy_table(results["accuracy"], task)]
+    parts += [
+        "",
+        "KeyDiff minus the others on the same contexts, points (means over both tasks, **bold** where the "
+        "95 % interval leaves out 0):",
+        "",
+        _differences(results["accuracy"]),
+        "",
+        f"### Long prompts, budget {s['held']} per KV head, chunks of {CHUNK}, one thread",
+        "",
+        table(
+            [
+                "tokens",
+                "cache MiB",
+                "its peak MiB",
+                "full cache MiB",
+                "process peak MiB",
+                "of that before reading",
+                "tokens per second of one core",
+            ],
+            [
+                [
+                    f"{row['tokens']:,}",
+                    mib(row["nbytes"]),
+                    mib(row["peak"]),
+                    mib(row["full"]),
+                    f"{row['resident'] / 2**20:.0f}",
+                    f"{row['loaded'] / 2**20:.0f}",
+                    f"{row['speed']:.0f}",
+                ]
+                for row in results["memory"]
+            ],
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def _accuracy_table(found: list[dict[str, Any]], task: str) -> str:
+    mine = [row for row in found if row["task"] == task]
+    full = next(row for row in mine if row["policy"] == "full")
+    budgets = sorted({row["budget"] for row in mine if row["budget"]})
+    rows: list[list[object]] = []
+    for policy in dict.fromkeys(row["policy"] for row in mine if row["budget"]):
+        by = {row["budget"]: row for row in mine if row["policy"] == policy}
+        cells = [f"{_percent(by[b])}, {mib(by[b]['nbytes'])} MiB" for b in budgets]
+        rows.append([policy, *cells])
+    rows.append([f"full: {_percent(full)}, {mib(full['nbytes'])} MiB", *[""] * len(budgets)])
+    return table(["policy", *(f"{b} tokens per KV head" for b in budgets)], rows)
+
+
+def _percent(row: dict[str, Any]) -> str:
+    return f"{100 * row['mean']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
+def _differences(found: list[dict[str, Any]]) -> str:
+    budgets = sorted({row["budget"] for row in found if row["budget"]})
+    scores: dict[tuple[str, int], list[float]] = {}
+    for row in found:
+        scores.setdefault((row["policy"], row["budget"]), []).extend(row["right"])
+    rows: list[list[object]] = []
+    for policy in [p for p in (*POLICIES, BARE) if p != "keydiff"]:
+        cells = []
+        for budget in budgets:
+            gap = Interval.between(scores["keydiff", budget], scores[policy, budget])
+            text = f"{100 * gap.mean:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
+            cells.append(f"**{text}**" if gap.clear else text)
+        rows.append([policy, *cells])
+    return table(["against", *(f"{b} tokens" for b in budgets)], rows)
+
+
+def main() -> None:
+    asked = options(__doc__)
+    s = QUICK if asked.quick else Settings()
+    model, tokenizer = load(asked.model)
+    spent: dict[str, float] = {}
+    results: dict[str, Any] = {"model": name_of(model), "settings": vars(s), "seconds": spent}
+    with timed("correlation", spent):
+        results["correlation"] = correlation(model, tokenizer, s)
+    with timed("accuracy", spent):
+        results["accuracy"] = accuracy(model, tokenizer, s)
+    with timed("long prompts", spent):
+        results["memory"] = long_prompts(asked, s)
+    pictures = {"correlation": draw_correlation, "accuracy": draw_accuracy, "memory": draw_memory}
+    for name, draw in pictures.items():
+        path = None if asked.out is None else asked.out / f"keydiff-{name}.png"
+        paint(path, lambda name=name, draw=draw: draw(results[name]))
+    publish("keydiff", asked, results, section(results))
+
+
+if __name__ == "__main__":
+    if "--read" in sys.argv:  # the process of one long prompt
+        at = sys.argv.index("--read")
+        print(json.dumps(read(sys.argv[sys.argv.index("--model") + 1], *map(int, sys.argv[at + 1 : at + 3]))))
+    else:
+        main()
