@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modicum.errors import InputError
-from modicum.tasks import KINDS, parse_task
+from modicum.tasks import KINDS, METRICS, parse_task
 from modicum.tasks.chains import Chains
-from modicum.tasks.needle import Needle
+from modicum.tasks.named import settings_of
+from modicum.tasks.needle import NIAH, Needle
 from modicum.tasks.running import Recall
 from tests.tasks.counting import only
 
@@ -114,3 +117,30 @@ def test_every_kind_documents_its_settings() -> None:
     for cls in set(KINDS.values()):
         assert cls.__doc__
         assert "(" not in cls.__doc__.split("\n")[0][:20]  # not the signature that dataclass writes
+
+
+def test_the_page_lists_every_task_setting_and_metric() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    shared = {"path", "dataset", "config", "split", "max_new_tokens"}
+    assert all(f"`{name}" in page for name in shared)
+    tables, metrics = page[page.index("## Generated") :].split("## Metrics")
+    assert re.findall(r"^\| `([a-z0-9_-]+)` \|", tables, re.MULTILINE) == list(KINDS)
+    for kind, cls in KINDS.items():
+        (row,) = re.findall(rf"^\| `{kind}` \|.*$", tables, re.MULTILINE)
+        told = dict(re.findall(r"`(\w+)=([^`\s]+)`", row))
+        known = settings_of(cls)
+        assert set(told) <= set(known), kind
+        if kind not in NIAH:
+            assert set(known) - shared <= set(told) | {"path"}, kind
+        needed = {"path": "x.jsonl"} if kind == "ruler-file" else {}
+        for key, value in told.items():
+            default = getattr(_first(kind, needed), key)
+            assert (value == "none") if default is None else (value == str(default)), (kind, key)
+    names = [name for line in metrics.splitlines() for name in line.split("|")[1:2]]
+    assert set(re.findall(r"`(\w+)`", " ".join(names))) == set(METRICS)
+
+
+def _first(kind: str, given: dict[str, str]) -> Any:
+    """A task of a kind with its defaults."""
+    cls: Any = KINDS[kind]
+    return cls(kind=kind, **given, **NIAH.get(kind, {}))

@@ -221,8 +221,8 @@ def test_prompts_are_longbenchs(stories: Any, tmp_path: Path) -> None:
     assert prompt("hotpotqa") == (
         "Answer the question based on the given passages. Only give me the answer and do not output any "
         "other words.\n\nThe following are given passages.\nSome {input} text.|\n\nAnswer the question based "
-        "on the given passages. Only give me the answer and do not output any other words.\n\nQuestion: Who was "
-        "it?\nAnswer:"
+        "on the given passages. Only give me the answer and do not output any other words.\n\nQuestion: Who "
+        "was it?\nAnswer:"
     )
     assert prompt("repobench-p") == (
         "Please complete the code given below. \nSome {input} text.|Who was it?Next line of code:\n"
