@@ -83,8 +83,9 @@ def average(strata: Sequence[Stratum]) -> Point:
         loss=first.loss,
         count=sum(s.summary.count for s in strata),
         score=score,
-        low=score - below,
-        high=score + above,
+        # Scores and losses alike are not below 0; rounding would have them there.
+        low=max(0.0, score - below),
+        high=score + above if first.loss else min(1.0, score + above),
         held=fmean(s.summary.context_bytes for s in strata),
         peak=fmean(s.summary.peak_bytes for s in strata),
         full_bytes=fmean(s.summary.full_bytes for s in strata),
