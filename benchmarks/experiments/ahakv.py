@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ class Settings:
     """At which the rows' entropy is measured."""
     targets: tuple[int, ...] = (64, 128, 256)
     """Budgets whose logarithm it should have."""
-    needles: int = 16
-    chains: int = 16
+    needles: int = 12
+    chains: int = 12
     asked: int = 1024
     """Length of the contexts with questions."""
     budgets: tuple[int, ...] = (128, 256)
@@ -55,7 +55,7 @@ class Settings:
 
 
 QUICK = Settings(
-    texts=2, length=512, kept=96, lengths=(128, 256), targets=(64,), needles=2, chains=2, asked=512
+    texts=2, length=512, kept=96, lengths=(128, 256, 512), targets=(64,), needles=2, chains=2, asked=512
 )
 
 
@@ -80,7 +80,7 @@ def places(model: Any, ids: Tensor, s: Settings) -> list[dict[str, Any]]:
                 {
                     "policy": policy,
                     "chunk": chunk,
-                    **Interval.of([float(p.mean()) for p in per_text]).dict(),
+                    **asdict(Interval.of([float(p.mean()) for p in per_text])),
                     "layers": layers,
                     "first half": float((shares < 0.5).double().mean()),
                     "histogram": heights.tolist(),
@@ -196,7 +196,7 @@ def ablations(model: Any, tokenizer: Any, s: Settings) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"policy": label, "budget": None if policy == "full" else budget}
         for task, contexts in tasks.items():
             done = ask(model, contexts, policy, budget, chunk=CHUNK, n_sink=SINKS, recent=RECENT)
-            row[task] = {"right": done.right, **Interval.of(done.right).dict()}
+            row[task] = {"right": done.right, **asdict(Interval.of(done.right))}
             row["nbytes"] = done.full_nbytes if policy == "full" else done.nbytes
         row["loss"] = _losses(model, text, policy, budget, max(s.budgets))
         found.append(row)
@@ -257,9 +257,9 @@ def section(results: dict[str, Any]) -> str:
         "### Entropy of the rows that score",
         "",
         "Mean over layers, heads and the last 32 queries of running text, in nats (quartiles of the "
-        "KV heads). The gain is to hold it at ln b. *Spread* is the standard deviation of a row's logits z, which the "
-        "gain's derivation takes to be 1; *standardised*: the gain on logits brought to mean 0 and spread 1; "
-        f"*survivors*: the rows by which AhaKV chooses at the last of the chunks of {CHUNK}.",
+        "KV heads). The gain is to hold it at ln b. *Spread* is the standard deviation of a row's logits z, "
+        "which the gain's derivation takes to be 1; *standardised*: the gain on logits brought to mean 0 and "
+        f"spread 1; *survivors*: the rows by which AhaKV chooses at the last of the chunks of {CHUNK}.",
         "",
         _entropy_table(results["entropy"], s),
         "",

@@ -160,7 +160,7 @@ def paint(path: Path | None, draw: Callable[[], Any]) -> None:
         plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.open(raw).convert("RGB")
-    image.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _spliced(page: str, section: str) -> str:

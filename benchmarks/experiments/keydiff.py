@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -51,8 +51,8 @@ class Settings:
     texts: int = 4
     """Running texts, and as many contexts with needles, in which keys and attention are compared."""
     length: int = 1024
-    needles: int = 16
-    chains: int = 16
+    needles: int = 12
+    chains: int = 12
     budgets: tuple[int, ...] = (64, 128, 256, 512)
     prompts: tuple[int, ...] = (8_192, 16_384, 65_536)
     held: int = 1024
@@ -146,7 +146,7 @@ def accuracy(model: Any, tokenizer: Any, s: Settings) -> list[dict[str, Any]]:
                     "policy": policy,
                     "budget": None if policy == "full" else budget,
                     "right": done.right,
-                    **Interval.of(done.right).dict(),
+                    **asdict(Interval.of(done.right)),
                     "nbytes": done.full_nbytes if policy == "full" else done.nbytes,
                     "peak": max(peaks),
                 }

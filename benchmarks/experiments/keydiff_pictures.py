@@ -38,11 +38,13 @@ def draw_correlation(found: dict[str, Any]) -> Any:
     axes[2].axhline(1, color="grey", lw=0.8, ls=":")
     axes[2].set(
         title="running text",
-        xlabel="tenth of the keys, far from the mean key: right",
+        xlabel="tenth of the keys (10: farthest out)",
         yscale="log",
         ylabel="attention ÷ an even share",
     )
     axes[2].set_xticks(range(1, 11))
+    for ticks in ("major", "minor"):
+        getattr(axes[2].yaxis, f"set_{ticks}_formatter")(lambda value, _: f"{value:g}")
     axes[2].legend(fontsize=7.5, ncol=2)
     return figure
 
