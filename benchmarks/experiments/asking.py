@@ -1,0 +1,171 @@
+"""Asking: many questions about contexts that a policy has already compressed, in batches, and who was right.
+
+The question is hidden: the context is read in chunks and held to the budget before any question is known. An
+answer counts where the model, told the question, ranks each of the answer's tokens first, given those before;
+that is what greedy decoding would have written, at one call for all questions. (Between the answer's tokens
+nothing is evicted; in decoding one token per head would be, of hundreds.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modicum import BudgetCache
+from modicum.generation.inputs import Block
+from modicum.generation.interrupt import Interrupt
+from modicum.generation.reader import Reader
+from modicum.kv.policy import Policy
+from modicum.tasks import parse_task
+from modicum.tasks.needle import TEMPLATE
+
+ROWS = 8  # contexts read side by side
+
+
+@dataclass(frozen=True)
+class Question:
+    """Token ids of a question and of the answers in the order in which they are to be given."""
+
+    ids: list[int]
+    answers: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Token ids of a context, and what is asked of it."""
+
+    ids: list[int]
+    questions: list[Question]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one setting did."""
+
+    right: list[float]
+    """Per context, the share of its answers that were right."""
+    tokens: list[float]
+    """Per context, the share of its answers' tokens that were right, each given those before it."""
+    nbytes: int
+    """Of live storage per context, once it was read."""
+    full_nbytes: int
+    """What a full cache of the context holds."""
+
+
+def needles(tokenizer: Any, count: int, length: int, seed: int, keys: int = 4) -> list[Context]:
+    """RULER's multi-key needles: `keys` sentences in a book, each asked for by a question of its own."""
+    (task,) = parse_task(f"niah_multiquery:queries={keys},max_new_tokens=16")
+    after = TEMPLATE[1].replace("are all", "is").removesuffix("are") + "is"
+    made = []
+    for index in range(count):
+        sample = task.sample(index, length, tokenizer, seed)
+        questions = []
+        for start, end in sample.needles:
+            sentence = sample.context[start:end]
+            key, value = sentence.removesuffix(".").split(" for ", 1)[1].split(" is: ")
+            asked = after.format(type_needle_v="number", query=key)
+            questions.append(Question(_ids(tokenizer, asked), [_ids(tokenizer, f" {value}")]))
+        made.append(Context(_ids(tokenizer, sample.context, special=True), questions))
+    return made
+
+
+def chains(tokenizer: Any, count: int, length: int, seed: int, hops: int = 2) -> list[Context]:
+    """RULER's variable tracking in running text, one chain, without a worked example."""
+    (task,) = parse_task(f"vt:hops={hops},shots=0,hay=essay,max_new_tokens=16")
+    made = []
+    for index in range(count):
+        sample = task.sample(index, length, tokenizer, seed)
+        answers = [_ids(tokenizer, f" {name}") for name in sample.answers]
+        question = Question(_ids(tokenizer, sample.question), answers)
+        made.append(Context(_ids(tokenizer, sample.context, special=True), [question]))
+    return made
+
+
+def ask(
+    model: Any,
+    contexts: Sequence[Context],
+    policy: str | Policy,
+    budget: int,
+    *,
+    chunk: int = 128,
+    n_sink: int = 4,
+    recent: int = 32,
+    prepare: Callable[[BudgetCache], None] | None = None,
+) -> Outcome:
+    """Read each context under the policy, then ask all its questions, each from the compressed context.
+
+    prepare: called with each cache once the contexts are read.
+    """
+    right: list[float] = []
+    tokens: list[float] = []
+    nbytes = full = 0
+    for first in range(0, len(contexts), ROWS):
+        part = contexts[first : first + ROWS]
+        cache = BudgetCache(model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent)
+        reader = Reader(model, cache, len(part), 0)
+        reader.take(Block.of([c.ids for c in part], 0), Interrupt(), lambda _: None)
+        if prepare is not None:
+            prepare(cache)
+        nbytes, full = cache.nbytes // len(part), cache.full_nbytes // len(part)
+        answers, hits = _answered(model, cache, reader.transcript.valid, part)
+        right += answers
+        tokens += hits
+    return Outcome(right, tokens, nbytes, full)
+
+
+@torch.no_grad()
+def _answered(
+    model: Any, cache: BudgetCache, told: torch.Tensor, contexts: Sequence[Context]
+) -> tuple[list[float], list[float]]:
+    """Per context: the share of answers, and of their tokens, that were right."""
+    per = len(contexts[0].questions)
+    if any(len(c.questions) != per for c in contexts):
+        raise ValueError("contexts of one batch must have as many questions each")
+    cache.batch_repeat_interleave(per)
+    told = told.repeat_interleave(per, 0)
+    rows = [q for c in contexts for q in c.questions]
+    asked = Block.of([q.ids for q in rows], 0)
+    given = Block.of([_joined(q) for q in rows], 0)
+    logits = []
+    for block in (asked, given):
+        valid = torch.ones_like(block.ids, dtype=torch.bool) if block.valid is None else block.valid
+        positions = (told.sum(1, keepdim=True) + valid.cumsum(1) - 1).clamp_min(0)
+        told = torch.cat([told, valid], 1)
+        keep = 1 if block is asked else 0
+        out = model(
+            input_ids=block.ids,
+            attention_mask=told.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits.append(out.logits)
+    width = given.ids.shape[1]
+    guesses = torch.cat([logits[0], logits[1][:, :-1]], 1).argmax(-1)  # of each of the answer's tokens
+    right, hits = [], []
+    for row, question in enumerate(rows):
+        answer = _joined(question)
+        at = width - len(answer)
+        # The first guess follows the question; where the row is padded, padding stands in between.
+        mine = [int(guesses[row, 0]), *guesses[row, at + 1 :].tolist()]
+        done, whole = 0, 0
+        for piece in question.answers:
+            whole += mine[done : done + len(piece)] == piece
+            done += len(piece)
+        right.append(whole / len(question.answers))
+        hits.append(sum(a == b for a, b in zip(mine, answer, strict=True)) / len(answer))
+    starts = range(0, len(rows), per)
+    return tuple([sum(x[i : i + per]) / per for i in starts] for x in (right, hits))  # type: ignore[return-value]
+
+
+def _joined(question: Question) -> list[int]:
+    return [token for answer in question.answers for token in answer]
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    return ids

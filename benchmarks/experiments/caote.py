@@ -1,0 +1,225 @@
+"""CAOTE's and FastCAOTE's claims: better than their bases in accuracy and in measured output error.
+
+One command: python benchmarks/experiments/caote.py [--model reference] [--out DIR] [--quick]
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import caote_page
+import common
+import replay
+import torch
+from asking import Context, ask, chains, needles
+from torch import Tensor
+
+from modicum import BudgetCache
+from modicum.kv.policies.caote import CAOTE, FastCAOTE
+from modicum.kv.policy import View, Wrapper
+from modicum.kv.registry import parse_policy
+
+BASES = {"h2o": "h2o", "tova": "tova(heads=each)", "snapkv": "snapkv"}
+"""A wrapper's base decides per KV head, so TOVA is compared in that form; "tova" itself is shown beside."""
+FORMS = ("", "caote+", "fastcaote+")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes; seeds are fixed."""
+
+    length: int = 640
+    """Tokens of a task's context with its questions."""
+    contexts: int = 32
+    """Of each task."""
+    budgets: tuple[int, ...] = (96, 192, 384)
+    chunk: int = 128
+    texts: int = 16
+    text_length: int = 768
+    text_budget: int = 192
+    steps: int = 128
+    """Decode steps in which one token per head goes at a time."""
+    seed: int = 3
+
+
+QUICK = Settings(length=448, contexts=8, budgets=(96,), texts=4, text_length=320, text_budget=96, steps=8)
+
+
+@dataclass(frozen=True)
+class Watch(Wrapper):
+    """Evicts as its base, and notes at each eviction how CAOTE, FastCAOTE and the base rank the tokens."""
+
+    name: ClassVar[str] = "watch"
+
+    notes: dict[str, dict[int, list[Tensor]]] = field(default_factory=dict, compare=False)
+    """Pair of rankings -> layer -> Spearman's correlations, [B, H, G] at each eviction."""
+
+    def score(self, view: View) -> Tensor:
+        plain = self.base.head_scores(view)
+        exact, fast = (kind(self.base).head_scores(view) for kind in (CAOTE, FastCAOTE))
+        if view.valid is None:
+            for pair, (a, b) in {"fast": (exact, fast), "base": (exact, plain)}.items():
+                correlation = _spearman(a, b.expand_as(a), ~view.protected)
+                self.notes.setdefault(pair, {}).setdefault(view.layer, []).append(correlation)
+        return self.base.score(view)
+
+
+def policies() -> list[str]:
+    """Every policy of the comparison."""
+    return [form + base for base in BASES.values() for form in FORMS]
+
+
+def accuracy(model: Any, tasks: dict[str, list[Context]], settings: Settings) -> dict[str, Any]:
+    """What was right per task, policy and budget; question hidden, prefill in chunks."""
+    found: dict[str, Any] = {}
+    for task, contexts in tasks.items():
+        most = max(len(context.ids) for context in contexts) + 256
+        found[task] = {"tokens": sum(len(c.ids) for c in contexts) / len(contexts), "policies": {}}
+        found[task]["full"] = asdict(ask(model, contexts, "full", most, chunk=most))
+        for policy in [*policies(), "tova"]:
+            found[task]["policies"][policy] = {
+                str(budget): asdict(ask(model, contexts, policy, budget, chunk=settings.chunk))
+                for budget in settings.budgets
+            }
+    return found
+
+
+def block_errors(model: Any, tape: replay.Tape, settings: Settings) -> dict[str, list[list[float]]]:
+    """Policy -> layer -> relative output error of each text, for all queries after the first eviction."""
+    found = {}
+    budget, chunk = settings.text_budget, settings.chunk
+    first = chunk * (budget // chunk + 1)
+    for policy in policies():
+        cache = BudgetCache(model, policy, budget, chunk=chunk)
+        outs = replay.feed(model, cache, tape)
+        found[policy] = [
+            replay.relative(out[:, first:], r.out[:, first:]).tolist()
+            for out, r in zip(outs, tape.layers, strict=True)
+        ]
+    return found
+
+
+@torch.no_grad()
+def step_errors(model: Any, tape: replay.Tape, settings: Settings) -> dict[str, dict[str, list[list[float]]]]:
+    """The same where one token goes at a time: "own", the change that each eviction makes in the output of
+    the query at hand, which is what CAOTE ranks by, and "later", against the full cache."""
+    found: dict[str, dict[str, list[list[float]]]] = {"own": {}, "later": {}}
+    budget = settings.text_budget
+    for policy in policies():
+        cache = BudgetCache(model, policy, budget, chunk=settings.chunk)
+        replay.feed(model, cache, tape.part(0, budget))
+        seen: list[list[Tensor]] = [[] for _ in tape.layers]
+        after: list[list[Tensor]] = [[] for _ in tape.layers]
+        for at in range(budget, budget + settings.steps):
+            part = tape.part(at, at + 1)
+            for i, out in enumerate(replay.feed(model, cache, part)):
+                seen[i].append(out)
+                after[i].append(_over_held(cache, i, part.layers[i]))
+        later, own = [], []
+        for i, r in enumerate(tape.layers):
+            out = torch.cat(seen[i], 1)
+            own.append(replay.relative(torch.cat(after[i], 1), out).tolist())
+            # The first step attends before anything is gone.
+            later.append(replay.relative(out[:, 1:], r.out[:, budget + 1 : at + 1]).tolist())
+        found["own"][policy], found["later"][policy] = own, later
+    return found
+
+
+@torch.no_grad()
+def divergence(model: Any, ids: Tensor, settings: Settings) -> dict[str, Any]:
+    """KL(full || policy) of the next token and the loss, in nats, per text; after the first eviction."""
+    first = settings.chunk * (settings.text_budget // settings.chunk + 1)
+    full = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[:, first:-1].float(), -1)
+    wanted = ids[:, first + 1 :, None]
+    found: dict[str, Any] = {"full": {"loss": _loss(full, wanted)}}
+    for policy in policies():
+        cache = BudgetCache(model, policy, settings.text_budget, chunk=settings.chunk)
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        mine = torch.log_softmax(out.logits[:, first:-1].float(), -1)
+        kl = (full.exp() * (full - mine)).sum(-1).mean(1)
+        found[policy] = {"kl": kl.tolist(), "loss": _loss(mine, wanted)}
+    return found
+
+
+def correlations(model: Any, tape: replay.Tape, settings: Settings) -> dict[str, Any]:
+    """Base -> pair -> [layers][query heads]: mean Spearman correlation over evictions and texts."""
+    found = {}
+    for base, policy in BASES.items():
+        watch = Watch(parse_policy(policy))
+        cache = BudgetCache(model, watch, settings.text_budget, chunk=settings.chunk)
+        replay.feed(model, cache, tape)
+        found[base] = {
+            pair: [torch.stack(layers[i]).mean((0, 1)).flatten().tolist() for i in sorted(layers)]
+            for pair, layers in watch.notes.items()
+        }
+    return found
+
+
+def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
+    """Measure everything; the raw results, ready for JSON."""
+    model, tokenizer = common.load(asked.model)
+    spent: dict[str, float] = {}
+    with common.timed("accuracy", spent):
+        tasks = {
+            "needles": needles(tokenizer, settings.contexts, settings.length, settings.seed),
+            "chains": chains(tokenizer, settings.contexts, settings.length, settings.seed),
+        }
+        scores = accuracy(model, tasks, settings)
+    ids = common.running_text(tokenizer, settings.texts, settings.text_length)
+    width = min(len(context.ids) for context in tasks["needles"])
+    buried = torch.tensor([context.ids[:width] for context in tasks["needles"][: settings.texts]])
+    sources = {"text": ids, "needles": buried}
+    blocks, steps = {}, {}
+    with common.timed("output errors", spent):
+        for source, tokens in sources.items():
+            tape = replay.record(model, tokens)
+            blocks[source] = block_errors(model, tape, settings)
+            steps[source] = step_errors(model, tape, settings)
+    with common.timed("rank correlations", spent):
+        ranks = correlations(model, replay.record(model, ids), settings)
+    with common.timed("logits", spent):
+        logits = divergence(model, ids, settings)
+    return {
+        "model": common.name_of(model),
+        "settings": asdict(settings),
+        "seconds": spent,
+        "accuracy": scores,
+        "blocks": blocks,
+        "steps": steps,
+        "ranks": ranks,
+        "logits": logits,
+    }
+
+
+def _over_held(cache: BudgetCache, layer: int, r: replay.Recorded) -> Tensor:
+    """One query's attention over what is left after the eviction, [B, 1, Hq, Dv]."""
+    (bank,) = cache.layers[layer].banks
+    bank.arena.settle()
+    n = bank.arena.used
+    keys, values = bank.arena.keys[:, :, :n], bank.arena.values[:, :, :n]
+    out = torch.nn.functional.scaled_dot_product_attention(
+        r.query, keys, values, scale=r.scaling, enable_gqa=True
+    )
+    return out.transpose(1, 2)
+
+
+def _loss(logs: Tensor, wanted: Tensor) -> list[float]:
+    return [-x for x in logs.gather(-1, wanted).mean((1, 2)).tolist()]
+
+
+def _spearman(a: Tensor, b: Tensor, among: Tensor) -> Tensor:
+    """[B, H, G, N] twice, over the tokens `among` [B, H, N], of which every head has as many: [B, H, G]."""
+    shape = (*a.shape[:3], -1)
+    among = among.unsqueeze(2).expand_as(a)
+    return common.spearman(a[among].view(shape), b[among].view(shape)).float()
+
+
+def main() -> None:
+    asked = common.options(__doc__)
+    results = run(asked, QUICK if asked.quick else Settings())
+    caote_page.publish(asked, results, BASES, FORMS)
+
+
+if __name__ == "__main__":
+    main()
