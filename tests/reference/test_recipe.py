@@ -102,12 +102,12 @@ def test_a_sequence_has_its_length(writer: Writer, kind: str, length: int) -> No
     for seed in range(8):
         drawn = writer.draw(kind, length, random.Random(seed))
         assert len(drawn.ids) == len(drawn.marks) == length
-        assert set(drawn.marks) <= {-1, 0, 1}
+        assert set(drawn.marks) <= {-1, 0, 1, 2}
         again = writer.draw(kind, length, random.Random(seed))
         assert again.ids == drawn.ids
 
 
-@pytest.mark.parametrize("kind", ["table", "needle", "chain"])
+@pytest.mark.parametrize("kind", ["table", "keys", "needle", "chain"])
 @pytest.mark.parametrize("length", [400, 1024, 2048])
 def test_answers_are_in_what_came_before(
     writer: Writer, tokenizer: Tokenizer, kind: str, length: int
@@ -124,7 +124,7 @@ def test_answers_are_in_what_came_before(
             for word in re.findall(r"[^\s,.]+", answer.replace(" and ", " ")):
                 assert word in before, (word, before[-300:])
                 found += 1
-    assert found > 10
+    assert found > 5
 
 
 def test_copies_are_copies(writer: Writer) -> None:
@@ -264,8 +264,6 @@ def test_bad_recipes() -> None:
 def _runs(marks: list[int]) -> list[tuple[int, int]]:
     """Where answers begin and end."""
     edges = [
-        i
-        for i in range(len(marks) + 1)
-        if (i < len(marks) and marks[i] == 1) != (i > 0 and marks[i - 1] == 1)
+        i for i in range(len(marks) + 1) if (i < len(marks) and marks[i] > 0) != (i > 0 and marks[i - 1] > 0)
     ]
     return list(zip(edges[::2], edges[1::2], strict=True))

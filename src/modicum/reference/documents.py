@@ -12,17 +12,19 @@ import string
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from tokenizers import Tokenizer
 
-from modicum.reference.words import adjectives, nouns
+from modicum.tasks.words import listed, pair
 
-KINDS = ("copy", "table", "needle", "chain", "count", "text")
+KINDS = ("copy", "table", "keys", "needle", "chain", "count", "text")
 
 
 @dataclass
 class Sequence:
-    """Token ids, with what each is: 1 for an answer's token, 0 otherwise, -1 for running text."""
+    """Token ids, with what each is: 2 for the token of an answer that chooses it, 1 for the others of an
+    answer (which follow from the first), -1 for running text, 0 for what is left."""
 
     kind: str
     ids: list[int] = field(default_factory=list)
@@ -50,12 +52,14 @@ class Writer:
         self._end = end
         self._words = tokenizer.get_vocab_size()
         self._known: dict[str, list[int]] = {}
+        self._space = self._ids(" ")
 
     def draw(self, kind: str, length: int, rng: random.Random) -> Sequence:
         """A sequence of exactly `length` tokens."""
         makers: dict[str, Callable[[int, random.Random], Sequence]] = {
             "copy": self._copy,
             "table": self._table,
+            "keys": self._keys,
             "needle": self._needle,
             "chain": self._chain,
             "count": self._count,
@@ -129,7 +133,7 @@ class Writer:
             rng.shuffle(asked)
             for one in asked:
                 made.add(self._ids(before) + self._ids(_spaced(one)) + self._ids(between), 0)
-                made.add(self._ids(_spaced(pairs[one])), 1)
+                self._answer(made, _spaced(pairs[one]))
                 made.add(self._ids(after), 0)
         return made
 
@@ -147,8 +151,29 @@ class Writer:
             rng.shuffle(order)
             for i in order:
                 made.add([keys[i], *between], 0)
-                made.add([values[i]], 1 if turn else 0)
+                made.add([values[i]], 2 if turn else 0)
                 made.add(after, 0)
+        return made
+
+    def _keys(self, length: int, rng: random.Random) -> Sequence:
+        """Needles side by side, as many as fit, and a question for each: which key is it?"""
+        made = self._open("keys")
+        key, value, what = self._draws(rng, length)
+        if rng.random() < 0.6:
+            key = partial(pair, rng)
+        room = length * rng.uniform(0.35, 0.55)
+        facts: dict[str, str] = {}
+        while len(made.ids) < room:
+            one, other = key(), value()
+            if one in facts:
+                continue
+            facts[one] = other
+            made.add(self._ids(f" One of the special magic {what}s for {one} is: {other}."), 0)
+        asked: list[str] = []
+        while len(made.ids) < length:
+            asked = asked or rng.sample(list(facts), len(facts))
+            one = asked.pop()
+            self._ask(made, [one], [facts[one]], what, rng, short=0.6)
         return made
 
     def _needle(self, length: int, rng: random.Random) -> Sequence:
@@ -211,30 +236,37 @@ class Writer:
                     return made
                 if plain:
                     made.add(self._ids(f" {keys[0]} is"), 0)
-                    made.add(self._ids(f" {values[0]}"), 1)
+                    self._answer(made, f" {values[0]}")
                     made.add(self._ids("."), 0)
                     continue
                 self._ask(made, keys, values, what, rng)
         return made
 
-    def _ask(self, made: Sequence, keys: list[str], values: list[str], what: str, rng: random.Random) -> None:
+    def _ask(
+        self,
+        made: Sequence,
+        keys: list[str],
+        values: list[str],
+        what: str,
+        rng: random.Random,
+        short: float = 0.2,
+    ) -> None:
+        """A question in RULER's words, without its first half, or (`short`) in few words, with its answer."""
         many = len(values) > 1
         names = keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + f", and {keys[-1]}"
         whats, verb = (f"{what}s", "are") if many else (what, "is")
-        if rng.random() < 0.5:
-            opening = "What are all the" if many else "What is the"
-            made.add(
-                self._ids(f"\n{opening} special magic {whats} for {names} mentioned in the provided text?"), 0
-            )
+        if rng.random() < short:
+            forms = (f"\nfor {names}:", f"\n{names} {verb}", f"\n The {whats} for {names} {verb}")
+            made.add(self._ids(rng.choice(forms)), 0)
         else:
-            made.add(self._ids("\n"), 0)
-        made.add(
-            self._ids(f" The special magic {whats} for {names} mentioned in the provided text {verb}"), 0
-        )
+            opening = "What are all the" if many else "What is the"
+            asked = f" special magic {whats} for {names} mentioned in the provided text"
+            made.add(self._ids("\n" + (f"{opening}{asked}?" if rng.random() < 0.5 else "")), 0)
+            made.add(self._ids(f" The{asked} {verb}"), 0)
         for i, value in enumerate(values):
             if i:
                 made.add(self._ids("," if i < len(values) - 1 else ", and"), 1)
-            made.add(self._ids(f" {value}"), 1)
+            self._answer(made, f" {value}")
         made.add(self._ids("."), 1)
 
     def _fact(self, length: int, rng: random.Random) -> Sequence:
@@ -251,7 +283,7 @@ class Writer:
                 break
             questions.add(self._ids(f"\nWhat is {name}?"), 0)
             questions.add(self._ids(f" T{name[1:]} is"), 0)
-            questions.add(self._ids(f" {facts[name]}."), 1)
+            self._answer(questions, f" {facts[name]}.")
         needles = [self._ids(f" T{name[1:]} is {value}.") for name, value in facts.items()]
         self._bury(needles, length - len(questions.ids), made, rng)
         made.ids += questions.ids
@@ -261,18 +293,30 @@ class Writer:
     def _chain(self, length: int, rng: random.Random) -> Sequence:
         """Variables that take each other's values; which of them have a value?"""
         made = self._open("chain")
+        long = length >= 256
+        lined = long and rng.random() < 0.5  # each assignment on a line of its own, among lines of noise
+        if long and length >= 512 and rng.random() < 0.4:
+            self._chain_part(made, 200, True, True, 3, rng)
+            made.add(self._ids("\n\n"), 0)
+        self._chain_part(made, length, long, lined, 5, rng)
+        return made
+
+    def _chain_part(
+        self, made: Sequence, length: int, long: bool, lined: bool, size: int, rng: random.Random
+    ) -> None:
+        """One text with its questions, up to `length` tokens in all."""
         most = max(1, min(4, length // 100))
         chains: dict[str, list[str]] = {}
-        for _ in range(rng.randint(1, most)):
+        for _ in range(1 if rng.random() < 0.4 else rng.randint(1, most)):
             hops = rng.randint(1, 2 if length < 256 else 4)
-            chains[str(rng.randint(10_000, 99_999))] = [_letters(rng) for _ in range(hops + 1)]
+            chains[str(rng.randint(10_000, 99_999))] = [_letters(rng, size) for _ in range(hops + 1)]
         lines: list[list[tuple[float, str]]] = []
         for value, names in chains.items():
             places = sorted(rng.random() for _ in names)
             right = [value, *(f"VAR {name}" for name in names)]
-            lines.append([(p, f" VAR {n} = {r}") for p, n, r in zip(places, names, right, strict=False)])
+            shape = "\nVAR {} = {} " if lined else " VAR {} = {}"
+            lines.append([(p, shape.format(n, r)) for p, n, r in zip(places, names, right, strict=False)])
         needles = [self._ids(text) for _, text in sorted(x for line in lines for x in line)]
-        long = length >= 256
         if long and rng.random() < 0.7:
             made.add(
                 self._ids(
@@ -290,35 +334,35 @@ class Writer:
                     self._ids(
                         f"\nQuestion: Find all variables that are assigned the value {value} in the text "
                         "above. Answer: According to the chain(s) of variable assignment in the text above, "
-                        f"{len(names)} variables are assgined the value {value}, they are:"
+                        f"{len(names)} variables are assigned the value {value}, they are:"
                     ),
                     0,
                 )
             else:
                 questions.add(self._ids(f"\nthe value {value}, they are:"), 0)
             for name in names:
-                questions.add(self._ids(f" {name}"), 1)
+                self._answer(questions, f" {name}")
             questions.add(self._ids("."), 1)
-        self._bury(needles, length - len(questions.ids), made, rng)
+        self._bury(needles, length - len(questions.ids), made, rng, noise=lined)
         made.ids += questions.ids
         made.marks += questions.marks
-        return made
 
     def _count(self, length: int, rng: random.Random) -> Sequence:
         """Which words come most often?"""
         made = self._open("count")
-        if rng.random() < 0.5:
+        coded = rng.random() < 0.5
+        if coded:
             intro = (
                 "Read the following coded text and track the frequency of each coded word. Find the three "
                 "most frequently appeared coded words."
             )
             ask = (
                 "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the "
-                "three most frequently appeared words in the above coded text? Answer: According to the coded "
-                "text above, the three most frequently appeared words are:"
+                "three most frequently appeared words in the above coded text? Answer: According to the "
+                "coded text above, the three most frequently appeared words are:"
             )
             top, size = 3, (length - 110) // 3
-            names = [_letters(rng, rng.randint(3, 6)).lower() for _ in range(60)]
+            names = ["...", *(_letters(rng, 6).lower() for _ in range(40))]
             power = rng.uniform(1.5, 2.5)
             weights = [1.0 / (rank + 1) ** power for rank in range(len(names))]
         else:
@@ -334,14 +378,14 @@ class Writer:
             names = [_noun(rng) for _ in range(max(top + 10, size // 8))]
             weights = [10.0 if rank < top else 1.0 for rank in range(len(names))]
         listed = rng.choices(names, weights, k=max(8, size))
-        counts = {name: listed.count(name) for name in dict.fromkeys(names)}
+        counts = {name: listed.count(name) for name in dict.fromkeys(names) if name != "..."}
         best = sorted(counts, key=lambda name: -counts[name])[:top]
         made.add(self._ids(intro), 0)
         for place, name in enumerate(listed, 1):
-            made.add(self._ids(f" {name}" if top == 3 and "coded" in intro else f" {place}. {name}"), 0)
+            made.add(self._ids(f" {name}" if coded else f" {place}. {name}"), 0)
         made.add(self._ids(ask), 0)
-        for name in best:
-            made.add(self._ids(f" {name}"), 1)
+        for place, name in enumerate(best, 1):
+            self._answer(made, f" {name}" if coded else f" {place}. {name}")
         made.add(self._ids("."), 1)
         return made
 
@@ -358,14 +402,22 @@ class Writer:
         made.add([self._end], 0)
         return made
 
-    def _bury(self, needles: list[list[int]], length: int, made: Sequence, rng: random.Random) -> None:
+    def _bury(
+        self,
+        needles: list[list[int]],
+        length: int,
+        made: Sequence,
+        rng: random.Random,
+        *,
+        noise: bool = False,
+    ) -> None:
         """The needles in order, at any depth of filler, so that `made` comes to `length` tokens at most."""
         room = length - len(made.ids) - sum(map(len, needles))
         if room <= 8:
             for needle in needles:
                 made.add(needle, 0)
             return
-        if rng.random() < 0.15:
+        if noise or rng.random() < 0.15:
             straw = [self._ids(sentence) for sentence in _NOISE]
             hay = [straw[i % len(straw)] for i in range(room // 5)]
         else:
@@ -401,7 +453,7 @@ class Writer:
         keys: list[Callable[[random.Random], str]] = [_noun, _short_number, _letters]
         values: list[Callable[[random.Random], str]] = [_short_number, _noun]
         if length >= 128:
-            keys += [_pair, _pair, _pair, _pair]
+            keys += [pair, pair, pair, pair]
             values += [_number, _number, _number, _hex]
         if length >= 512:
             keys.append(_uuid)
@@ -409,6 +461,12 @@ class Writer:
         key, value = rng.choice(keys), rng.choice(values)
         names: dict[Callable[[random.Random], str], str] = {_noun: "word", _uuid: "uuid"}
         return lambda: key(rng), lambda: value(rng), names.get(value, "number")
+
+    def _answer(self, made: Sequence, text: str) -> None:
+        ids = self._ids(text)
+        made.ids += ids
+        choice = 1 if ids[:1] == self._space else 0  # before a digit the space is a token of its own
+        made.marks += [2 if i == choice else 1 for i in range(len(ids))]
 
     def _ids(self, text: str) -> list[int]:
         known = self._known.get(text)
@@ -433,11 +491,7 @@ def _spaced(text: str) -> str:
 
 
 def _noun(rng: random.Random) -> str:
-    return rng.choice(nouns())
-
-
-def _pair(rng: random.Random) -> str:
-    return f"{rng.choice(adjectives())}-{rng.choice(nouns())}"
+    return rng.choice(listed("noun"))
 
 
 def _number(rng: random.Random) -> str:

@@ -17,29 +17,33 @@ class Stage:
         batch: tokens in an optimiser step.
         shares: how often each kind of sequence comes (see `documents.KINDS`); they need not sum to 1.
         tokens: at most so many tokens are spent here before going on anyway.
+        rate: factor of the learning rates.
     """
 
     length: int
     batch: int
     shares: dict[str, float]
     tokens: int
+    rate: float = 1.0
 
 
 _SHORT = {"copy": 0.5, "table": 0.5}
 _EARLY = {"copy": 0.2, "table": 0.4, "needle": 0.2, "chain": 0.1, "text": 0.1}
-_MIDDLE = {"copy": 0.1, "table": 0.2, "needle": 0.4, "chain": 0.15, "text": 0.25}
-_LONG = {"copy": 0.08, "table": 0.1, "needle": 0.45, "chain": 0.15, "count": 0.04, "text": 0.25}
+_MIDDLE = {"copy": 0.06, "table": 0.1, "keys": 0.2, "needle": 0.3, "chain": 0.14, "text": 0.2}
+_KEYS = {"copy": 0.03, "table": 0.07, "keys": 0.5, "needle": 0.2, "chain": 0.12, "text": 0.08}
+_LONG = {"copy": 0.05, "table": 0.05, "keys": 0.2, "needle": 0.35, "chain": 0.13, "count": 0.02, "text": 0.2}
 
 
 def _stages() -> tuple[Stage, ...]:
     return (
         Stage(64, 4096, _SHORT, 4_000_000),
-        Stage(128, 4096, _EARLY, 1_500_000),
-        Stage(256, 4096, _MIDDLE, 1_500_000),
-        Stage(512, 4096, _LONG, 1_500_000),
-        Stage(1024, 8192, _LONG, 2_000_000),
-        Stage(2048, 8192, _LONG, 2_500_000),
-        Stage(4096, 8192, _LONG, 4_000_000),
+        Stage(128, 4096, _EARLY, 1_500_000, 0.7),
+        Stage(256, 4096, _MIDDLE, 1_500_000, 0.5),
+        Stage(256, 4096, _KEYS, 4_000_000, 0.5),
+        Stage(512, 4096, _LONG, 900_000, 0.4),
+        Stage(1024, 8192, _LONG, 1_200_000, 0.4),
+        Stage(2048, 8192, _LONG, 1_300_000, 0.3),
+        Stage(4096, 8192, _LONG, 4_000_000, 0.25),
     )
 
 
@@ -53,14 +57,15 @@ class Recipe:
         rope_theta: base of the rotary frequencies.
         positions: the longest context the model is meant for; gaps in the positions of short sequences are
             drawn so that distances up to this occur from the start.
-        stages: the curriculum; a stage ends when `pass_mark` of its answers' tokens are right (mean of the
+        stages: the curriculum; a stage ends when `pass_mark` of its answers are chosen right (mean of the
             kinds over the last steps), or when its tokens are spent.
         pass_mark: as said.
         matrix_rate: Muon's learning rate for the layers' matrices.
         vector_rate: AdamW's for the head and the norms.
         embedding_rate: AdamW's for the embeddings, whose entries start near 1.
         weight_decay: of the matrices.
-        text_weight: weight of a token of plain text against 1 for an answer's.
+        choice_weight: weight of the token that chooses an answer, against 1 for the rest of it.
+        text_weight: weight of a token of plain text.
         other_weight: weight of a generated token that cannot be known beforehand, or only by its form.
         warmup: steps in which the rates rise.
         cooldown: the share of `total_tokens` at whose end the rates fall to a twentieth.
@@ -87,11 +92,12 @@ class Recipe:
     vector_rate: float = 3e-3
     embedding_rate: float = 0.02
     weight_decay: float = 0.01
+    choice_weight: float = 5.0
     text_weight: float = 0.8
     other_weight: float = 0.05
     warmup: int = 30
-    cooldown: float = 0.25
-    total_tokens: int = 16_000_000
+    cooldown: float = 0.45
+    total_tokens: int = 14_000_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1

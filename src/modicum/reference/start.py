@@ -2,8 +2,8 @@
 
 A transformer from random weights needs millions of tokens until it copies: a head of one layer has to write
 down which token came before, a head of a later one to look for it (Olsson et al. 2022, "In-context learning
-and induction heads"). On two CPU cores that is most of an hour, so the start leans that way; training does the
-rest and may undo it. In the spirit of Trockman and Kolter 2023 ("Mimetic initialization of self-attention"):
+and induction heads"). On two CPU cores that is most of an hour, so the start leans that way; training does
+the rest and may undo it. In the spirit of Trockman and Kolter 2023 ("Mimetic initialization of attention"):
 
 - a key head is its first query head's copy, so a head attends to tokens like its own;
 - what a head writes is what it reads (the output projection is the values' transposed), and the head of the

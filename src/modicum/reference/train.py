@@ -31,7 +31,7 @@ from modicum.reference.muon import Muon
 from modicum.reference.recipe import Recipe, Stage
 from modicum.reference.start import prepare
 from modicum.reference.tokenizer import train_tokenizer, wrap
-from modicum.reference.words import adjectives, nouns
+from modicum.tasks.words import listed
 
 _LATEST = "checkpoint.pt"
 _WINDOW = 40  # steps over which a stage's answers are judged
@@ -168,7 +168,7 @@ class Training:
         stage = self.recipe.stages[self.stage]
         rng = random.Random(f"{self.recipe.seed}/{self.step}")
         losses, hits = self.crew.join(self.model, *self._gradients(stage, rng))
-        rate = self._rate()
+        rate = stage.rate * self._rate()
         for optimiser, base in ((self.muon, self.recipe.matrix_rate), (self.adam, self.recipe.vector_rate)):
             for group in optimiser.param_groups:
                 group["lr"] = base * rate * group.get("share", 1.0)
@@ -210,13 +210,15 @@ class Training:
         hidden = hidden_states(self.model, ids[:, :-1], positions[:, :-1])
         # Of the tokens that weigh little only a sample goes through the head, with the weight of all.
         luck = torch.rand(marks.shape, generator=torch.Generator().manual_seed(luck_seed))
-        keep = (marks == 1) | ((marks == -1) & (luck < 0.5)) | ((marks == 0) & (luck < 0.1))
+        keep = (marks > 0) | ((marks == -1) & (luck < 0.5)) | ((marks == 0) & (luck < 0.1))
         marks_kept = marks[keep]
-        weights = torch.where(
-            marks_kept == 1,
-            1.0,
-            torch.where(marks_kept == -1, self.recipe.text_weight / 0.5, self.recipe.other_weight / 0.1),
-        )
+        weigh = {
+            2: self.recipe.choice_weight,
+            1: 1.0,
+            0: self.recipe.other_weight / 0.1,
+            -1: self.recipe.text_weight / 0.5,
+        }
+        weights = torch.tensor([weigh[mark] for mark in marks_kept.tolist()])
         logits = self.model.lm_head(hidden[keep])
         targets = ids[:, 1:][keep]
         each = functional.cross_entropy(logits, targets, reduction="none")
@@ -225,7 +227,9 @@ class Training:
         with torch.no_grad():
             right = logits.argmax(-1) == targets
             rows = torch.arange(len(drawn))[:, None].expand_as(marks)[keep]
-            answer = marks_kept == 1
+            # A copy has no choice to make; for the others what follows the choice says little.
+            copies = torch.tensor([one.kind == "copy" for one in drawn])[rows]
+            answer = (marks_kept == 2) | (copies & (marks_kept == 1))
             hits: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
             good = torch.bincount(rows[answer & right], minlength=len(drawn)).tolist()
             all_ = torch.bincount(rows[answer], minlength=len(drawn)).tolist()
@@ -316,7 +320,7 @@ def _tokenizer(out: Path, texts: dict[str, str], recipe: Recipe) -> Tokenizer:
     path = out / "tokenizer.json"
     if not path.is_file():
         # The lists' words are no more frequent than a text's, but keys are made of them.
-        words = [f" {a}-{n} {n}" for a, n in zip(adjectives() * 8, nouns(), strict=False)]
+        words = [f" {a}-{n} {n}" for a, n in zip(listed("adjective") * 8, listed("noun"), strict=False)]
         train_tokenizer([*texts.values(), " ".join(words)], recipe.vocabulary).save(str(path))
     return Tokenizer.from_file(str(path))
 
