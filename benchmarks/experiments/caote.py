@@ -31,19 +31,19 @@ class Settings:
 
     length: int = 640
     """Tokens of a task's context with its questions."""
-    contexts: int = 32
+    contexts: int = 24
     """Of each task."""
     budgets: tuple[int, ...] = (96, 192, 384)
     chunk: int = 128
-    texts: int = 16
-    text_length: int = 768
-    text_budget: int = 192
-    steps: int = 128
+    texts: int = 12
+    text_length: int = 576
+    text_budget: int = 144
+    steps: int = 64
     """Decode steps in which one token per head goes at a time."""
     seed: int = 3
 
 
-QUICK = Settings(length=448, contexts=8, budgets=(96,), texts=4, text_length=320, text_budget=96, steps=8)
+QUICK = Settings(length=448, contexts=4, budgets=(96,), texts=4, text_length=320, text_budget=96, steps=8)
 
 
 @dataclass(frozen=True)

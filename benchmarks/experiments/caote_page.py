@@ -67,8 +67,8 @@ def _accuracy(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> str:
         parts.append(
             f"**{_TASKS[task]}**, {s['contexts']} contexts of {found['tokens']:.0f} tokens on average. "
             f"Percent, 95 % bootstrap interval over contexts; differences are paired, in points, and bold "
-            f"where 0 lies outside the interval. Full cache: {full}. (TOVA as published, all heads of a layer "
-            f"alike, answers: {tova}.)\n\n{common.table(head, rows)}"
+            f"where 0 lies outside the interval. Full cache: {full}. (TOVA as published, all heads of a "
+            f"layer alike, answers: {tova}.)\n\n{common.table(head, rows)}"
         )
     return "\n\n".join(parts)
 
@@ -116,8 +116,8 @@ def _logits(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> str:
     head = ["base", "KL of base", "CAOTE − base", "FastCAOTE − base", "loss: base", "CAOTE", "FastCAOTE"]
     return (
         f"KL(full cache ‖ policy) of the next token and loss, nats, budget "
-        f"{raw['settings']['text_budget']} of {raw['settings']['text_length']} tokens; loss of the full cache "
-        f"{Interval.of(found['full']['loss']).mean:.4f}.\n\n{common.table(head, rows)}"
+        f"{raw['settings']['text_budget']} of {raw['settings']['text_length']} tokens; loss of the full "
+        f"cache {Interval.of(found['full']['loss']).mean:.4f}.\n\n{common.table(head, rows)}"
     )
 
 

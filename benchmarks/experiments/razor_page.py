@@ -139,7 +139,7 @@ def _tokens(raw: Raw) -> str:
         rows.append(
             [
                 f"{100 * row['share']:.0f} %: {_TOKENS[row['token']]}",
-                *(Interval.of(row["scores"][task][_DRAWN]).percent() for task in _TASKS),
+                *(Interval.of(row["scores"]["needles"][kind]).percent() for kind in _KINDS),
                 f"{_mean(row['error']):.3f}",
                 _plain(Interval.of(row["kl"])),
                 f"{_mean(row['loss']):.4f}",
@@ -147,7 +147,7 @@ def _tokens(raw: Raw) -> str:
         )
     head = [
         "heads whole",
-        *(f"{label}, %" for label in _TASKS.values()),
+        *(f"needles: {label}, %" for label in _KINDS.values()),
         "output error of the heads that stream",
         "KL",
         "loss",
@@ -155,8 +155,8 @@ def _tokens(raw: Raw) -> str:
     s = raw["settings"]
     return (
         f"Heads that stream hold {_least(raw)} tokens, with the virtual one where there is one. Tasks are "
-        f"read at once; error, KL and loss (nats) are of running text, read in chunks of {s['chunk']}, against "
-        f"the full cache, whose loss is {_mean(full['loss']):.4f}.\n\n{common.table(head, rows)}"
+        f"read at once; error, KL and loss (nats) are of running text, read in chunks of {s['chunk']}, "
+        f"against the full cache, whose loss is {_mean(full['loss']):.4f}.\n\n{common.table(head, rows)}"
     )
 
 
@@ -217,8 +217,12 @@ def _draw_heads(raw: Raw) -> Any:
 def _draw_shares(raw: Raw) -> Any:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.0), sharey=True)
-    for axis, task in zip(axes, _TASKS, strict=True):
+    tasks = list(dict.fromkeys(row["task"] for row in raw["shares"]))
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(7.2 if len(tasks) == 1 else 9.5, 4.2), sharey=True, squeeze=False
+    )
+    axes = axes[0]
+    for axis, task in zip(axes, tasks, strict=True):
         mine = [row for row in raw["shares"] if row["task"] == task]
         (full,) = [row for row in mine if row["form"] == "full"]
         axis.axhline(
