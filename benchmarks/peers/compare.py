@@ -32,7 +32,7 @@ import torch
 from job import Job, Result, Setting
 from joint import Joint
 from ours import Case, bytes_per_token, first_logits, measure
-from plan import FULL, kvpress_settings, our_settings, transformers_settings
+from plan import FULL, METHODS, kvpress_settings, our_settings, transformers_settings
 
 import modicum
 from modicum.evaluation.fingerprint import fingerprint, sample_fingerprint
@@ -45,7 +45,6 @@ from modicum.tasks import find_metric, parse_task
 _TASKS = "niah_single_2:max_new_tokens=16,niah_multikey_1:keys=8,max_new_tokens=16,vt:hops=2"
 _LOGITS = 2  # samples of each task whose logits are compared
 _HERE = Path(__file__).parent
-_LINES = ("refused.jsonl", "full.jsonl")
 
 
 class Comparison:
@@ -55,24 +54,19 @@ class Comparison:
         self.args, self.store = args, store
         self.model, self.tokenizer = modicum.load(args.model, dtype="float32", device="cpu")
         self.tasks = [task for text in args.tasks for task in parse_task(text)]
-        shares = args.shares
+        methods = [m for m in METHODS if m.title not in args.without]
         self.settings = {
-            "kvpress": kvpress_settings(shares),
-            "transformers": transformers_settings(shares, args.chunk),
-            "modicum": our_settings(shares, args.chunk),
+            "kvpress": kvpress_settings(methods, args.shares),
+            "transformers": transformers_settings(args.shares, args.chunk),
+            "modicum": our_settings(methods, args.shares, args.chunk),
         }
         self.peers = {
             "kvpress": (args.kvpress, _HERE / "kvpress_eval.py"),
             "transformers": (args.transformers, _HERE / "transformers_eval.py"),
         }
-        refused = [(r["system"], r["policy"], r["budget"], r["chunk"]) for r in self._lines("refused.jsonl")]
-        self.refused = set(refused)
-
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        path = self.args.out / name
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        self.refused: set[tuple[str, str, str, int | None]] = set()
+        # Found out again: what was missing may have been installed.
+        (args.out / "refused.jsonl").unlink(missing_ok=True)
 
     def note(self, name: str, **values: Any) -> None:
         """A line to one of the files beside the rows."""
@@ -245,6 +239,7 @@ def _arguments() -> argparse.Namespace:
     add("--tasks", nargs="+", default=[_TASKS], help="task expressions")
     add("--length", type=int, default=2048, help="tokens of context, question and answer")
     add("--shares", type=float, nargs="+", default=[0.125, 0.25], help="of the context's tokens")
+    add("--without", nargs="*", default=[], choices=[m.title for m in METHODS], help="methods to leave out")
     add("--chunk", type=int, default=256, help="of our chunked prefill")
     add("--limit", type=int, default=20, help="samples of each task")
     add("--block", type=int, default=2, help="samples that each system does before the next one's turn")

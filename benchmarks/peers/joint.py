@@ -163,9 +163,8 @@ class Joint:
         return "\n\n".join(part for part in parts if part)
 
     def _table(self, budget: str) -> str:
-        names = [f"`{task}`" for task in self.tasks]
-        head = ["method", "system", "prefill", "score (95 %)", *names, "MiB context", "end", "peak"]
-        head += ["s prefill", "ms/token"]
+        head = ["method", "system", "prefill", "score (95 %)", *map(_short, self.tasks)]
+        head += ["MiB after context", "at the end", "peak", "s prefill", "ms/token"]
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for key in self.keys(budget):
             lines.append("| " + " | ".join(self._cells(key, len(head))) + " |")
@@ -216,6 +215,13 @@ def _agreement_table(told: list[dict[str, Any]]) -> str:
             f"| {t['system']} | {how} | {version} | {t['same_output']} of {t['samples']} | {apart} |"
         )
     return "\n".join(lines)
+
+
+def _short(task: str) -> str:
+    """A task without the length of its answers."""
+    kind, _, settings = task.partition(":")
+    kept = ",".join(s for s in settings.split(",") if not s.startswith("max_new_tokens="))
+    return f"`{kind}:{kept}`" if kept else f"`{kind}`"
 
 
 def _plain(text: str) -> str:

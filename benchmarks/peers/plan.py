@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from job import Setting
 
 FULL = "full"
+SLIDING = "sliding window"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ METHODS = (
     Method("CAOTE(SnapKV)", None, "caote+snapkv"),
     Method("Expected attention", "ExpectedAttentionPress", None),
     Method("Compactor", "CompactorPress", None),
-    Method("sliding window", "sliding window", None),
 )
 """In the order of the tables."""
 
@@ -51,25 +51,25 @@ def label(share: float, grown: bool = False) -> str:
     return f"{100 * share:g}%" + "+answer" * grown
 
 
-def kvpress_settings(shares: list[float]) -> list[Setting]:
+def kvpress_settings(methods: list[Method], shares: list[float]) -> list[Setting]:
     """No press, then every press at every share."""
-    presses = [m.press for m in METHODS if m.press and m.press.endswith(("Press", ")"))]
+    presses = [m.press for m in methods if m.press]
     return [Setting(FULL, FULL)] + [Setting(p, label(s), s) for s in shares for p in presses]
 
 
 def transformers_settings(shares: list[float], chunk: int) -> list[Setting]:
     """The plain cache, a sliding window at every share (in one call, and in chunks), quantised caches."""
-    windows = [Setting("sliding window", label(s), s, c) for s in shares for c in (None, chunk)]
+    windows = [Setting(SLIDING, label(s), s, c) for s in shares for c in (None, chunk)]
     return [Setting(FULL, FULL), *windows, *(Setting(name, "quantised") for name in QUANTISED)]
 
 
-def our_settings(shares: list[float], chunk: int) -> list[Setting]:
+def our_settings(methods: list[Method], shares: list[float], chunk: int) -> list[Setting]:
     """The full cache; every policy in chunks and in one shot at a press's bytes, and in one shot with room
     for question and answer on top, as a press has it.
     """
     made = [Setting(FULL, FULL, None, chunk), Setting(FULL, FULL)]
     for share in shares:
-        for policy in (m.policy for m in METHODS if m.policy):
+        for policy in (m.policy for m in methods if m.policy):
             made += [
                 Setting(policy, label(share), share, chunk),
                 Setting(policy, label(share), share),
