@@ -24,8 +24,15 @@ TIGHT = ["--budget", "64", "--chunk", "16", "--recent", "8"]
 SETTINGS: dict[str, Any] = {"budget": 64, "chunk": 16, "recent": 8}
 
 
+def on_stories(arguments: tuple[str, ...]) -> list[str]:
+    """The quick model, where a command loads one and none is named."""
+    command, *rest = arguments
+    quick = [] if command not in ("run", "keep", "heads") or "--model" in rest else ["--model", "stories"]
+    return [command, *quick, *rest]
+
+
 def call(*arguments: str, text: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, list(arguments), input=text)
+    return CliRunner().invoke(app, on_stories(arguments), input=text)
 
 
 def answered(*arguments: str, text: str | bytes | None = None) -> Any:

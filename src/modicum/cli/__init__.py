@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import modicum
-from modicum.cli import heads, keep, policies, run
+from modicum.cli import eval, heads, keep, policies, report, run
 from modicum.cli.console import complain, warnings_for_people
 from modicum.errors import ModicumError
 
@@ -39,6 +39,8 @@ app.command("run")(run.run)
 app.command("policies")(policies.policies)
 app.command("heads")(heads.heads)
 app.command("keep")(keep.keep)
+app.command("eval")(eval.evaluate)
+app.command("report")(report.report)
 
 
 def _version(wanted: bool) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def heads(
-    model: ModelOption = "stories",
+    model: ModelOption = "reference",
     out: Annotated[
         Path | None,
         typer.Option(

@@ -38,7 +38,7 @@ def keep(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The picture (.png, .svg, .pdf).", metavar="FILE")
     ] = Path("kept.png"),
-    model: ModelOption = "stories",
+    model: ModelOption = "reference",
     policy: PolicyOption = "keydiff",
     budget: BudgetOption = "2048",
     chunk: ChunkOption = 512,

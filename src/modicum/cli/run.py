@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,7 @@ from modicum.errors import InputError
 
 if TYPE_CHECKING:
     from modicum.generation.generate import Generation
+    from modicum.kv.budget import Budget
 
 
 def run(
@@ -44,7 +46,7 @@ def run(
             "--question", "-q", help="Ask this of the compressed prompt; may be given several times."
         ),
     ] = None,
-    model: ModelOption = "stories",
+    model: ModelOption = "reference",
     policy: PolicyOption = "keydiff",
     budget: BudgetOption = "2048",
     chunk: ChunkOption = 512,
@@ -62,6 +64,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    beside_full: Annotated[
+        bool, typer.Option("--beside-full", help="Answer with the full cache too, and show both.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt of any length; then say what it took.
@@ -92,11 +97,17 @@ def run(
         answers, read = _interview(lm, tokenizer, text, questions, as_json, settings, common)
         asked_and_told = [{"question": q, **a.to_dict()} for q, a in zip(questions, answers, strict=False)]
         shown = {**head, "context": read, "answers": asked_and_told}
+    whole: list[Generation] = []
+    if beside_full and not any(answer.finish_reason == "interrupted" for answer in answers):
+        whole = _with_full_cache(lm, tokenizer, text, questions, as_json, settings["budget"], common)
+        shown["full"] = [answer.to_dict() for answer in whole]
     if as_json:
         print_json(shown)
     else:
         _report(answers, head)
-    if any(answer.finish_reason == "interrupted" for answer in answers):
+        if whole:
+            _report(whole, {**head, "policy": "full", "budget": "everything"})
+    if any(answer.finish_reason == "interrupted" for answer in [*answers, *whole]):
         raise typer.Exit(130)
 
 
@@ -180,6 +191,32 @@ def _interview(
         if answers[-1].finish_reason == "interrupted":
             break
     return answers, read
+
+
+def _with_full_cache(
+    lm: Any,
+    tokenizer: Any,
+    text: str,
+    questions: list[str],
+    silent: bool,
+    budget: Budget,
+    common: dict[str, Any],
+) -> list[Generation]:
+    """The same answers by a cache that holds everything."""
+    from modicum.kv.policies.full import Full
+
+    longest = max((len(tokenizer(question)["input_ids"]) for question in questions), default=0)
+    room = len(tokenizer(text)["input_ids"]) + longest + common["max_new_tokens"] + 1
+    everything = replace(budget, tokens=max(room, budget.least(0)), nbytes=None)
+    settings = {"policy": Full(), "budget": everything}
+    if not silent:
+        print("\nWith the full cache:", flush=True)
+    if len(questions) <= 1:
+        asked = questions[0] if questions else None
+        return [
+            _answer(lm, tokenizer, text, silent, question=asked, progress=not silent, **settings, **common)
+        ]
+    return _interview(lm, tokenizer, text, questions, silent, settings, common)[0]
 
 
 def _report(answers: list[Generation], head: dict[str, str]) -> None:

@@ -27,22 +27,20 @@ class Stage:
     rate: float = 1.0
 
 
-_SHORT = {"copy": 0.5, "table": 0.5}
-_EARLY = {"copy": 0.2, "table": 0.4, "needle": 0.2, "chain": 0.1, "text": 0.1}
-_MIDDLE = {"copy": 0.06, "table": 0.1, "keys": 0.2, "needle": 0.3, "chain": 0.14, "text": 0.2}
-_KEYS = {"copy": 0.03, "table": 0.07, "keys": 0.5, "needle": 0.2, "chain": 0.12, "text": 0.08}
+_SHORT = {"copy": 0.4, "table": 0.6}
+_EARLY = {"copy": 0.1, "table": 0.35, "keys": 0.15, "needle": 0.2, "chain": 0.1, "text": 0.1}
+_MIDDLE = {"copy": 0.05, "table": 0.15, "keys": 0.35, "needle": 0.2, "chain": 0.15, "text": 0.1}
 _LONG = {"copy": 0.05, "table": 0.05, "keys": 0.2, "needle": 0.35, "chain": 0.13, "count": 0.02, "text": 0.2}
 
 
 def _stages() -> tuple[Stage, ...]:
     return (
-        Stage(64, 4096, _SHORT, 4_000_000),
-        Stage(128, 4096, _EARLY, 1_500_000, 0.7),
+        Stage(64, 4096, _SHORT, 1_500_000),
+        Stage(128, 4096, _EARLY, 1_000_000, 0.7),
         Stage(256, 4096, _MIDDLE, 1_500_000, 0.5),
-        Stage(256, 4096, _KEYS, 4_000_000, 0.5),
-        Stage(512, 4096, _LONG, 900_000, 0.4),
-        Stage(1024, 8192, _LONG, 1_200_000, 0.4),
-        Stage(2048, 8192, _LONG, 1_300_000, 0.3),
+        Stage(512, 4096, _LONG, 800_000, 0.4),
+        Stage(1024, 8192, _LONG, 800_000, 0.4),
+        Stage(2048, 8192, _LONG, 1_000_000, 0.3),
         Stage(4096, 8192, _LONG, 4_000_000, 0.25),
     )
 
@@ -54,7 +52,8 @@ class Recipe:
     Attributes:
         vocabulary: entries of the tokenizer.
         hidden, mlp, layers, heads, kv_heads, head_dim: the Llama's sizes.
-        rope_theta: base of the rotary frequencies.
+        rope_theta: base of the rotary frequencies; so large that half of a head's few dimensions hardly turn
+            within `positions`, as tokens far apart can only be matched in those.
         positions: the longest context the model is meant for; gaps in the positions of short sequences are
             drawn so that distances up to this occur from the start.
         stages: the curriculum; a stage ends when `pass_mark` of its answers are chosen right (mean of the
@@ -84,7 +83,7 @@ class Recipe:
     heads: int = 8
     kv_heads: int = 4
     head_dim: int = 32
-    rope_theta: float = 100_000.0
+    rope_theta: float = 1e8
     positions: int = 4096
     stages: tuple[Stage, ...] = field(default_factory=_stages)
     pass_mark: float = 0.9
@@ -96,8 +95,8 @@ class Recipe:
     text_weight: float = 0.8
     other_weight: float = 0.05
     warmup: int = 30
-    cooldown: float = 0.45
-    total_tokens: int = 14_000_000
+    cooldown: float = 0.4
+    total_tokens: int = 6_400_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1

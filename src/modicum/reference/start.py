@@ -26,7 +26,7 @@ _CONSTANT = 0.7  # the constant part's entry, beside 1 for the token's own
 _COPY = 0.05  # the head's scale: a token recognised without doubt gets a logit of about ten
 _LOOK = 7.0  # |q| and |k| of each frequency where a head looks for a place
 _BACK = (1, 2, 1, 3)
-_MATCH = 3.0  # gain of query and key that match a token with a note of it
+_MATCH = 4.0  # gain of query and key that match a token with a note of it
 
 
 @torch.no_grad()
@@ -43,6 +43,8 @@ def prepare(model: Any, recipe: Recipe) -> None:
     scale = (2 * recipe.layers) ** -0.5
     size = recipe.head_dim
     group = recipe.heads // recipe.kv_heads
+    # Far tokens match in the dimensions that hardly turn on the way.
+    slow = (_angles(recipe) * recipe.positions < 1.5).float().repeat(2)
     notes = torch.empty(recipe.kv_heads, group, size, recipe.hidden)
     read = torch.empty(recipe.kv_heads, size, recipe.hidden)
     for number, layer in enumerate(model.model.layers):
@@ -67,17 +69,23 @@ def prepare(model: Any, recipe: Recipe) -> None:
                 read[head] = value[head]
         if number == 1 and recipe.first_heads:
             for head in range(recipe.kv_heads // 2):
-                query[head] = _MATCH * read[head]
-                key[head] = _MATCH * notes[head, 0]
+                query[head] = _MATCH * slow[:, None] * read[head]
+                key[head] = _MATCH * slow[:, None] * notes[head, 0]
 
 
 def _look_back(signs: Tensor, back: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Query and key projections, [head_dim, hidden], of a head that attends `back` tokens before its own."""
     half = recipe.head_dim // 2
-    angles = back * recipe.rope_theta ** (-torch.arange(half) / half)
+    angles = back * _angles(recipe)
     # After RoPE a query at n and a key at m differ by the angle (n - m) θ: turning the query by -back θ
     # beforehand puts the maximum at m = n - back.
     query = torch.cat((angles.cos(), -angles.sin()))
     key = torch.cat((torch.ones(half), torch.zeros(half)))
     reader = signs / (recipe.hidden * _CONSTANT / (1 + _CONSTANT**2) ** 0.5)  # 1 for a normed embedding
     return _LOOK * torch.outer(query, reader), _LOOK * torch.outer(key, reader)
+
+
+def _angles(recipe: Recipe) -> Tensor:
+    """The angle of each pair of dimensions per position, [head_dim / 2]."""
+    half = recipe.head_dim // 2
+    return recipe.rope_theta ** (-torch.arange(half) / half)

@@ -47,9 +47,9 @@ class Task(Protocol):
         """How its samples are judged."""
 
     def sample(self, index: int, length: int | None, tokenizer: Any, seed: int = 0) -> Sample:
-        """The sample of that index: context, question and room for the answer take at most `length` tokens of
-        the tokenizer (special tokens counted) and, for generated tasks, come as near to it as a sentence allows.
-        None: as long as the data has it.
+        """The sample of that index: context, question and room for the answer take at most `length` tokens
+        of the tokenizer (special tokens counted) and, for generated tasks, come as near to it as a sentence
+        allows. None: as long as the data has it.
 
         Raises:
             InputError: the length is too short for the task, or there is no sample of that index.
