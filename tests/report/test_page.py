@@ -151,6 +151,15 @@ def test_the_overview_is_in_order_and_marks_the_front() -> None:
     ]
 
 
+def test_budgets_sort_by_kind_and_size() -> None:
+    order = ["64", "65", "63MiB", "64MiB", "5%", "6%", "50%", "full"]
+    table = by_task(Results([row(budget=budget) for budget in reversed(order)]), loss=False)
+    assert table is not None
+    cells = sorted((line[1] for line in table.rows), key=lambda cell: cell.number or 0)
+    assert [cell.value for cell in cells] == order
+    assert len({cell.number for cell in cells}) == len(order)
+
+
 @pytest.mark.parametrize(
     ("nbytes", "text"),
     [(900, "900 B"), (1024, "1 KiB"), (1536, "1.5 KiB"), (150 * 1024, "150 KiB"), (5.25 * 2**20, "5.2 MiB")],

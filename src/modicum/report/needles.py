@@ -98,7 +98,7 @@ def draw(found: Needles, name: str, theme: Theme) -> Any:
     figure.suptitle(name, x=0.01, ha="left", fontweight="bold", fontsize=12)
     figure.supxlabel("length (tokens)", fontsize=10)
     figure.supylabel("depth of the needle (% of the context)", fontsize=10)
-    bar = figure.colorbar(image, ax=panels, label="score (%)", fraction=0.04, pad=0.02)
+    bar = figure.colorbar(image, ax=panels, label="score (%)", fraction=0.04, pad=0.02, aspect=40)
     bar.set_ticks([0, 0.5, 1], labels=["0", "50", "100"])
     bar.outline.set_visible(False)
     return figure

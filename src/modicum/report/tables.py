@@ -122,7 +122,7 @@ def overview(view: View, found: Sequence[Point], axis: str, name: str) -> Table:
     best = sorted(found, key=lambda p: p.score if loss else -p.score)
     return Table(
         name=name,
-        title="Mean over tasks",
+        title="Means",
         columns=(
             "policy",
             "budget",
@@ -163,7 +163,7 @@ def _budget(text: str) -> Cell:
     """Sorted by kind, then by size."""
     kind, amount = budget_order(text)
     shown = "–" if text == FULL else f"{int(text):,} tokens" if text.isdigit() else text
-    return Cell(shown, text, order=kind * 1e18 + amount)
+    return Cell(shown, text, order=100 * kind + math.log1p(amount))
 
 
 def _score(score: float, low: float, high: float, loss: bool) -> tuple[Cell, ...]:
