@@ -22,8 +22,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace, store: Store) -> None:
         self.args, self.store = args, store
+        self.writing = threading.Lock()
         self.model, self.tokenizer = modicum.load(args.model, dtype="float32", device="cpu")
         self.tasks = [task for text in args.tasks for task in parse_task(text)]
         methods = [m for m in METHODS if m.title not in args.without]
@@ -107,11 +110,9 @@ class Comparison:
 
     def missing(self, system: str, cases: list[Case]) -> list[tuple[int, int]]:
         """Places of samples and settings that are not done; a system's settings one after the other."""
-        done = {
-            (row.cell.policy, row.cell.budget, row.cell.chunk, row.cell.task, row.index)
-            for row in self.store.rows
-            if row.cell.system == system
-        }
+        with self.writing:
+            rows = [row for row in self.store.rows if row.cell.system == system]
+        done = {(r.cell.policy, r.cell.budget, r.cell.chunk, r.cell.task, r.index) for r in rows}
         return [
             (i, j)
             for i, case in enumerate(cases)
@@ -132,7 +133,8 @@ class Comparison:
             if isinstance(row, str):
                 self.refuse("modicum", setting, row)
                 continue
-            self.store.add(row)
+            with self.writing:
+                self.store.add(row)
             if setting.policy == FULL and case.sample.index < _LOGITS:
                 chunk = setting.chunk or len(case.prompt.context)
                 self.full("modicum", case, setting, first_logits(self.model, case, chunk).tolist())
@@ -190,7 +192,8 @@ class Comparison:
             versions=extra.pop("versions"),
             extra={"question_tokens": len(case.prompt.question), "threads": 1, **extra},
         )
-        self.store.add(row)
+        with self.writing:
+            self.store.add(row)
         if setting.policy == FULL and result.logits:
             self.full(system, case, setting, result.logits)
 
@@ -205,6 +208,15 @@ class Comparison:
         """Note the logits of a full cache."""
         self.note("full.jsonl", system=system, chunk=setting.chunk, sample=case.key, logits=logits)
 
+    def run_block(self, cases: list[Case]) -> None:
+        """All systems, one after the other; `together`: ours beside the peers, on another core."""
+        with ThreadPoolExecutor(1) as beside:
+            peers = beside.submit(lambda: [self.run_peer(system, cases) for system in self.peers])
+            if not self.args.together:
+                peers.result()
+            self.run_ours(cases)
+            peers.result()
+
     def run(self) -> None:
         """Block after block, until all is done or the time would not last for another block."""
         args, start, longest = self.args, time.perf_counter(), 0.0
@@ -214,9 +226,7 @@ class Comparison:
                 print(f"{first} of {args.limit} samples of each task: the time is over", file=sys.stderr)
                 return
             cases = list(self.cases(range(first, min(args.limit, first + args.block))))
-            for system in self.peers:
-                self.run_peer(system, cases)
-            self.run_ours(cases)
+            self.run_block(cases)
             longest = max(longest, time.perf_counter() - clock)
             print(
                 f"samples {first}..{first + args.block - 1}: {time.perf_counter() - clock:.0f} s",
@@ -243,6 +253,7 @@ def _arguments() -> argparse.Namespace:
     add("--chunk", type=int, default=256, help="of our chunked prefill")
     add("--limit", type=int, default=20, help="samples of each task")
     add("--block", type=int, default=2, help="samples that each system does before the next one's turn")
+    add("--together", action="store_true", help="ours beside the peers: two cores, rougher times")
     add("--minutes", type=float, help="begin no block that would end later")
     add("--seed", type=int, default=0)
     add("--kvpress", default=".venv-kvpress/bin/python", help="Python with kvpress")
