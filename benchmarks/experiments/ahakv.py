@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from ability import LENGTHS, TASKS, Ability, sentence
 from ablation import PARTS, Ablation, every
 from ahakv_pictures import draw_ablations, draw_entropy, draw_places
-from asking import ask, chains, needles
-from common import load, name_of, options, paint, publish, running_text, table, timed
+from asking import ask
+from common import SCORES, load, name_of, options, paint, percent, publish, running_text, scored, table, timed
 from interval import Interval
 from listening import listen
 from torch import Tensor
@@ -39,23 +40,33 @@ class Settings:
 
     texts: int = 4
     length: int = 2048
-    """Of the texts whose kept positions are looked at, and of those for perplexity."""
+    """Of the texts whose kept positions are looked at."""
     kept: int = 256
     """Budget there."""
     lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
     """At which the rows' entropy is measured."""
     targets: tuple[int, ...] = (64, 128, 256)
     """Budgets whose logarithm it should have."""
-    needles: int = 12
-    chains: int = 12
-    asked: int = 1024
-    """Length of the contexts with questions."""
-    budgets: tuple[int, ...] = (128, 256)
+    lengths_asked: tuple[int, ...] = LENGTHS
+    contexts: int = 12
+    """With questions, per task."""
+    scored: int = 1024
+    """Length of the texts whose perplexity is taken; twice as many as `texts`."""
+    parts: tuple[int, ...] = (8, 4)
+    """Budgets: these parts of the length."""
     seed: int = 23
 
 
 QUICK = Settings(
-    texts=2, length=512, kept=96, lengths=(128, 256, 512), targets=(64,), needles=2, chains=2, asked=512
+    texts=1,
+    length=512,
+    kept=96,
+    lengths=(128, 256, 512),
+    targets=(64,),
+    lengths_asked=(512,),
+    contexts=2,
+    scored=512,
+    parts=(4,),
 )
 
 
@@ -180,27 +191,30 @@ def _entropy(rows: Tensor) -> Tensor:
 # ------------------------------------------------------------------ ablation
 
 
-def ablations(model: Any, tokenizer: Any, s: Settings) -> list[dict[str, Any]]:
+def ablations(model: Any, tokenizer: Any, abilities: list[Ability], s: Settings) -> list[dict[str, Any]]:
     """Right answers and perplexity under the budget with AhaKV's parts on and off."""
     _check(model, tokenizer)
-    tasks = {
-        "8 needles": needles(tokenizer, s.needles, s.asked, s.seed),
-        "variables": chains(tokenizer, s.chains, s.asked, s.seed),
-    }
-    text = running_text(tokenizer, s.texts, s.length)
-    settings: list[tuple[str, str | Policy, int]] = [("full cache", "full", 2 * s.length)]
-    for b in s.budgets:
-        settings += [*((p.label, p, b) for p in every()), ("SnapKV", "snapkv", b)]
+    tasks = [(a, TASKS[a.task](tokenizer, s.contexts, a.length, s.seed)) for a in abilities]
+    text = running_text(tokenizer, 2 * s.texts, s.scored)
+    settings: list[tuple[str, str | Policy, int]] = [("full cache", "full", 0)]
+    for part in s.parts:
+        settings += [*((p.label, p, part) for p in every()), ("SnapKV", "snapkv", part)]
     found = []
-    for label, policy, budget in settings:
-        row: dict[str, Any] = {"policy": label, "budget": None if policy == "full" else budget}
-        for task, contexts in tasks.items():
+    for label, policy, part in settings:
+        row: dict[str, Any] = {"policy": label, "part": part}
+        for able, contexts in tasks:
+            budget = able.budget(part) if part else 2 * able.length
             done = ask(model, contexts, policy, budget, chunk=CHUNK, n_sink=SINKS, recent=RECENT)
-            row[task] = {"right": done.right, **asdict(Interval.of(done.right))}
-            row["nbytes"] = done.full_nbytes if policy == "full" else done.nbytes
-        row["loss"] = _losses(model, text, policy, budget, max(s.budgets))
+            nbytes = done.nbytes if part else done.full_nbytes
+            row[able.task] = {
+                "budget": budget,
+                "nbytes": nbytes,
+                **scored(done),
+            }
+        budget = s.scored // part if part else s.scored
+        row["loss"] = _losses(model, text, policy, budget, s.scored // min(s.parts))
         found.append(row)
-        print(label, budget, [row[t]["mean"] for t in tasks], row["loss"], file=sys.stderr, flush=True)
+        print(label, part, [percent(row[t]) for t in TASKS], row["loss"], file=sys.stderr, flush=True)
     return found
 
 
@@ -265,10 +279,15 @@ def section(results: dict[str, Any]) -> str:
         "",
         "### Parts switched off",
         "",
-        f"recent: the last 32 queries instead of all; step: the step gain; prior: values' norms. Contexts of "
-        f"about {s['asked']:,} tokens, chunks of {CHUNK}, question hidden, right answers in % with 95 % "
-        f"intervals; perplexity of {s['texts']} × {s['length']:,} tokens of running text, from token "
-        f"{max(s['budgets'])} on, and beside it the difference in loss to AhaKV on the same texts (nats).",
+        results["lengths_asked"],
+        "",
+        "recent: the last 32 queries instead of all; step: the step gain; prior: values' norms. Budgets are "
+        f"parts of the length. {s['contexts']} contexts per task, chunks of {CHUNK}, question hidden. "
+        + SCORES,
+        "",
+        f"Perplexity of {2 * s['texts']} × {s['scored']:,} tokens of running text, from token "
+        f"{s['scored'] // min(s['parts'])} on, and beside it the difference in loss to AhaKV on the same "
+        "texts (nats).",
         "",
         _ablation_table(results["ablations"]),
     ]
@@ -297,19 +316,17 @@ def _spread(row: dict[str, Any]) -> str:
 
 def _ablation_table(found: list[dict[str, Any]]) -> str:
     rows = []
-    whole = {row["budget"]: row for row in found if row["policy"] == "AhaKV"}
+    whole = {row["part"]: row for row in found if row["policy"] == "AhaKV"}
     for row in found:
         loss = sum(row["loss"]) / len(row["loss"])
         gap = ""
-        if row["budget"] and row["policy"] != "AhaKV":
-            d = Interval.between(row["loss"], whole[row["budget"]]["loss"])
+        if row["part"] and row["policy"] != "AhaKV":
+            d = Interval.between(row["loss"], whole[row["part"]]["loss"])
             gap = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-        cells = [
-            f"{100 * row[t]['mean']:.0f} [{100 * row[t]['low']:.0f}, {100 * row[t]['high']:.0f}]"
-            for t in ("8 needles", "variables")
-        ]
-        rows.append([row["policy"], row["budget"] or "", *cells, f"{math.exp(loss):.2f}", gap])
-    return table(["parts", "budget", "8 needles", "variables", "perplexity", "loss beside AhaKV"], rows)
+        cells = [percent(row[task]) for task in TASKS]
+        part = f"1/{row['part']}" if row["part"] else "all"
+        rows.append([row["policy"], part, *cells, f"{math.exp(loss):.2f}", gap])
+    return table(["parts", "budget", *TASKS, "perplexity", "loss minus AhaKV's"], rows)
 
 
 def main() -> None:
@@ -323,7 +340,9 @@ def main() -> None:
     with timed("entropy", spent):
         results["entropy"] = entropies(model, tokenizer, s)
     with timed("ablations", spent):
-        results["ablations"] = ablations(model, tokenizer, s)
+        abilities = [Ability.of(model, tokenizer, task, s.lengths_asked) for task in TASKS]
+        results["lengths_asked"] = sentence(abilities)
+        results["ablations"] = ablations(model, tokenizer, abilities, s)
     pictures = {"places": draw_places, "entropy": draw_entropy, "ablations": draw_ablations}
     for name, draw in pictures.items():
         path = None if asked.out is None else asked.out / f"ahakv-{name}.png"

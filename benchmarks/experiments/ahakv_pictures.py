@@ -42,6 +42,7 @@ def draw_entropy(found: list[dict[str, Any]]) -> Any:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    first = min(row["budget"] for row in found if row["budget"])
     colours = iter(("#009e73", "#0072b2", "#d55e00"))
     for k in dict.fromkeys(row["budget"] for row in found):
         rows = [row for row in found if row["budget"] == k and (k is None or row["tokens"] > k)]
@@ -54,7 +55,12 @@ def draw_entropy(found: list[dict[str, Any]]) -> Any:
         )
         if k is not None:
             told = {"marker": "x", "ls": "-.", "lw": 0.9, "color": colour}
-            axis.plot(x, [row["standardised"] for row in rows], label="the same, standardised logits", **told)
+            axis.plot(
+                x,
+                [row["standardised"] for row in rows],
+                label="gain on standardised logits" if k == first else None,
+                **told,
+            )
             axis.axhline(math.log(k), color=colour, ls="--", lw=1)
             axis.annotate(
                 f"ln {k}",
@@ -78,31 +84,31 @@ def draw_ablations(found: list[dict[str, Any]]) -> Any:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.7), sharey=True, layout="constrained")
-    full = next(row for row in found if row["budget"] is None)
-    budgets = sorted({row["budget"] for row in found if row["budget"]})
-    for i, budget in enumerate(budgets):
-        rows = [row for row in found if row["budget"] == budget]
+    full = next(row for row in found if not row["part"])
+    sizes = sorted({row["part"] for row in found if row["part"]}, reverse=True)
+    for i, part in enumerate(sizes):
+        rows = [row for row in found if row["part"] == part]
         y = [j + (i - 0.5) * 0.22 for j in range(len(rows))]
         style = {
             "color": ("#56b4e9", "#0072b2", "#d55e00")[i],
-            "label": f"{budget} tokens",
+            "label": f"budget 1/{part}",
             "fmt": "o",
             "ms": 5,
         }
-        for axis, task in zip(axes, ("8 needles", "variables"), strict=False):
-            mean = [100 * row[task]["mean"] for row in rows]
+        for axis, task in zip(axes, ("4 needles", "variables"), strict=False):
+            mean = [100 * row[task]["tokens"]["mean"] for row in rows]
             spread = [
-                [100 * (r[task]["mean"] - r[task]["low"]) for r in rows],
-                [100 * (r[task]["high"] - r[task]["mean"]) for r in rows],
+                [100 * (r[task]["tokens"]["mean"] - r[task]["tokens"]["low"]) for r in rows],
+                [100 * (r[task]["tokens"]["high"] - r[task]["tokens"]["mean"]) for r in rows],
             ]
             axis.errorbar(mean, y, xerr=spread, capsize=2, elinewidth=0.8, **style)
         axes[2].errorbar([math.exp(sum(r["loss"]) / len(r["loss"])) for r in rows], y, **style)
-    for axis, task in zip(axes, ("8 needles", "variables"), strict=False):
-        axis.axvline(100 * full[task]["mean"], color="black", ls="--", lw=1)
-        axis.set(title=task, xlabel="answers right, % (dashed: full cache)", xlim=(-3, 103))
+    for axis, task in zip(axes, ("4 needles", "variables"), strict=False):
+        axis.axvline(100 * full[task]["tokens"]["mean"], color="black", ls="--", lw=1)
+        axis.set(title=task, xlabel="tokens of answers right, % (dashed: full cache)", xlim=(-3, 103))
     axes[2].axvline(math.exp(sum(full["loss"]) / len(full["loss"])), color="black", ls="--", lw=1)
     axes[2].set(title="running text", xlabel="perplexity (dashed: full cache)")
-    names = [row["policy"] for row in found if row["budget"] == budgets[0]]
+    names = [row["policy"] for row in found if row["part"] == sizes[0]]
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     for axis in axes:

@@ -11,20 +11,24 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from asking import ask, chains, needles
+from ability import LENGTHS, TASKS, Ability, sentence
+from asking import ask, needles
 from common import (
+    SCORES,
     Options,
     load,
     mib,
     name_of,
     options,
     paint,
+    percent,
     publish,
     running_text,
+    scored,
     spearman,
     table,
     timed,
@@ -51,16 +55,18 @@ class Settings:
     texts: int = 4
     """Running texts, and as many contexts with needles, in which keys and attention are compared."""
     length: int = 1024
-    needles: int = 12
-    chains: int = 12
-    budgets: tuple[int, ...] = (64, 128, 256, 512)
+    lengths: tuple[int, ...] = LENGTHS
+    contexts: int = 12
+    """Per task."""
+    parts: tuple[int, ...] = (16, 8, 4, 2)
+    """Budgets: these parts of the context's length."""
     prompts: tuple[int, ...] = (8_192, 16_384, 65_536)
     held: int = 1024
     """Budget of the long prompts."""
     seed: int = 11
 
 
-QUICK = Settings(texts=1, length=512, needles=2, chains=2, budgets=(96, 256), prompts=(1024, 2048))
+QUICK = Settings(texts=1, length=512, lengths=(512,), contexts=2, parts=(4, 2), prompts=(1024, 2048))
 
 
 # ------------------------------------------------------------------ distance and attention
@@ -119,15 +125,13 @@ def _compare(view: View) -> dict[str, Tensor]:
 # ------------------------------------------------------------------ accuracy
 
 
-def accuracy(model: Any, tokenizer: Any, s: Settings) -> list[dict[str, Any]]:
+def accuracy(model: Any, tokenizer: Any, abilities: list[Ability], s: Settings) -> list[dict[str, Any]]:
     """Share of right answers of every policy at every budget, each sample's question unknown beforehand."""
-    tasks = {
-        "8 needles": needles(tokenizer, s.needles, s.length, s.seed),
-        "variables": chains(tokenizer, s.chains, s.length, s.seed),
-    }
     found = []
-    for task, contexts in tasks.items():
-        settings = [("full", 2 * s.length)] + [(p, b) for b in s.budgets for p in (*POLICIES, BARE)]
+    for able in abilities:
+        contexts = TASKS[able.task](tokenizer, s.contexts, able.length, s.seed)
+        budgets = [able.budget(part) for part in s.parts]
+        settings = [("full", 2 * able.length)] + [(p, b) for b in budgets for p in (*POLICIES, BARE)]
         for policy, budget in settings:
             peaks: list[float] = []
             guard = {"n_sink": 0, "recent": 0} if policy == BARE else {}
@@ -142,16 +146,17 @@ def accuracy(model: Any, tokenizer: Any, s: Settings) -> list[dict[str, Any]]:
             )
             found.append(
                 {
-                    "task": task,
+                    "task": able.task,
+                    "length": able.length,
+                    "context": sum(len(c.ids) for c in contexts) / len(contexts),
                     "policy": policy,
                     "budget": None if policy == "full" else budget,
-                    "right": done.right,
-                    **asdict(Interval.of(done.right)),
+                    **scored(done),
                     "nbytes": done.full_nbytes if policy == "full" else done.nbytes,
                     "peak": max(peaks),
                 }
             )
-            print(task, policy, budget, f"{found[-1]['mean']:.3f}", file=sys.stderr, flush=True)
+            print(able.task, policy, budget, percent(found[-1]), file=sys.stderr, flush=True)
     return found
 
 
@@ -231,17 +236,17 @@ def section(results: dict[str, Any]) -> str:
         "",
         f"### Accuracy under a budget, chunks of {CHUNK}, question hidden",
         "",
-        f"Contexts of about {s['length']} tokens. In %, with 95 % bootstrap intervals over contexts; MiB as "
-        "held after the context was read, positions and policy state included.",
+        results["lengths"],
+        "",
+        f"{s['contexts']} contexts per task. {SCORES} MiB as held after the context was read, positions and "
+        "policy state included. Second tables: KeyDiff minus the others in tokens on the same contexts, in "
+        "points, **bold** where the 95 % interval leaves out 0.",
     ]
     for task in dict.fromkeys(row["task"] for row in results["accuracy"]):
-        parts += ["", f"**{task}**", "", _accuracy_table(results["accuracy"], task)]
+        mine = [row for row in results["accuracy"] if row["task"] == task]
+        parts += ["", f"**{task}**, {mine[0]['context']:.0f} tokens of context", ""]
+        parts += [_accuracy_table(mine), "", _differences(mine)]
     parts += [
-        "",
-        "KeyDiff minus the others on the same contexts, points (means over both tasks, **bold** where the "
-        "95 % interval leaves out 0):",
-        "",
-        _differences(results["accuracy"]),
         "",
         f"### Long prompts, budget {s['held']} per KV head, chunks of {CHUNK}, one thread",
         "",
@@ -272,28 +277,21 @@ def section(results: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _accuracy_table(found: list[dict[str, Any]], task: str) -> str:
-    mine = [row for row in found if row["task"] == task]
+def _accuracy_table(mine: list[dict[str, Any]]) -> str:
     full = next(row for row in mine if row["policy"] == "full")
     budgets = sorted({row["budget"] for row in mine if row["budget"]})
     rows: list[list[object]] = []
     for policy in dict.fromkeys(row["policy"] for row in mine if row["budget"]):
         by = {row["budget"]: row for row in mine if row["policy"] == policy}
-        cells = [f"{_percent(by[b])}, {mib(by[b]['nbytes'])} MiB" for b in budgets]
+        cells = [f"{percent(by[b])}, {mib(by[b]['nbytes'])} MiB" for b in budgets]
         rows.append([policy, *cells])
-    rows.append([f"full: {_percent(full)}, {mib(full['nbytes'])} MiB", *[""] * len(budgets)])
+    rows.append(["full cache", f"{percent(full)}, {mib(full['nbytes'])} MiB", *[""] * (len(budgets) - 1)])
     return table(["policy", *(f"{b} tokens per KV head" for b in budgets)], rows)
 
 
-def _percent(row: dict[str, Any]) -> str:
-    return f"{100 * row['mean']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-
-
-def _differences(found: list[dict[str, Any]]) -> str:
-    budgets = sorted({row["budget"] for row in found if row["budget"]})
-    scores: dict[tuple[str, int], list[float]] = {}
-    for row in found:
-        scores.setdefault((row["policy"], row["budget"]), []).extend(row["right"])
+def _differences(mine: list[dict[str, Any]]) -> str:
+    budgets = sorted({row["budget"] for row in mine if row["budget"]})
+    scores = {(row["policy"], row["budget"]): row["tokens"]["each"] for row in mine}
     rows: list[list[object]] = []
     for policy in [p for p in (*POLICIES, BARE) if p != "keydiff"]:
         cells = []
@@ -302,7 +300,7 @@ def _differences(found: list[dict[str, Any]]) -> str:
             text = f"{100 * gap.mean:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
             cells.append(f"**{text}**" if gap.clear else text)
         rows.append([policy, *cells])
-    return table(["against", *(f"{b} tokens" for b in budgets)], rows)
+    return table(["keydiff minus", *(f"{b} tokens" for b in budgets)], rows)
 
 
 def main() -> None:
@@ -314,7 +312,9 @@ def main() -> None:
     with timed("correlation", spent):
         results["correlation"] = correlation(model, tokenizer, s)
     with timed("accuracy", spent):
-        results["accuracy"] = accuracy(model, tokenizer, s)
+        abilities = [Ability.of(model, tokenizer, task, s.lengths) for task in TASKS]
+        results["lengths"] = sentence(abilities)
+        results["accuracy"] = accuracy(model, tokenizer, abilities, s)
     with timed("long prompts", spent):
         results["memory"] = long_prompts(asked, s)
     pictures = {"correlation": draw_correlation, "accuracy": draw_accuracy, "memory": draw_memory}

@@ -64,10 +64,10 @@ def draw_accuracy(found: list[dict[str, Any]]) -> Any:
         for policy in names:
             rows = sorted((r for r in mine if r["policy"] == policy), key=lambda r: r["nbytes"])
             base = policy.split(",")[0]
-            y = [100 * r["mean"] for r in rows]
+            y = [100 * r["tokens"]["mean"] for r in rows]
             spread = [
-                [100 * (r["mean"] - r["low"]) for r in rows],
-                [100 * (r["high"] - r["mean"]) for r in rows],
+                [100 * (r["tokens"]["mean"] - r["tokens"]["low"]) for r in rows],
+                [100 * (r["tokens"]["high"] - r["tokens"]["mean"]) for r in rows],
             ]
             bare = "," in policy
             axis.errorbar(
@@ -83,11 +83,11 @@ def draw_accuracy(found: list[dict[str, Any]]) -> Any:
                 ms=5,
                 elinewidth=0.7,
             )
-        axis.axhline(100 * full["mean"], color="black", ls="--", lw=1, label="full cache")
+        axis.axhline(100 * full["tokens"]["mean"], color="black", ls="--", lw=1, label="full cache")
         byte_axis(axis, [r["nbytes"] for r in mine], "bytes held after the context")
         axis.set(title=task, ylim=(-3, 103))
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel("answers right, %")
+    axes[0].set_ylabel("tokens of answers right, %")
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
