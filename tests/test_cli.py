@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import modicum
@@ -115,6 +116,23 @@ def test_several_questions_are_each_asked_of_the_compressed_prompt(stories: Any,
     shown = call("run", *arguments).stdout
     for question, answer in zip(questions, expected, strict=True):
         assert f"> {question}\n{answer.text}\n" in shown
+
+
+def test_the_full_caches_answer_stands_beside(stories: Any, book: Path) -> None:
+    arguments = ["-f", str(book), "-q", " Then Tom", "-q", " She", *TIGHT, "-n", "8", "--beside-full"]
+    told = answered("run", *arguments)
+    model, tokenizer = stories
+    for question, whole in zip((" Then Tom", " She"), told["full"], strict=True):
+        ids = tokenizer(PROMPT)["input_ids"] + tokenizer(question, add_special_tokens=False)["input_ids"]
+        inputs = torch.tensor([ids])
+        output = model.generate(
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=8, do_sample=False
+        )
+        assert whole["tokens"] == output[0, len(ids) :].tolist()
+        assert whole["held"]["min"] >= len(ids)
+    shown = call("run", *arguments).stdout
+    assert "With the full cache:" in shown
+    assert "budget everything" in shown
 
 
 def test_sampling_follows_temperature_and_seed() -> None:

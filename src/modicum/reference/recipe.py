@@ -36,10 +36,10 @@ _LONG = {"copy": 0.05, "table": 0.05, "keys": 0.2, "needle": 0.35, "chain": 0.13
 def _stages() -> tuple[Stage, ...]:
     return (
         Stage(64, 4096, _SHORT, 1_500_000),
-        Stage(128, 4096, _EARLY, 1_000_000, 0.7),
-        Stage(256, 4096, _MIDDLE, 1_500_000, 0.5),
-        Stage(512, 4096, _LONG, 800_000, 0.4),
-        Stage(1024, 8192, _LONG, 800_000, 0.4),
+        Stage(128, 4096, _EARLY, 700_000, 0.7),
+        Stage(256, 4096, _MIDDLE, 1_000_000, 0.5),
+        Stage(512, 4096, _LONG, 500_000, 0.4),
+        Stage(1024, 8192, _LONG, 500_000, 0.4),
         Stage(2048, 8192, _LONG, 1_000_000, 0.3),
         Stage(4096, 8192, _LONG, 4_000_000, 0.25),
     )
@@ -96,7 +96,7 @@ class Recipe:
     other_weight: float = 0.05
     warmup: int = 30
     cooldown: float = 0.4
-    total_tokens: int = 6_400_000
+    total_tokens: int = 4_700_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1

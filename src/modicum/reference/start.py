@@ -44,7 +44,7 @@ def prepare(model: Any, recipe: Recipe) -> None:
     size = recipe.head_dim
     group = recipe.heads // recipe.kv_heads
     # Far tokens match in the dimensions that hardly turn on the way.
-    slow = (_angles(recipe) * recipe.positions < 1.5).float().repeat(2)
+    slow = 0.1 + 0.9 * (_angles(recipe) * recipe.positions < 1.5).float().repeat(2)
     notes = torch.empty(recipe.kv_heads, group, size, recipe.hidden)
     read = torch.empty(recipe.kv_heads, size, recipe.hidden)
     for number, layer in enumerate(model.model.layers):
