@@ -84,6 +84,23 @@ def chains(tokenizer: Any, count: int, length: int, seed: int, hops: int = 2) ->
     return made
 
 
+def fitting(model: Any, tokenizer: Any, lengths: Sequence[int], seed: int) -> tuple[int, str]:
+    """The longest of these lengths at which the full cache answers four in five needles (else the shortest),
+    and what to compare by there: "right", or "tokens" where less than half of the whole answers are right.
+
+    Eviction cannot be judged where a model fails without it.
+    """
+    score = 0.0
+    for length in sorted(lengths, reverse=True):
+        contexts = needles(tokenizer, ROWS, length, seed)
+        most = length + 256
+        right = ask(model, contexts, "full", most, chunk=most).right
+        score = sum(right) / len(right)
+        if score >= 0.8:
+            break
+    return length, "right" if score >= 0.5 else "tokens"
+
+
 def ask(
     model: Any,
     contexts: Sequence[Context],

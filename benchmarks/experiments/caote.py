@@ -5,6 +5,8 @@ One command: python benchmarks/experiments/caote.py [--model reference] [--out D
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -12,12 +14,12 @@ import caote_page
 import common
 import replay
 import torch
-from asking import Context, ask, chains, needles
+from asking import Context, ask, chains, fitting, needles
 from torch import Tensor
 
 from modicum import BudgetCache
 from modicum.kv.policies.caote import CAOTE, FastCAOTE
-from modicum.kv.policy import View, Wrapper
+from modicum.kv.policy import Policy, View, Wrapper
 from modicum.kv.registry import parse_policy
 
 BASES = {"h2o": "h2o", "tova": "tova(heads=each)", "snapkv": "snapkv"}
@@ -29,11 +31,12 @@ FORMS = ("", "caote+", "fastcaote+")
 class Settings:
     """Sizes; seeds are fixed."""
 
-    length: int = 640
-    """Tokens of a task's context with its questions."""
+    lengths: tuple[int, ...] = (640, 448, 320)
+    """Tokens of a task's context with its questions: the longest that the model can do."""
     contexts: int = 24
     """Of each task."""
-    budgets: tuple[int, ...] = (96, 192, 384)
+    budgets: tuple[float, ...] = (0.12, 0.25, 0.5)
+    """Tokens held, as a share of the length."""
     chunk: int = 128
     texts: int = 12
     text_length: int = 576
@@ -43,7 +46,9 @@ class Settings:
     seed: int = 3
 
 
-QUICK = Settings(length=448, contexts=4, budgets=(96,), texts=4, text_length=320, text_budget=96, steps=8)
+QUICK = Settings(
+    lengths=(320,), contexts=4, budgets=(0.25,), texts=4, text_length=320, text_budget=96, steps=8
+)
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,55 @@ class Watch(Wrapper):
         return self.base.score(view)
 
 
+@dataclass(frozen=True)
+class Duel(Wrapper):
+    """Evicts as its base, one token at a time, and notes what each form's choice would have changed in the
+    output of the query at hand, whose attention row is exact; and the least that any choice would have."""
+
+    name: ClassVar[str] = "duel"
+
+    notes: dict[str, dict[int, list[Tensor]]] = field(default_factory=dict, compare=False)
+    """Form, "best" or "output" -> layer -> squared norms, [B] at each eviction."""
+
+    def score(self, view: View) -> Tensor:
+        _, at = view.asked
+        newest = int(at[0].argmax())
+        row = view.rows(first=newest, last=newest + 1)[:, :, :, 0]  # [B, H, G, N]
+        out, values = view.sum_values(row), view.values.unsqueeze(2).float()
+        apart = torch.linalg.vector_norm(out.unsqueeze(3) - values, dim=-1)
+        change = (
+            (row / (1 - row).clamp_min(1e-6) * apart).square().sum(2)
+        )  # [B, H, N]: of the group's outputs together
+        plain = self.base.score(view)
+        ranked = {
+            "": plain,
+            "caote+": CAOTE(self.base).score(view),
+            "fastcaote+": FastCAOTE(self.base).score(view),
+        }
+        ranked["best"] = change
+        for form, score in ranked.items():
+            victim = score.masked_fill(view.protected, math.inf).argmin(-1, keepdim=True)
+            self._note(form, view.layer, change.gather(-1, victim).sum((1, 2)))
+        self._note("output", view.layer, out.square().sum((1, 2, 3)))
+        return plain
+
+    def _note(self, what: str, layer: int, value: Tensor) -> None:
+        self.notes.setdefault(what, {}).setdefault(layer, []).append(value)
+
+    def errors(self, form: str) -> list[list[float]]:
+        """Layer -> relative change of each text, root of the mean square over the evictions."""
+        own, whole = self.notes[form], self.notes["output"]
+        return [(sum(own[i]) / sum(whole[i])).sqrt().tolist() for i in sorted(own)]  # type: ignore[union-attr]
+
+
 def policies() -> list[str]:
     """Every policy of the comparison."""
     return [form + base for base in BASES.values() for form in FORMS]
 
 
-def accuracy(model: Any, tasks: dict[str, list[Context]], settings: Settings) -> dict[str, Any]:
+def accuracy(
+    model: Any, tasks: dict[str, list[Context]], budgets: Sequence[int], chunk: int
+) -> dict[str, Any]:
     """What was right per task, policy and budget; question hidden, prefill in chunks."""
     found: dict[str, Any] = {}
     for task, contexts in tasks.items():
@@ -79,8 +127,7 @@ def accuracy(model: Any, tasks: dict[str, list[Context]], settings: Settings) ->
         found[task]["full"] = asdict(ask(model, contexts, "full", most, chunk=most))
         for policy in [*policies(), "tova"]:
             found[task]["policies"][policy] = {
-                str(budget): asdict(ask(model, contexts, policy, budget, chunk=settings.chunk))
-                for budget in settings.budgets
+                str(budget): asdict(ask(model, contexts, policy, budget, chunk=chunk)) for budget in budgets
             }
     return found
 
@@ -100,30 +147,33 @@ def block_errors(model: Any, tape: replay.Tape, settings: Settings) -> dict[str,
     return found
 
 
-@torch.no_grad()
 def step_errors(model: Any, tape: replay.Tape, settings: Settings) -> dict[str, dict[str, list[list[float]]]]:
-    """The same where one token goes at a time: "own", the change that each eviction makes in the output of
-    the query at hand, which is what CAOTE ranks by, and "later", against the full cache."""
+    """The same where one token per head goes at a time: "own", what an eviction changes in the output of the
+    query at hand, all forms choosing from the same tokens; "later", against the full cache."""
     found: dict[str, dict[str, list[list[float]]]] = {"own": {}, "later": {}}
-    budget = settings.text_budget
     for policy in policies():
-        cache = BudgetCache(model, policy, budget, chunk=settings.chunk)
-        replay.feed(model, cache, tape.part(0, budget))
-        seen: list[list[Tensor]] = [[] for _ in tape.layers]
-        after: list[list[Tensor]] = [[] for _ in tape.layers]
-        for at in range(budget, budget + settings.steps):
-            part = tape.part(at, at + 1)
-            for i, out in enumerate(replay.feed(model, cache, part)):
-                seen[i].append(out)
-                after[i].append(_over_held(cache, i, part.layers[i]))
-        later, own = [], []
-        for i, r in enumerate(tape.layers):
-            out = torch.cat(seen[i], 1)
-            own.append(replay.relative(torch.cat(after[i], 1), out).tolist())
-            # The first step attends before anything is gone.
-            later.append(replay.relative(out[:, 1:], r.out[:, budget + 1 : at + 1]).tolist())
-        found["own"][policy], found["later"][policy] = own, later
+        found["later"][policy] = [
+            replay.relative(out[:, 1:], r.out[:, 1:]).tolist()  # the first step loses nothing beforehand
+            for out, r in _stepped(model, tape, parse_policy(policy), settings)
+        ]
+    for policy in BASES.values():
+        duel = Duel(parse_policy(policy))
+        _stepped(model, tape, duel, settings)
+        for form in (*FORMS, "best"):
+            found["own"][form + policy] = duel.errors(form)
     return found
+
+
+def _stepped(
+    model: Any, tape: replay.Tape, policy: Policy, settings: Settings
+) -> list[tuple[Tensor, replay.Recorded]]:
+    """Each layer's outputs over decode steps after a prompt that fills the budget, and what was recorded."""
+    budget, end = settings.text_budget, settings.text_budget + settings.steps
+    cache = BudgetCache(model, policy, budget, chunk=settings.chunk)
+    replay.feed(model, cache, tape.part(0, budget))
+    steps = [replay.feed(model, cache, tape.part(at, at + 1)) for at in range(budget, end)]
+    outs = [torch.cat(layer, 1) for layer in zip(*steps, strict=True)]
+    return list(zip(outs, tape.part(budget, end).layers, strict=True))
 
 
 @torch.no_grad()
@@ -161,11 +211,13 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
     model, tokenizer = common.load(asked.model)
     spent: dict[str, float] = {}
     with common.timed("accuracy", spent):
+        length, compared = fitting(model, tokenizer, settings.lengths, settings.seed)
         tasks = {
-            "needles": needles(tokenizer, settings.contexts, settings.length, settings.seed),
-            "chains": chains(tokenizer, settings.contexts, settings.length, settings.seed),
+            "needles": needles(tokenizer, settings.contexts, length, settings.seed),
+            "chains": chains(tokenizer, settings.contexts, length, settings.seed),
         }
-        scores = accuracy(model, tasks, settings)
+        budgets = [8 * round(length * share / 8) for share in settings.budgets]
+        scores = accuracy(model, tasks, budgets, settings.chunk)
     ids = common.running_text(tokenizer, settings.texts, settings.text_length)
     width = min(len(context.ids) for context in tasks["needles"])
     buried = torch.tensor([context.ids[:width] for context in tasks["needles"][: settings.texts]])
@@ -184,24 +236,14 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
         "model": common.name_of(model),
         "settings": asdict(settings),
         "seconds": spent,
+        "budgets": budgets,
+        "compared": compared,
         "accuracy": scores,
         "blocks": blocks,
         "steps": steps,
         "ranks": ranks,
         "logits": logits,
     }
-
-
-def _over_held(cache: BudgetCache, layer: int, r: replay.Recorded) -> Tensor:
-    """One query's attention over what is left after the eviction, [B, 1, Hq, Dv]."""
-    (bank,) = cache.layers[layer].banks
-    bank.arena.settle()
-    n = bank.arena.used
-    keys, values = bank.arena.keys[:, :, :n], bank.arena.values[:, :, :n]
-    out = torch.nn.functional.scaled_dot_product_attention(
-        r.query, keys, values, scale=r.scaling, enable_gqa=True
-    )
-    return out.transpose(1, 2)
 
 
 def _loss(logs: Tensor, wanted: Tensor) -> list[float]:

@@ -13,7 +13,6 @@ _FORMS = {"": "base", "caote+": "CAOTE", "fastcaote+": "FastCAOTE"}
 _LOOKS = {"": ("#5b6570", "o"), "caote+": ("#d55e00", "s"), "fastcaote+": ("#0072b2", "^")}
 _TASKS = {"needles": "needles", "chains": "variable chain"}
 _KINDS = {"right": "answers right", "tokens": "answer tokens right"}
-_DRAWN = "tokens"
 
 Raw = dict[str, Any]
 
@@ -45,7 +44,7 @@ def _accuracy(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> str:
     for task, found in raw["accuracy"].items():
         rows = []
         for base, policy in bases.items():
-            for budget in map(str, s["budgets"]):
+            for budget in map(str, raw["budgets"]):
                 row = [_TITLES[base], budget]
                 for kind in _KINDS:
                     plain = found["policies"][policy][budget][kind]
@@ -59,7 +58,7 @@ def _accuracy(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> str:
             head += [f"{label}: base", "CAOTE − base", "FastCAOTE − base"]
         tova = ", ".join(
             f"{100 * Interval.of(found['policies']['tova'][str(b)]['right']).mean:.1f} at {b}"
-            for b in s["budgets"]
+            for b in raw["budgets"]
         )
         full = ", ".join(
             f"{label} {Interval.of(found['full'][kind]).percent()}" for kind, label in _KINDS.items()
@@ -92,8 +91,19 @@ def _errors(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> str:
                     sum(a) < sum(b) for a, b in zip(found[form + policy], found[policy], strict=True)
                 )
                 row += [_marked(gap), f"{better} of {len(found[policy])}"]
+            least = found.get("best" + policy)
+            row.append(_marked(Interval.change(_over_layers(least), plain)) if least else "")
             rows.append(row)
-    head = ["inputs", "base", "error of base", "CAOTE", "layers better", "FastCAOTE", "layers better"]
+    head = [
+        "inputs",
+        "base",
+        "error of base",
+        "CAOTE",
+        "layers better",
+        "FastCAOTE",
+        "layers better",
+        "best choice",
+    ]
     return (
         f"Relative L2 error of the attention output (heads concatenated), budget {s['text_budget']}, mean of "
         f"the layers; CAOTE and FastCAOTE as paired change of the mean, in percent of the base's, with a "
@@ -152,17 +162,19 @@ def _over_layers(layers: list[list[float]]) -> list[float]:
 def _draw_accuracy(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> Any:
     import matplotlib.pyplot as plt
 
-    tasks, budgets = raw["accuracy"], raw["settings"]["budgets"]
+    tasks, budgets = raw["accuracy"], raw["budgets"]
     figure, grid = plt.subplots(
         len(tasks), len(bases), figsize=(9.5, 2.9 * len(tasks)), sharex=True, sharey="row", squeeze=False
     )
     for row, (task, found) in zip(grid, tasks.items(), strict=True):
         for axis, (base, policy) in zip(row, bases.items(), strict=True):
-            full = 100 * Interval.of(found["full"][_DRAWN]).mean
+            full = 100 * Interval.of(found["full"][raw["compared"]]).mean
             axis.axhline(full, color="#1f2328", linestyle="--", linewidth=1, label="full cache")
             for shift, form in enumerate(forms):
                 colour, marker = _LOOKS[form]
-                scores = [Interval.of(found["policies"][form + policy][str(b)][_DRAWN]) for b in budgets]
+                scores = [
+                    Interval.of(found["policies"][form + policy][str(b)][raw["compared"]]) for b in budgets
+                ]
                 means = [100 * x.mean for x in scores]
                 errors = [
                     [100 * (x.mean - x.low) for x in scores],
@@ -185,7 +197,7 @@ def _draw_accuracy(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> 
             axis.set_ylim(-3, 103)
             axis.grid(axis="y", alpha=0.35)
             axis.set_title(f"{_TASKS[task]}, {_TITLES[base]}")
-        row[0].set_ylabel(f"{_KINDS[_DRAWN]}, %")
+        row[0].set_ylabel(f"{_KINDS[raw['compared']]}, %")
     for axis in grid[-1]:
         axis.set_xlabel("tokens held per KV head")
     grid[0][0].legend(frameon=False, loc="best")
@@ -209,6 +221,9 @@ def _draw_error(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> Any
                 colour, marker = _LOOKS[form]
                 errors = [sum(layer) / len(layer) for layer in found[form + policy]]
                 axis.plot(errors, color=colour, marker=marker, markersize=5, label=_FORMS[form])
+            if "best" + policy in found:
+                least = [sum(layer) / len(layer) for layer in found["best" + policy]]
+                axis.plot(least, color="#009e73", linestyle=":", label="best choice")
             axis.grid(axis="y", alpha=0.35)
             axis.set_xticks(range(len(errors)))
             axis.set_title(_TITLES[base])
@@ -219,7 +234,7 @@ def _draw_error(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> Any
         row[0].set_ylabel(f"relative error\n{label}", fontsize=9.5)
     for axis in grid[-1]:
         axis.set_xlabel("layer")
-    grid[0][0].legend(frameon=False, loc="best")
+    grid[-1][0].legend(frameon=False, loc="best", fontsize=8)
     figure.tight_layout()
     return figure
 

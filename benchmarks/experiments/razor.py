@@ -15,7 +15,7 @@ import common
 import razor_page
 import replay
 import torch
-from asking import Context, Outcome, ask, chains, needles
+from asking import Context, Outcome, ask, chains, fitting, needles
 from torch import Tensor
 
 from modicum import BudgetCache
@@ -34,7 +34,8 @@ TOKENS = {"no token": None, "N_d^0": 0.0, "N_d^0.5": 0.5, "N_d^1": 1.0}
 class Settings:
     """Sizes; seeds are fixed."""
 
-    length: int = 640
+    lengths: tuple[int, ...] = (640, 448, 320)
+    """Tokens of a task's context with its questions: the longest that the model can do."""
     contexts: int = 16
     chunk: int = 128
     n_sink: int = 4
@@ -57,7 +58,7 @@ class Settings:
 
 
 QUICK = Settings(
-    length=448,
+    lengths=(320,),
     contexts=4,
     draws=1,
     shares=(0, 0.25),
@@ -156,7 +157,7 @@ def shares(bench: Bench, tasks: dict[str, list[Context]]) -> list[dict[str, Any]
     orders: list[tuple[str, list[Head]]] = [("probe", bench.order())]
     for i in range(s.random_orders):
         orders.append((f"random {i}", random.Random(f"{s.seed}/{i}").sample(bench.heads, len(bench.heads))))
-    wide = s.length // 5  # the paper's buffer, N / 5
+    wide = max(s.least, max(len(c.ids) for c in tasks["needles"]) // 5)  # the paper's buffer, N / 5
     forms = [(name, order, s.least, None) for name, order in orders]
     forms += [("probe, N/5", bench.order(), wide, None), ("probe, chunks", bench.order(), s.least, s.chunk)]
     for task, contexts in tasks.items():
@@ -221,10 +222,11 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
     model, tokenizer = common.load(asked.model)
     spent: dict[str, float] = {}
     with common.timed("probe", spent):
+        length, compared = fitting(model, tokenizer, settings.lengths, settings.seed)
         bench = Bench(model, settings)
         tasks = {
-            "needles": needles(tokenizer, settings.contexts, settings.length, settings.seed),
-            "chains": chains(tokenizer, settings.contexts, settings.length, settings.seed),
+            "needles": needles(tokenizer, settings.contexts, length, settings.seed),
+            "chains": chains(tokenizer, settings.contexts, length, settings.seed),
         }
     with common.timed("knock-out", spent):
         out = knockout(bench, tasks)
@@ -237,6 +239,7 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
         "model": common.name_of(model),
         "settings": asdict(settings),
         "seconds": spent,
+        "compared": compared,
         "context_tokens": {t: sum(len(c.ids) for c in cs) / len(cs) for t, cs in tasks.items()},
         "scores": {"echo": bench.scores.echo, "induction": bench.scores.induction},
         "knockout": out,

@@ -10,7 +10,6 @@ from interval import Interval
 
 _TASKS = {"needles": "needles", "chains": "variable chain"}
 _KINDS = {"right": "answers right", "tokens": "answer tokens right"}
-_DRAWN = "tokens"
 _LOOKS = {
     "probe": ("#d55e00", "o", "-", "best heads by the probe whole"),
     "probe, N/5": ("#0072b2", "s", "-", "the same, others hold N/5"),
@@ -75,8 +74,8 @@ def _knockout(raw: Raw) -> str:
         f"all but the {n} found stream",
     ]
     names = ", ".join(f"{i}.{j}" for i, j in out["found"])
-    single = torch.tensor([_mean(x[_DRAWN]) for x in out["single"]])
-    drop = _mean(out["single_full"][_DRAWN]) - single
+    single = torch.tensor([_mean(x[raw["compared"]]) for x in out["single"]])
+    drop = _mean(out["single_full"][raw["compared"]]) - single
     lines = []
     for kind in ("induction", "echo"):
         flat = torch.tensor([x for layer in raw["scores"][kind] for x in layer])
@@ -91,7 +90,8 @@ def _knockout(raw: Raw) -> str:
         f"read at once; then heads that stream keep {s['n_sink']} sinks and the newest, {_least(raw)} tokens "
         f"in all, without a virtual token, and the questions come. {s['contexts']} contexts, {s['draws']} "
         f"random sets.\n\n{common.table(head, rows)}\n\n"
-        f"One head at a time ({_KINDS[_DRAWN]}, needles): rank correlation of what is lost over all heads is "
+        f"One head at a time ({_KINDS[raw['compared']]}, needles): rank correlation of what is lost over all "
+        f"heads is "
         f"{' and '.join(lines)}. The five heads that cost most points: {hurts}."
     )
 
@@ -109,9 +109,9 @@ def _shares(raw: Raw) -> str:
                 row = at[form]
                 cells += [
                     f"{100 * row['nbytes'] / row['full_nbytes']:.0f} %",
-                    _marked(Interval.between(row[_DRAWN], full[_DRAWN])),
+                    _marked(Interval.between(row[raw["compared"]], full[raw["compared"]])),
                 ]
-            drawn = [_mean(at[form][_DRAWN]) for form in at if form.startswith("random")]
+            drawn = [_mean(at[form][raw["compared"]]) for form in at if form.startswith("random")]
             cells.append(f"{100 * (sum(drawn) / len(drawn) - _mean(full['right'])):+.1f}")
             rows.append(cells)
         head = [
@@ -183,7 +183,7 @@ def _draw_heads(raw: Raw) -> Any:
     scores, out = raw["scores"], raw["knockout"]
     left = iter(out["single"])
     lost = [
-        [100 * (_mean(out["single_full"][_DRAWN]) - _mean(next(left)[_DRAWN])) for _ in row]
+        [100 * (_mean(out["single_full"][raw["compared"]]) - _mean(next(left)[raw["compared"]])) for _ in row]
         for row in scores["echo"]
     ]
     weight = max(max(row) for kind in ("echo", "induction") for row in scores[kind])
@@ -226,7 +226,11 @@ def _draw_shares(raw: Raw) -> Any:
         mine = [row for row in raw["shares"] if row["task"] == task]
         (full,) = [row for row in mine if row["form"] == "full"]
         axis.axhline(
-            100 * _mean(full[_DRAWN]), color="#1f2328", linestyle="--", linewidth=1, label="full cache"
+            100 * _mean(full[raw["compared"]]),
+            color="#1f2328",
+            linestyle="--",
+            linewidth=1,
+            label="full cache",
         )
         axis.axvline(30, color="#9aa2ab", linewidth=1)
         labelled = set()
@@ -235,7 +239,7 @@ def _draw_shares(raw: Raw) -> Any:
             colour, marker, dash, label = _LOOKS[kind]
             rows = [row for row in mine if row["form"] == form]
             at = [100 * row["nbytes"] / row["full_nbytes"] for row in rows]
-            spread = [Interval.of(row[_DRAWN]) for row in rows]
+            spread = [Interval.of(row[raw["compared"]]) for row in rows]
             bars = [[100 * (x.mean - x.low) for x in spread], [100 * (x.high - x.mean) for x in spread]]
             axis.errorbar(
                 at,
@@ -253,7 +257,7 @@ def _draw_shares(raw: Raw) -> Any:
         axis.set_xlabel("bytes held, % of the full cache (line: 30 %)")
         axis.set_ylim(-3, 103)
         axis.grid(axis="y", alpha=0.35)
-    axes[0].set_ylabel(f"{_KINDS[_DRAWN]}, %")
+    axes[0].set_ylabel(f"{_KINDS[raw['compared']]}, %")
     axes[0].legend(frameon=False, loc="best")
     figure.tight_layout()
     return figure
@@ -265,7 +269,10 @@ def _draw_tokens(raw: Raw) -> Any:
     rows = raw["token"][1:]
     shares = list(dict.fromkeys(row["share"] for row in rows))
     views = [
-        (f"needles, {_KINDS[_DRAWN]}, %", lambda row: [100 * x for x in row["scores"]["needles"][_DRAWN]]),
+        (
+            f"needles, {_KINDS[raw['compared']]}, %",
+            lambda row: [100 * x for x in row["scores"]["needles"][raw["compared"]]],
+        ),
         ("output error of the heads that stream", lambda row: row["error"]),
         ("KL to the full cache, nats", lambda row: row["kl"]),
     ]
