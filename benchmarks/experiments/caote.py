@@ -136,7 +136,7 @@ def block_errors(model: Any, tape: replay.Tape, settings: Settings) -> dict[str,
     """Policy -> layer -> relative output error of each text, for all queries after the first eviction."""
     found = {}
     budget, chunk = settings.text_budget, settings.chunk
-    first = chunk * (budget // chunk + 1)
+    first = replay.first_loss(tape.layers[0].query.shape[2], chunk, budget)
     for policy in policies():
         cache = BudgetCache(model, policy, budget, chunk=chunk)
         outs = replay.feed(model, cache, tape)
@@ -179,7 +179,7 @@ def _stepped(
 @torch.no_grad()
 def divergence(model: Any, ids: Tensor, settings: Settings) -> dict[str, Any]:
     """KL(full || policy) of the next token and the loss, in nats, per text; after the first eviction."""
-    first = settings.chunk * (settings.text_budget // settings.chunk + 1)
+    first = replay.first_loss(ids.shape[1], settings.chunk, settings.text_budget)
     full = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[:, first:-1].float(), -1)
     wanted = ids[:, first + 1 :, None]
     found: dict[str, Any] = {"full": {"loss": _loss(full, wanted)}}
@@ -219,8 +219,8 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
         budgets = [8 * round(length * share / 8) for share in settings.budgets]
         scores = accuracy(model, tasks, budgets, settings.chunk)
     ids = common.running_text(tokenizer, settings.texts, settings.text_length)
-    width = min(len(context.ids) for context in tasks["needles"])
-    buried = torch.tensor([context.ids[:width] for context in tasks["needles"][: settings.texts]])
+    longer = needles(tokenizer, settings.texts, settings.text_length + 200, settings.seed + 1)
+    buried = torch.tensor([context.ids[: settings.text_length] for context in longer])
     sources = {"text": ids, "needles": buried}
     blocks, steps = {}, {}
     with common.timed("output errors", spent):

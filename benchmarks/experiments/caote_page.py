@@ -243,12 +243,13 @@ def _draw_rank(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> Any:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(bases), figsize=(9.5, 3.1), layout="constrained")
+    least = min(0.8, *(x for base in bases for layer in raw["ranks"][base]["fast"] for x in layer))
     for axis, base in zip(axes, bases, strict=True):
         layers = raw["ranks"][base]["fast"]
-        image = axis.imshow(layers, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        image = axis.imshow(layers, vmin=least, vmax=1, cmap="viridis", aspect="auto")
         for i, layer in enumerate(layers):
             for j, x in enumerate(layer):
-                colour = "white" if x < 0.6 else "black"
+                colour = "white" if x < least + 0.6 * (1 - least) else "black"
                 axis.text(j, i, f"{x:.2f}", ha="center", va="center", fontsize=7, color=colour)
         axis.set_title(_TITLES[base])
         axis.set_xlabel("KV head" if len(layers[0]) == 4 else "query head")

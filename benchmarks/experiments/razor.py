@@ -136,6 +136,7 @@ def knockout(bench: Bench, tasks: dict[str, list[Context]]) -> dict[str, Any]:
     def without(gone: Collection[Head], contexts: list[Context]) -> dict[str, Any]:
         return asdict(bench.ask(contexts, [h for h in bench.heads if h not in gone], token=False))
 
+    layers = len(bench.scores.heads)
     raw: dict[str, Any] = {"found": found, "sets": sets, "tasks": {}}
     for task, contexts in tasks.items():
         raw["tasks"][task] = {
@@ -147,6 +148,7 @@ def knockout(bench: Bench, tasks: dict[str, list[Context]]) -> dict[str, Any]:
         if task == "needles":
             few = contexts[:8]
             raw["single"] = [without([h], few) for h in bench.heads]
+            raw["layers"] = [without([h for h in bench.heads if h[0] == i], few) for i in range(layers)]
             raw["single_full"] = without([], few)
     return raw
 
@@ -189,7 +191,7 @@ def weighing(power: float) -> Iterator[None]:
 def ablation(bench: Bench, tasks: dict[str, list[Context]], ids: Tensor) -> list[dict[str, Any]]:
     """The virtual token with and without its weight, and none: accuracy, output error, logits."""
     s, rows, order = bench.settings, [], bench.order()
-    first = s.chunk * (s.least // s.chunk + 1)
+    first = replay.first_loss(ids.shape[1], s.chunk, s.least)
     logs, wanted = _logs(bench.model, ids, None, first), ids[:, first + 1 :, None]
     tape = replay.record(bench.model, ids)
     for share in s.ablated:

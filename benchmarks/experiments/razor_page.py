@@ -11,9 +11,9 @@ from interval import Interval
 _TASKS = {"needles": "needles", "chains": "variable chain"}
 _KINDS = {"right": "answers right", "tokens": "answer tokens right"}
 _LOOKS = {
-    "probe": ("#d55e00", "o", "-", "best heads by the probe whole"),
+    "probe": ("#d55e00", "o", "-", "probe's best heads whole"),
     "probe, N/5": ("#0072b2", "s", "-", "the same, others hold N/5"),
-    "probe, chunks": ("#009e73", "^", "-", "the same, read in chunks"),
+    "probe, chunks": ("#009e73", "^", "-", "the same as the first, read in chunks"),
     "random": ("#5b6570", "v", ":", "random heads whole"),
 }
 _TOKENS = {
@@ -83,6 +83,10 @@ def _knockout(raw: Raw) -> str:
     worst = drop.argsort(descending=True)[:5].tolist()
     heads = [(i, j) for i, layer in enumerate(raw["scores"]["echo"]) for j in range(len(layer))]
     hurts = ", ".join(f"{heads[k][0]}.{heads[k][1]} (−{100 * float(drop[k]):.0f})" for k in worst)
+    by_layer = ", ".join(
+        f"layer {i} {100 * (_mean(out['single_full'][raw['compared']]) - _mean(x[raw['compared']])):.0f}"
+        for i, x in enumerate(out["layers"])
+    )
     return (
         f"Probe: {s['probe_tokens']} random tokens four times, {len(s['probe_seeds'])} seeds. The paper's "
         f"rule finds {n} of {total} KV heads ({100 * n / total:.0f} %): {names} (layer.head). Contexts "
@@ -92,7 +96,8 @@ def _knockout(raw: Raw) -> str:
         f"random sets.\n\n{common.table(head, rows)}\n\n"
         f"One head at a time ({_KINDS[raw['compared']]}, needles): rank correlation of what is lost over all "
         f"heads is "
-        f"{' and '.join(lines)}. The five heads that cost most points: {hurts}."
+        f"{' and '.join(lines)}. The five heads that cost most points: {hurts}. "
+        f"All four heads of a layer at a time, points lost: {by_layer}."
     )
 
 
@@ -258,7 +263,7 @@ def _draw_shares(raw: Raw) -> Any:
         axis.set_ylim(-3, 103)
         axis.grid(axis="y", alpha=0.35)
     axes[0].set_ylabel(f"{_KINDS[raw['compared']]}, %")
-    axes[0].legend(frameon=False, loc="best")
+    axes[0].legend(frameon=False, loc="lower right")
     figure.tight_layout()
     return figure
 

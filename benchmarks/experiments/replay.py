@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from modicum import BudgetCache
+from modicum.kv.call import cuts
 
 _NAME = "experiment_recording"
 
@@ -72,6 +73,11 @@ def feed(model: Any, cache: BudgetCache, tape: Tape) -> list[Tensor]:
         cache.update(r.key, r.value, index)
         outs.append(cache.layers[index].attend(layer.self_attn, r.query, None, r.scaling, None))
     return outs
+
+
+def first_loss(length: int, chunk: int, slots: int) -> int:
+    """The first position whose query has lost something, where so many tokens are read in chunks."""
+    return next(stop for _, stop in cuts(length, chunk) if stop > slots)
 
 
 def relative(out: Tensor, full: Tensor) -> Tensor:
