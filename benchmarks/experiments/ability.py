@@ -33,11 +33,11 @@ class Ability:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, task: str, lengths: Sequence[int] = LENGTHS) -> Ability:
-        """Take the longest at which enough answers are right, else the shortest."""
+        """Take the longest at which enough of the answers' tokens are right, else the shortest."""
         full: dict[int, float] = {}
         for length in lengths:
             contexts = TASKS[task](tokenizer, _SAMPLES, length, _SEED)
-            full[length] = fmean(ask(model, contexts, "full", 2 * length).right)
+            full[length] = fmean(ask(model, contexts, "full", 2 * length).tokens)
             print(f"full cache, {task}, {length}: {full[length]:.3f}", file=sys.stderr, flush=True)
             if full[length] >= ENOUGH:
                 break
@@ -56,6 +56,8 @@ def sentence(abilities: Sequence[Ability]) -> str:
     """What was tried and taken, for a page."""
     return (
         f"Lengths: for each task the longest of {', '.join(f'{n:,}' for n in LENGTHS)} tokens (question and "
-        f"answer included) at which the full cache gets at least {100 * ENOUGH:.0f} % right on {_SAMPLES} "
-        "other contexts, else the shortest. " + ". ".join(str(a) for a in abilities) + "."
+        f"answer included) at which the full cache gets at least {100 * ENOUGH:.0f} % of the answers' tokens "
+        f"right on {_SAMPLES} other contexts, else the shortest. "
+        + ". ".join(str(a) for a in abilities)
+        + "."
     )

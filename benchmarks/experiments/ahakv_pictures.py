@@ -105,9 +105,9 @@ def draw_ablations(found: list[dict[str, Any]]) -> Any:
         axes[2].errorbar([math.exp(sum(r["loss"]) / len(r["loss"])) for r in rows], y, **style)
     for axis, task in zip(axes, ("4 needles", "variables"), strict=False):
         axis.axvline(100 * full[task]["tokens"]["mean"], color="black", ls="--", lw=1)
-        axis.set(title=task, xlabel="tokens of answers right, % (dashed: full cache)", xlim=(-3, 103))
+        axis.set(title=task, xlabel="tokens right, % (dashed: full)", xlim=(-3, 103))
     axes[2].axvline(math.exp(sum(full["loss"]) / len(full["loss"])), color="black", ls="--", lw=1)
-    axes[2].set(title="running text", xlabel="perplexity (dashed: full cache)")
+    axes[2].set(title="running text", xlabel="perplexity (dashed: full)")
     names = [row["policy"] for row in found if row["part"] == sizes[0]]
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
