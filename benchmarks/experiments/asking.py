@@ -85,20 +85,21 @@ def chains(tokenizer: Any, count: int, length: int, seed: int, hops: int = 2) ->
 
 
 def fitting(model: Any, tokenizer: Any, lengths: Sequence[int], seed: int) -> tuple[int, str]:
-    """The longest of these lengths at which the full cache answers four in five needles (else the shortest),
-    and what to compare by there: "right", or "tokens" where less than half of the whole answers are right.
+    """A length, and what to compare by there.
 
-    Eviction cannot be judged where a model fails without it.
+    Eviction cannot be judged where a model fails without it. So: the longest length at which the full cache
+    answers four in five needles ("right"); where there is none, the longest at which it gets four in five of the
+    answers' tokens ("tokens"); where there is none either, the shortest, by tokens.
     """
-    score = 0.0
+    done = {}
     for length in sorted(lengths, reverse=True):
-        contexts = needles(tokenizer, ROWS, length, seed)
-        most = length + 256
-        right = ask(model, contexts, "full", most, chunk=most).right
-        score = sum(right) / len(right)
-        if score >= 0.8:
-            break
-    return length, "right" if score >= 0.5 else "tokens"
+        done[length] = ask(
+            model, needles(tokenizer, ROWS, length, seed), "full", length + 256, chunk=length + 256
+        )
+        if sum(done[length].right) >= 0.8 * ROWS:
+            return length, "right"
+    able = [length for length, outcome in done.items() if sum(outcome.tokens) >= 0.8 * ROWS]
+    return max(able, default=min(done)), "tokens"
 
 
 def ask(

@@ -11,9 +11,9 @@ from interval import Interval
 _TASKS = {"needles": "needles", "chains": "variable chain"}
 _KINDS = {"right": "answers right", "tokens": "answer tokens right"}
 _LOOKS = {
-    "probe": ("#d55e00", "o", "-", "probe's best heads whole"),
-    "probe, N/5": ("#0072b2", "s", "-", "the same, others hold N/5"),
-    "probe, chunks": ("#009e73", "^", "-", "the same as the first, read in chunks"),
+    "probe": ("#d55e00", "o", "-", "probe's heads whole"),
+    "probe, N/5": ("#0072b2", "s", "-", "probe's heads, others N/5"),
+    "probe, chunks": ("#009e73", "^", "-", "probe's heads, in chunks"),
     "random": ("#5b6570", "v", ":", "random heads whole"),
 }
 _TOKENS = {
@@ -224,7 +224,7 @@ def _draw_shares(raw: Raw) -> Any:
 
     tasks = list(dict.fromkeys(row["task"] for row in raw["shares"]))
     figure, axes = plt.subplots(
-        1, len(tasks), figsize=(7.2 if len(tasks) == 1 else 9.5, 4.2), sharey=True, squeeze=False
+        1, len(tasks), figsize=(7.2 if len(tasks) == 1 else 9.5, 4.6), sharey=True, squeeze=False
     )
     axes = axes[0]
     for axis, task in zip(axes, tasks, strict=True):
@@ -263,8 +263,9 @@ def _draw_shares(raw: Raw) -> Any:
         axis.set_ylim(-3, 103)
         axis.grid(axis="y", alpha=0.35)
     axes[0].set_ylabel(f"{_KINDS[raw['compared']]}, %")
-    axes[0].legend(frameon=False, loc="lower right")
-    figure.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=3, loc="lower center")
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
     return figure
 
 
