@@ -88,8 +88,8 @@ def fitting(model: Any, tokenizer: Any, lengths: Sequence[int], seed: int) -> tu
     """A length, and what to compare by there.
 
     Eviction cannot be judged where a model fails without it. So: the longest length at which the full cache
-    answers four in five needles ("right"); where there is none, the longest at which it gets four in five of the
-    answers' tokens ("tokens"); where there is none either, the shortest, by tokens.
+    answers four in five needles ("right"); where there is none, the longest at which it gets four in five of
+    the answers' tokens ("tokens"); where there is none either, the shortest, by tokens.
     """
     done = {}
     for length in sorted(lengths, reverse=True):
