@@ -9,16 +9,21 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from asking import Context, ask, chains, needles
+from asking import Context, ask, ruler
+
+
+def _ruler(task: str, tokenizer: Any, count: int, length: int, seed: int) -> list[Context]:
+    return ruler(tokenizer, task, count, length, seed)
+
 
 TASKS: dict[str, Callable[[Any, int, int, int], list[Context]]] = {
-    "4 needles": partial(needles, keys=4),
-    "variables": partial(chains, hops=2),
+    "needle": partial(_ruler, "niah_single_2:max_new_tokens=16"),
+    "uuid": partial(_ruler, "niah_single_3:max_new_tokens=48"),
 }
 """From tokenizer, number, length and seed to contexts with questions."""
 ENOUGH = 0.8
-LENGTHS = (1024, 768, 512)
-_SAMPLES, _SEED = 8, 5
+LENGTHS = (512, 384, 256)
+_SAMPLES, _SEED = 4, 5
 LEAST = 48
 """Tokens of the smallest budget: sinks, recent tokens and a few more."""
 

@@ -43,30 +43,22 @@ class Settings:
     """Of the texts whose kept positions are looked at."""
     kept: int = 256
     """Budget there."""
-    lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+    lengths: tuple[int, ...] = (256, 512, 1024, 2048)
     """At which the rows' entropy is measured."""
     targets: tuple[int, ...] = (64, 128, 256)
     """Budgets whose logarithm it should have."""
     lengths_asked: tuple[int, ...] = LENGTHS
-    contexts: int = 12
+    contexts: int = 16
     """With questions, per task."""
-    scored: int = 1024
-    """Length of the texts whose perplexity is taken; twice as many as `texts`."""
+    scored: int = 512
+    """Length of the texts whose perplexity is taken; four times as many as `texts`."""
     parts: tuple[int, ...] = (8, 4)
     """Budgets: these parts of the length."""
     seed: int = 23
 
 
 QUICK = Settings(
-    texts=1,
-    length=512,
-    kept=96,
-    lengths=(128, 256, 512),
-    targets=(64,),
-    lengths_asked=(512,),
-    contexts=2,
-    scored=512,
-    parts=(4,),
+    texts=2, length=1024, kept=128, lengths=(256, 512, 1024), targets=(64, 128), contexts=6, parts=(4,)
 )
 
 
@@ -195,7 +187,7 @@ def ablations(model: Any, tokenizer: Any, abilities: list[Ability], s: Settings)
     """Right answers and perplexity under the budget with AhaKV's parts on and off."""
     _check(model, tokenizer)
     tasks = [(a, TASKS[a.task](tokenizer, s.contexts, a.length, s.seed)) for a in abilities]
-    text = running_text(tokenizer, 2 * s.texts, s.scored)
+    text = running_text(tokenizer, 4 * s.texts, s.scored)
     settings: list[tuple[str, str | Policy, int]] = [("full cache", "full", 0)]
     for part in s.parts:
         settings += [*((p.label, p, part) for p in every()), ("SnapKV", "snapkv", part)]
@@ -285,7 +277,7 @@ def section(results: dict[str, Any]) -> str:
         f"parts of the length. {s['contexts']} contexts per task, chunks of {CHUNK}, question hidden. "
         + SCORES,
         "",
-        f"Perplexity of {2 * s['texts']} × {s['scored']:,} tokens of running text, from token "
+        f"Perplexity of {4 * s['texts']} × {s['scored']:,} tokens of running text, from token "
         f"{s['scored'] // min(s['parts'])} on, and beside it the difference in loss to AhaKV on the same "
         "texts (nats).",
         "",

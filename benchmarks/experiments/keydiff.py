@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from ability import LENGTHS, TASKS, Ability, sentence
-from asking import ask, needles
+from asking import ask
 from common import (
     SCORES,
     Options,
@@ -56,7 +56,7 @@ class Settings:
     """Running texts, and as many contexts with needles, in which keys and attention are compared."""
     length: int = 1024
     lengths: tuple[int, ...] = LENGTHS
-    contexts: int = 12
+    contexts: int = 16
     """Per task."""
     parts: tuple[int, ...] = (16, 8, 4, 2)
     """Budgets: these parts of the context's length."""
@@ -66,7 +66,7 @@ class Settings:
     seed: int = 11
 
 
-QUICK = Settings(texts=1, length=512, lengths=(512,), contexts=2, parts=(4, 2), prompts=(1024, 2048))
+QUICK = Settings(texts=2, length=512, contexts=6, parts=(8, 4, 2), prompts=(1024, 2048, 8192))
 
 
 # ------------------------------------------------------------------ distance and attention
@@ -76,11 +76,11 @@ QUICK = Settings(texts=1, length=512, lengths=(512,), contexts=2, parts=(4, 2), 
 def correlation(model: Any, tokenizer: Any, s: Settings) -> dict[str, Any]:
     """Rank correlation of a key's distance from the mean key with the attention that it gets, per layer and
     KV head, over running text and contexts with needles."""
-    contexts = [c.ids for c in needles(tokenizer, s.texts, s.length, s.seed)]
+    contexts = [c.ids for c in TASKS["needle"](tokenizer, s.texts, s.length, s.seed)]
     least = min(map(len, contexts))
     groups = {
         "running text": running_text(tokenizer, s.texts, s.length),
-        "needles": torch.tensor([ids[:least] for ids in contexts]),
+        "text with a needle": torch.tensor([ids[:least] for ids in contexts]),
     }
     found: dict[str, Any] = {}
     for name, ids in groups.items():
