@@ -20,9 +20,10 @@ from modicum.generation.interrupt import Interrupt
 from modicum.generation.reader import Reader
 from modicum.kv.policy import Policy
 from modicum.tasks import parse_task
-from modicum.tasks.needle import TEMPLATE
 
 ROWS = 8  # contexts read side by side
+TASKS = {"needle": "niah_single_2:max_new_tokens=16", "uuid": "niah_single_3:max_new_tokens=48"}
+"""RULER's single needles in a book: a number of seven digits, and a UUID."""
 
 
 @dataclass(frozen=True)
@@ -55,51 +56,29 @@ class Outcome:
     """What a full cache of the context holds."""
 
 
-def needles(tokenizer: Any, count: int, length: int, seed: int, keys: int = 4) -> list[Context]:
-    """RULER's multi-key needles: `keys` sentences in a book, each asked for by a question of its own."""
-    (task,) = parse_task(f"niah_multiquery:queries={keys},max_new_tokens=16")
-    after = TEMPLATE[1].replace("are all", "is").removesuffix("are") + "is"
-    made = []
+def ruler(tokenizer: Any, task: str, count: int, length: int, seed: int) -> list[Context]:
+    """Samples of a task of RULER's kinds, with its own question; answers in the order of the sample's."""
+    (made,) = parse_task(task)
+    contexts = []
     for index in range(count):
-        sample = task.sample(index, length, tokenizer, seed)
-        questions = []
-        for start, end in sample.needles:
-            sentence = sample.context[start:end]
-            key, value = sentence.removesuffix(".").split(" for ", 1)[1].split(" is: ")
-            asked = after.format(type_needle_v="number", query=key)
-            questions.append(Question(_ids(tokenizer, asked), [_ids(tokenizer, f" {value}")]))
-        made.append(Context(_ids(tokenizer, sample.context, special=True), questions))
-    return made
-
-
-def chains(tokenizer: Any, count: int, length: int, seed: int, hops: int = 2) -> list[Context]:
-    """RULER's variable tracking in running text, one chain, without a worked example."""
-    (task,) = parse_task(f"vt:hops={hops},shots=0,hay=essay,max_new_tokens=16")
-    made = []
-    for index in range(count):
-        sample = task.sample(index, length, tokenizer, seed)
-        answers = [_ids(tokenizer, f" {name}") for name in sample.answers]
+        sample = made.sample(index, length, tokenizer, seed)
+        answers = [_ids(tokenizer, f" {answer}") for answer in sample.answers]
         question = Question(_ids(tokenizer, sample.question), answers)
-        made.append(Context(_ids(tokenizer, sample.context, special=True), [question]))
-    return made
+        contexts.append(Context(_ids(tokenizer, sample.context, special=True), [question]))
+    return contexts
 
 
 def fitting(model: Any, tokenizer: Any, lengths: Sequence[int], seed: int) -> tuple[int, str]:
     """A length, and what to compare by there.
 
     Eviction cannot be judged where a model fails without it. So: the longest length at which the full cache
-    answers four in five needles ("right"); where there is none, the longest at which it gets four in five of
-    the answers' tokens ("tokens"); where there is none either, the shortest, by tokens.
+    finds four in five needles ("right"); where there is none, the shortest, and answers' tokens ("tokens").
     """
-    done = {}
     for length in sorted(lengths, reverse=True):
-        done[length] = ask(
-            model, needles(tokenizer, ROWS, length, seed), "full", length + 256, chunk=length + 256
-        )
-        if sum(done[length].right) >= 0.8 * ROWS:
+        contexts = ruler(tokenizer, TASKS["needle"], ROWS, length, seed)
+        if sum(ask(model, contexts, "full", length + 256, chunk=length + 256).right) >= 0.8 * ROWS:
             return length, "right"
-    able = [length for length, outcome in done.items() if sum(outcome.tokens) >= 0.8 * ROWS]
-    return max(able, default=min(done)), "tokens"
+    return min(lengths), "tokens"
 
 
 def ask(

@@ -14,7 +14,7 @@ import caote_page
 import common
 import replay
 import torch
-from asking import Context, ask, chains, fitting, needles
+from asking import TASKS, Context, ask, fitting, ruler
 from torch import Tensor
 
 from modicum import BudgetCache
@@ -35,13 +35,13 @@ class Settings:
     """Tokens of a task's context with its questions: the longest that the model can do."""
     contexts: int = 24
     """Of each task."""
-    budgets: tuple[float, ...] = (0.12, 0.25, 0.5)
+    budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
     """Tokens held, as a share of the length."""
     chunk: int = 128
-    texts: int = 12
+    texts: int = 10
     text_length: int = 576
     text_budget: int = 144
-    steps: int = 64
+    steps: int = 48
     """Decode steps in which one token per head goes at a time."""
     seed: int = 3
 
@@ -213,13 +213,14 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
     with common.timed("accuracy", spent):
         length, compared = fitting(model, tokenizer, settings.lengths, settings.seed)
         tasks = {
-            "needles": needles(tokenizer, settings.contexts, length, settings.seed),
-            "chains": chains(tokenizer, settings.contexts, length, settings.seed),
+            name: ruler(tokenizer, task, settings.contexts, length, settings.seed)
+            for name, task in TASKS.items()
         }
         budgets = [8 * round(length * share / 8) for share in settings.budgets]
         scores = accuracy(model, tasks, budgets, settings.chunk)
     ids = common.running_text(tokenizer, settings.texts, settings.text_length)
-    longer = needles(tokenizer, settings.texts, settings.text_length + 200, settings.seed + 1)
+    more = settings.text_length + 200
+    longer = ruler(tokenizer, "niah_multikey_1:max_new_tokens=16", settings.texts, more, settings.seed + 1)
     buried = torch.tensor([context.ids[: settings.text_length] for context in longer])
     sources = {"text": ids, "needles": buried}
     blocks, steps = {}, {}

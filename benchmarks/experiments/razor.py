@@ -15,7 +15,7 @@ import common
 import razor_page
 import replay
 import torch
-from asking import Context, Outcome, ask, chains, fitting, needles
+from asking import TASKS, Context, Outcome, ask, fitting, ruler
 from torch import Tensor
 
 from modicum import BudgetCache
@@ -36,7 +36,7 @@ class Settings:
 
     lengths: tuple[int, ...] = (640, 448, 320)
     """Tokens of a task's context with its questions: the longest that the model can do."""
-    contexts: int = 16
+    contexts: int = 24
     chunk: int = 128
     n_sink: int = 4
     recent: int = 32
@@ -145,7 +145,7 @@ def knockout(bench: Bench, tasks: dict[str, list[Context]]) -> dict[str, Any]:
             "random": [without(gone, contexts) for gone in sets],
             "others": without(others, contexts),
         }
-        if task == "needles":
+        if task == "needle":
             few = contexts[:8]
             raw["single"] = [without([h], few) for h in bench.heads]
             raw["layers"] = [without([h for h in bench.heads if h[0] == i], few) for i in range(layers)]
@@ -159,7 +159,7 @@ def shares(bench: Bench, tasks: dict[str, list[Context]]) -> list[dict[str, Any]
     orders: list[tuple[str, list[Head]]] = [("probe", bench.order())]
     for i in range(s.random_orders):
         orders.append((f"random {i}", random.Random(f"{s.seed}/{i}").sample(bench.heads, len(bench.heads))))
-    wide = max(s.least, max(len(c.ids) for c in tasks["needles"]) // 5)  # the paper's buffer, N / 5
+    wide = max(s.least, max(len(c.ids) for c in tasks["needle"]) // 5)  # the paper's buffer, N / 5
     forms = [(name, order, s.least, None) for name, order in orders]
     forms += [("probe, N/5", bench.order(), wide, None), ("probe, chunks", bench.order(), s.least, s.chunk)]
     for task, contexts in tasks.items():
@@ -227,16 +227,16 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
         length, compared = fitting(model, tokenizer, settings.lengths, settings.seed)
         bench = Bench(model, settings)
         tasks = {
-            "needles": needles(tokenizer, settings.contexts, length, settings.seed),
-            "chains": chains(tokenizer, settings.contexts, length, settings.seed),
+            name: ruler(tokenizer, task, settings.contexts, length, settings.seed)
+            for name, task in TASKS.items()
         }
     with common.timed("knock-out", spent):
         out = knockout(bench, tasks)
     with common.timed("shares", spent):
-        swept = shares(bench, {"needles": tasks["needles"]})
+        swept = shares(bench, {"needle": tasks["needle"]})
     with common.timed("virtual token", spent):
         ids = common.running_text(tokenizer, settings.texts, settings.text_length)
-        tokens = ablation(bench, {"needles": tasks["needles"]}, ids)
+        tokens = ablation(bench, {"needle": tasks["needle"]}, ids)
     return {
         "model": common.name_of(model),
         "settings": asdict(settings),

@@ -8,7 +8,7 @@ import common
 import torch
 from interval import Interval
 
-_TASKS = {"needles": "needles", "chains": "variable chain"}
+_TASKS = {"needle": "a number in a book", "uuid": "a UUID in a book"}
 _KINDS = {"right": "answers right", "tokens": "answer tokens right"}
 _LOOKS = {
     "probe": ("#d55e00", "o", "-", "probe's heads whole"),
@@ -94,7 +94,7 @@ def _knockout(raw: Raw) -> str:
         f"read at once; then heads that stream keep {s['n_sink']} sinks and the newest, {_least(raw)} tokens "
         f"in all, without a virtual token, and the questions come. {s['contexts']} contexts, {s['draws']} "
         f"random sets.\n\n{common.table(head, rows)}\n\n"
-        f"One head at a time ({_KINDS[raw['compared']]}, needles): rank correlation of what is lost over all "
+        f"One head at a time ({_KINDS[raw['compared']]}, number): rank correlation of what is lost over all "
         f"heads is "
         f"{' and '.join(lines)}. The five heads that cost most points: {hurts}. "
         f"All four heads of a layer at a time, points lost: {by_layer}."
@@ -144,7 +144,7 @@ def _tokens(raw: Raw) -> str:
         rows.append(
             [
                 f"{100 * row['share']:.0f} %: {_TOKENS[row['token']]}",
-                *(Interval.of(row["scores"]["needles"][kind]).percent() for kind in _KINDS),
+                *(Interval.of(row["scores"]["needle"][kind]).percent() for kind in _KINDS),
                 f"{_mean(row['error']):.3f}",
                 _plain(Interval.of(row["kl"])),
                 f"{_mean(row['loss']):.4f}",
@@ -152,7 +152,7 @@ def _tokens(raw: Raw) -> str:
         )
     head = [
         "heads whole",
-        *(f"needles: {label}, %" for label in _KINDS.values()),
+        *(f"number: {label}, %" for label in _KINDS.values()),
         "output error of the heads that stream",
         "KL",
         "loss",
@@ -276,8 +276,8 @@ def _draw_tokens(raw: Raw) -> Any:
     shares = list(dict.fromkeys(row["share"] for row in rows))
     views = [
         (
-            f"needles, {_KINDS[raw['compared']]}, %",
-            lambda row: [100 * x for x in row["scores"]["needles"][raw["compared"]]],
+            f"number, {_KINDS[raw['compared']]}, %",
+            lambda row: [100 * x for x in row["scores"]["needle"][raw["compared"]]],
         ),
         ("output error of the heads that stream", lambda row: row["error"]),
         ("KL to the full cache, nats", lambda row: row["kl"]),
