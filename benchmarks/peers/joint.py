@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,9 +27,29 @@ def _key(row: Row) -> Key:
     return (row.cell.system, row.cell.policy, row.cell.budget, row.cell.chunk)
 
 
+def _base(budget: str) -> str:
+    """The budget without room for the answer; those two are compared."""
+    return budget.removesuffix("+answer")
+
+
+def _place(row: Row) -> tuple[str, str, int]:
+    return (_base(row.cell.budget), row.cell.task, row.index)
+
+
+def begun(output: str, answers: list[str]) -> float:
+    """How much of the best answer the output begins with, 0 to 1: finer than right or wrong."""
+    text = output.strip().lower()
+
+    def share(answer: str) -> float:
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(text, answer.lower(), strict=False))
+        return len(list(same)) / len(answer)
+
+    return max(map(share, answers))
+
+
 @dataclass(frozen=True)
 class Joint:
-    """Rows of the samples that every setting has done, and what could not be run."""
+    """Rows of the samples that every setting of a budget has done, and what could not be run."""
 
     groups: dict[Key, list[Row]]
     refused: dict[Key, str]
@@ -36,20 +57,20 @@ class Joint:
 
     @classmethod
     def read(cls, folder: Path) -> Joint:
-        """The folder that compare.py wrote; a sample that some setting lacks is left out of all."""
+        """The folder that compare.py wrote; a sample that some setting lacks is left out of its budget."""
         rows = read_rows(folder)
         refused = {
             (r["system"], r["policy"], r["budget"], r["chunk"]): r["reason"]
             for r in _lines(folder / "refused.jsonl")
         }
         keys = [key for key in dict.fromkeys(map(_key, rows)) if key not in refused]
-        done: dict[tuple[str, int], set[Key]] = {}
+        done: dict[tuple[str, str, int], set[Key]] = {}
         for row in rows:
-            done.setdefault((row.cell.task, row.index), set()).add(_key(row))
-        whole = {sample for sample, has in done.items() if has.issuperset(keys)}
+            done.setdefault(_place(row), set()).add(_key(row))
+        whole = {at for at, has in done.items() if has.issuperset(k for k in keys if _base(k[2]) == at[0])}
         groups: dict[Key, list[Row]] = {key: [] for key in keys}
         for row in rows:
-            if (row.cell.task, row.index) in whole and _key(row) in groups:
+            if _place(row) in whole and _key(row) in groups:
                 groups[_key(row)].append(row)
         return cls({key: own for key, own in groups.items() if own}, refused, _lines(folder / "full.jsonl"))
 
@@ -78,6 +99,7 @@ class Joint:
             "low": low,
             "high": high,
             "interval": interval,
+            "begun": fmean(begun(row.output, row.answers) for row in rows),
             "tasks": {task: fmean(row.score for row in rows if row.cell.task == task) for task in self.tasks},
             "context_bytes": fmean(row.context_bytes for row in rows),
             "held_bytes": fmean(row.held_bytes for row in rows),
@@ -145,7 +167,7 @@ class Joint:
     @property
     def budgets(self) -> list[str]:
         """ "full" and "quantised" first, then shares, small ones first."""
-        every = {key[2].removesuffix("+answer") for key in [*self.groups, *self.refused]}
+        every = {_base(key[2]) for key in [*self.groups, *self.refused]}
         return sorted(every, key=lambda b: (b.endswith("%"), float(b[:-1]) if b.endswith("%") else 0, b))
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,16 +181,22 @@ class Joint:
         """The full caches beside each other, then a table for each budget."""
         parts = [_agreement_table(self.agreement())]
         for budget in self.budgets:
-            parts.append(f"**{_heading(budget)}**\n\n" + self._table(budget))
+            counts = {len(self.groups[key]) for key in self.keys(budget) if key in self.groups}
+            samples = " and ".join(map(str, sorted(counts))) or "0"
+            parts.append(f"**{_heading(budget)}** (samples: {samples})\n\n" + self._table(budget))
         return "\n\n".join(part for part in parts if part)
 
     def _table(self, budget: str) -> str:
-        head = ["method", "system", "prefill", "score (95 %)", *map(_short, self.tasks)]
+        head = ["method", "system", "prefill", "score (95 %)", *self._columns(), "begun"]
         head += ["MiB after context", "at the end", "peak", "s prefill", "ms/token"]
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for key in self.keys(budget):
             lines.append("| " + " | ".join(self._cells(key, len(head))) + " |")
         return "\n".join(lines)
+
+    def _columns(self) -> list[str]:
+        """The tasks, where there are several."""
+        return [_short(task) for task in self.tasks] if len(self.tasks) > 1 else []
 
     def _cells(self, key: Key, width: int) -> list[str]:
         told = self.line(key)
@@ -181,7 +209,8 @@ class Joint:
         marks += "²" * (told["uniform"] and "Pyramid" in key[1] and key[0] == "kvpress")
         cells[0] += marks
         cells.append(f"{told['score']:.3f} ({told['low']:.2f}–{told['high']:.2f})")
-        cells += [f"{told['tasks'][task]:.2f}" for task in self.tasks]
+        cells += [f"{told['tasks'][task]:.2f}" for task in self.tasks] if len(self.tasks) > 1 else []
+        cells.append(f"{told['begun']:.2f}")
         cells += [f"{told[name] / _MIB:.2f}" for name in ("context_bytes", "held_bytes", "peak_bytes")]
         cells += [f"{told['prefill_seconds']:.2f}", f"{1000 * told['decode_seconds_per_token']:.1f}"]
         return cells

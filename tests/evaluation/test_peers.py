@@ -162,8 +162,26 @@ def test_the_table_leaves_out_samples_that_a_setting_lacks(tmp_path: Path) -> No
     assert (ours["system"], ours["method"], ours["count"], ours["score"]) == ("modicum", "Knorm", 2, 0.5)
     assert ours["decode_seconds_per_token"] == pytest.approx(0.1)
     assert (
-        "| Knorm | kvpress | one shot | 0.500 (0.09–0.91) | 0.50 | 0.50 | 1.00 | 2.00 |" in joint.markdown()
+        "| Knorm | kvpress | one shot | 0.500 (0.09–0.91) | 0.00 | 0.50 | 1.00 | 2.00 |" in joint.markdown()
     )
+
+
+def test_a_budget_is_complete_by_itself(tmp_path: Path) -> None:
+    rows = [row("kvpress", "KnormPress", i, 1.0) for i in range(3)]
+    rows += [row("kvpress", "KnormPress", 0, 1.0, "50%"), row("modicum", "knorm", 0, 1.0, "50%+answer")]
+    rows += [row("kvpress", "KnormPress", 1, 1.0, "50%")]
+    told = {
+        (line["system"], line["budget"]): line["count"]
+        for line in write(tmp_path, rows, []).to_dict()["lines"]
+    }
+    assert told == {("kvpress", "25%"): 3, ("kvpress", "50%"): 1, ("modicum", "50%+answer"): 1}
+
+
+def test_begun_is_the_share_of_an_answer_said_before_the_first_wrong_letter() -> None:
+    begun = module("joint").begun
+    assert begun(" 7201.\nWhat", ["7201522"]) == pytest.approx(4 / 7)
+    assert begun(" ABc d", ["xyz", "abc"]) == 1.0
+    assert begun("the 7201522", ["7201522"]) == begun("", ["7"]) == 0.0
 
 
 def test_what_is_not_supported_has_a_line_and_no_number(tmp_path: Path) -> None:
