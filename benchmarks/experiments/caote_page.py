@@ -234,8 +234,9 @@ def _draw_error(raw: Raw, bases: Mapping[str, str], forms: Sequence[str]) -> Any
         row[0].set_ylabel(f"relative error\n{label}", fontsize=9.5)
     for axis in grid[-1]:
         axis.set_xlabel("layer")
-    grid[-1][0].legend(frameon=False, loc="best", fontsize=8)
-    figure.tight_layout()
+    handles, labels = grid[-1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=4, loc="lower center")
+    figure.tight_layout(rect=(0, 0.035, 1, 1))
     return figure
 
 
