@@ -8,6 +8,7 @@ Writes docs/experiments/keydiff.json and pictures, and renews the tables of docs
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ BARE = "keydiff, unprotected"
 CHUNK = 128
 """The paper's block."""
 SINKS = 4
+NEEDLE = "text with a needle"
 
 
 @dataclass(frozen=True)
@@ -76,25 +78,44 @@ QUICK = Settings(texts=2, length=512, contexts=6, parts=(8, 4, 2), prompts=(1024
 def correlation(model: Any, tokenizer: Any, s: Settings) -> dict[str, Any]:
     """Rank correlation of a key's distance from the mean key with the attention that it gets, per layer and
     KV head, over running text and contexts with needles."""
-    contexts = [c.ids for c in TASKS["needle"](tokenizer, s.texts, s.length, s.seed)]
+    made = TASKS["needle"](tokenizer, s.texts, s.length, s.seed)
+    contexts = [c.ids for c in made]
     least = min(map(len, contexts))
+    wanted = [_place(c.ids[:least], c.questions[0].answers[0]) for c in made]
     groups = {
         "running text": running_text(tokenizer, s.texts, s.length),
-        "text with a needle": torch.tensor([ids[:least] for ids in contexts]),
+        NEEDLE: torch.tensor([ids[:least] for ids in contexts]),
     }
     found: dict[str, Any] = {}
     for name, ids in groups.items():
         heard: list[dict[str, Tensor]] = []
-        listen(model, ids, lambda view, heard=heard: heard.append(_compare(view)))
+        marked = wanted if name == NEEDLE else []
+        listen(model, ids, lambda view, heard=heard, marked=marked: heard.append(_compare(view, marked)))
         found[name] = {
             key: torch.stack([layer[key] for layer in heard]).tolist() for key in ("later", "last quarter")
         }
         found[name]["deciles"] = torch.stack([layer["deciles"] for layer in heard]).tolist()
+        if marked:
+            ranks = torch.stack([layer["ranks"] for layer in heard])  # [L, 2]
+            found[name]["answer's rank"] = {
+                "distance": ranks[:, 0].tolist(),
+                "attention": ranks[:, 1].tolist(),
+            }
     return found
 
 
-def _compare(view: View) -> dict[str, Tensor]:
-    """Of one layer: correlations [H], means over texts; and attention per decile of distance, [10]."""
+def _place(ids: list[int], answer: list[int]) -> slice:
+    """Where the answer's tokens stand in the context."""
+    size = len(answer)
+    for start in range(len(ids) - size + 1):
+        if ids[start : start + size] == answer:
+            return slice(start, start + size)
+    return slice(0, 0)
+
+
+def _compare(view: View, marked: list[slice]) -> dict[str, Tensor]:
+    """Of one layer: correlations [H], means over texts; attention per decile of distance, [10]; and where the
+    marked tokens of each text rank by distance and by attention received, 0 lowest to 1 highest, [2]."""
     b, h, n = view.positions.shape
     distance = KeyDiff().score(view)  # -cos(mean key, key)
     late = 3 * n // 4
@@ -115,7 +136,10 @@ def _compare(view: View) -> dict[str, Tensor]:
     parts = torch.tensor_split(share.gather(-1, order), 10, dim=-1)
     even = [part.shape[-1] / share.shape[-1] for part in parts]
     deciles = [part.sum(-1).mean() / e for part, e in zip(parts, even, strict=True)]
+    ranks = torch.stack([x.argsort(-1).argsort(-1).double() / (n - 1) for x in (distance, later)])
+    own = [ranks[:, text, :, at].mean((1, 2)) for text, at in enumerate(marked) if at.stop > at.start]
     return {
+        "ranks": torch.stack(own).mean(0) if own else torch.full((2,), math.nan),
         "later": spearman(distance[..., SINKS : n - 1], later[..., SINKS : n - 1]).mean(0),
         "last quarter": spearman(distance[..., old], last[..., old]).mean(0),
         "deciles": torch.stack(deciles),
@@ -233,6 +257,17 @@ def section(results: dict[str, Any]) -> str:
         f"first {SINKS} tokens left out):",
         "",
         table(["", "mean", "range", "positive heads", *layers], rows),
+        "",
+        "Where the needle's own tokens (the answer's digits) rank among the context's, 0 lowest to 1 "
+        "highest, mean over heads:",
+        "",
+        table(
+            ["by", *layers],
+            [
+                [name, *(f"{rank:.2f}" for rank in each)]
+                for name, each in results["correlation"][NEEDLE]["answer's rank"].items()
+            ],
+        ),
         "",
         f"### Accuracy under a budget, chunks of {CHUNK}, question hidden",
         "",

@@ -38,8 +38,10 @@ class Listener(Policy):
         return 1  # without state nothing is observed
 
     def observe(self, view: View) -> Tensor | None:
+        state, view.state = view.state, None  # ours is no policy's: whoever scores works it out from the keys
         self.hear(view)
-        return view.state
+        view.state = state
+        return state
 
     def score(self, view: View) -> Tensor:
         return torch.zeros_like(view.positions, dtype=torch.float32)
