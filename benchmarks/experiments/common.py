@@ -152,10 +152,10 @@ def publish(name: str, asked: Options, results: dict[str, Any], section: str) ->
     told = describe()
     told = {k: v for k, v in told.items() if k in ("processor", "cores", "torch", "transformers", "modicum")}
     minutes = sum(results["seconds"].values()) / 60
+    how = f"with --quick, {minutes:.1f} minutes" if asked.quick else f"{minutes:.1f} minutes"
     section = (
-        f"Measured {date.today().isoformat()} in {minutes:.1f} minutes of one core "
-        f"({told['processor']}), torch {told['torch']}, transformers {told['transformers']}; model: "
-        f"{asked.model}, {results['model']}.\n\n{section}"
+        f"Measured {date.today().isoformat()}, {how} of one core ({told['processor']}), torch {told['torch']}, "
+        f"transformers {told['transformers']}; model: {asked.model}, {results['model']}.\n\n{section}"
     )
     print(section)
     if asked.out is None:

@@ -68,7 +68,7 @@ class Settings:
     seed: int = 11
 
 
-QUICK = Settings(texts=2, length=512, contexts=6, parts=(8, 4, 2), prompts=(1024, 2048, 8192))
+QUICK = Settings(texts=2, length=512, contexts=6)
 
 
 # ------------------------------------------------------------------ distance and attention
