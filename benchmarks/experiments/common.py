@@ -154,8 +154,9 @@ def publish(name: str, asked: Options, results: dict[str, Any], section: str) ->
     minutes = sum(results["seconds"].values()) / 60
     how = f"with --quick, {minutes:.1f} minutes" if asked.quick else f"{minutes:.1f} minutes"
     section = (
-        f"Measured {date.today().isoformat()}, {how} of one core ({told['processor']}), torch {told['torch']}, "
-        f"transformers {told['transformers']}; model: {asked.model}, {results['model']}.\n\n{section}"
+        f"Measured {date.today().isoformat()}, {how} of one core ({told['processor']}), torch "
+        f"{told['torch']}, transformers {told['transformers']}; model: {asked.model}, "
+        f"{results['model']}.\n\n{section}"
     )
     print(section)
     if asked.out is None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import COLOURS, MARKERS
+from matplotlib.ticker import NullLocator
 
 from modicum.report.style import byte_axis
 
@@ -43,8 +44,8 @@ def draw_correlation(found: dict[str, Any]) -> Any:
         ylabel="attention ÷ an even share",
     )
     axes[2].set_xticks(range(1, 11))
-    for ticks in ("major", "minor"):
-        getattr(axes[2].yaxis, f"set_{ticks}_formatter")(lambda value, _: f"{value:g}")
+    axes[2].yaxis.set_minor_locator(NullLocator())
+    axes[2].set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
     axes[2].legend(fontsize=7.5, ncol=2)
     return figure
 
