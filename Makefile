@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
-BOOK := src/modicum/embedded/texts/busterbrown.txt
+PASSAGE := src/modicum/embedded/texts/passage.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := -m pip install --quiet
@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv run test test-compat bench lint clean
+.PHONY: venv run test test-compat bench bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -28,7 +28,8 @@ $(COMPAT)/.stamp: pyproject.toml constraints-compat.txt
 	touch $@
 
 run: venv
-	$(VENV)/bin/modicum run --model stories --policy keydiff --budget 256 --prompt-file $(BOOK) --max-new-tokens 120
+	$(VENV)/bin/modicum run --prompt-file $(PASSAGE) --policy razor --budget 384 --beside-full -n 9 \
+		--question " What is the special magic number for guttural-ear mentioned in the provided text? The special magic number for guttural-ear mentioned in the provided text is"
 
 lint: venv
 	$(VENV)/bin/ruff check .
@@ -45,6 +46,23 @@ test-compat: $(COMPAT)/.stamp
 
 bench: venv
 	$(VENV)/bin/python benchmarks/kv_cpu.py
+
+# The same samples through kvpress and transformers' own caches, each in an environment of its own.
+bench-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
+	$(VENV)/bin/python benchmarks/peers/compare.py --length 1024 --tasks niah_single_2:max_new_tokens=10 --together \
+		--minutes 11 --docs docs/peers.md --json docs/peers_joint.json
+
+.venv-kvpress/.stamp:
+	$(PYTHON) -m venv .venv-kvpress
+	.venv-kvpress/bin/python $(INSTALL) torch==2.13.0
+	.venv-kvpress/bin/python $(INSTALL) kvpress==0.5.5 transformers==5.2.0
+	touch $@
+
+.venv-transformers/.stamp:
+	$(PYTHON) -m venv .venv-transformers
+	.venv-transformers/bin/python $(INSTALL) torch==2.13.0
+	.venv-transformers/bin/python $(INSTALL) transformers==5.23.0 optimum-quanto
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(COMPAT) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

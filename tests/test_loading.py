@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 import modicum
+import modicum.tasks
 from modicum.errors import ModelError
 
 load_model = modicum.load
@@ -164,7 +165,7 @@ class TestTokenizer:
 class TestStories:
     def test_is_listed_and_loads(self, stories):
         model, tokenizer = stories
-        assert modicum.embedded() == ["stories"]
+        assert modicum.embedded() == ["reference", "stories"]
         assert type(model).__name__ == "LlamaForCausalLM"
         assert model.num_parameters() == 260_032
         assert model.dtype == torch.float32
@@ -248,6 +249,33 @@ class TestWhatIsAsked:
             load_model("stories", device="cpu")
 
 
+class TestReference:
+    def test_loads_in_float32_with_its_shape(self):
+        model, tokenizer = load_model("reference", device="cpu")
+        config = model.config
+        assert model.dtype == torch.float32
+        assert config.num_attention_heads // config.num_key_value_heads >= 2
+        assert config.num_key_value_heads >= 4
+        assert config.num_hidden_layers >= 6
+        assert tokenizer.padding_side == "left"
+        folder = modicum.sample_text().parents[1] / "reference"
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 24 * 2**20
+
+    def test_finds_a_needle_in_noise_and_in_a_book(self):
+        """What it was trained for, on samples it has not seen; how often is in its README."""
+        model, tokenizer = load_model("reference", device="cpu")
+        right = 0
+        for task in modicum.tasks.parse_task("niah_single_1,niah_single_2"):
+            for index in range(4):
+                sample = task.sample(index, 700, tokenizer, seed=11)
+                cache = modicum.prefill(model, tokenizer, sample.context, policy="full", budget=800)
+                answer = modicum.generate(
+                    model, tokenizer, question=sample.question, cache=cache, max_new_tokens=10
+                )
+                right += sample.answers[0] in answer.text
+        assert right >= 6
+
+
 class TestNames:
     @pytest.mark.parametrize("name", ["storys", "Stories", "storie"])
     def test_a_near_miss_is_suggested(self, name):
@@ -255,7 +283,9 @@ class TestNames:
             load_model(name)
 
     def test_a_far_miss_lists_what_there_is(self):
-        with pytest.raises(ModelError, match=r"no model 'gpt2'; embedded is 'stories'; .*'org/name'"):
+        with pytest.raises(
+            ModelError, match=r"no model 'gpt2'; embedded is 'reference' or 'stories'; .*'org/name'"
+        ):
             load_model("gpt2")
 
     @pytest.mark.parametrize("name", ["", "  "])

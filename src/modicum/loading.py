@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from modicum.errors import ModelError
 
-_EMBEDDED = {"stories": "embedded/stories"}
+_EMBEDDED = {"reference": "embedded/reference", "stories": "embedded/stories"}
 _SAMPLE_TEXT = "embedded/texts/busterbrown.txt"
 _DTYPES = {
     "float32": torch.float32,

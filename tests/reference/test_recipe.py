@@ -121,7 +121,7 @@ def test_answers_are_in_what_came_before(
                 continue
             before = tokenizer.decode(drawn.ids[:start])
             answer = tokenizer.decode(drawn.ids[start:stop])
-            for word in re.findall(r"[^\s,.]+", answer.replace(" and ", " ")):
+            for word in re.findall(r"[^\s,.:]+", answer.replace(" and ", " ")):
                 assert word in before, (word, before[-300:])
                 found += 1
     assert found > 5

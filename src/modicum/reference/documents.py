@@ -161,19 +161,23 @@ class Writer:
         key, value, what = self._draws(rng, length)
         if rng.random() < 0.6:
             key = partial(pair, rng)
-        room = length * rng.uniform(0.35, 0.55)
+        dense = rng.random() < 0.6  # short values and questions: more choices in as many tokens
+        if dense:
+            value, what = partial(_two_digits, rng), "number"
+        room = length * rng.uniform(0.3, 0.5)
         facts: dict[str, str] = {}
         while len(made.ids) < room:
             one, other = key(), value()
             if one in facts:
                 continue
             facts[one] = other
-            made.add(self._ids(f" One of the special magic {what}s for {one} is: {other}."), 0)
+            shape = "\n{} is: {}." if dense else " One of the special magic {}s for {} is: {}."
+            made.add(self._ids(shape.format(*(() if dense else (what,)), one, other)), 0)
         asked: list[str] = []
         while len(made.ids) < length:
             asked = asked or rng.sample(list(facts), len(facts))
             one = asked.pop()
-            self._ask(made, [one], [facts[one]], what, rng, short=0.6)
+            self._ask(made, [one], [[facts[one]]], what, rng, short=0.9 if dense else 0.6)
         return made
 
     def _needle(self, length: int, rng: random.Random) -> Sequence:
@@ -231,12 +235,12 @@ class Writer:
             while asked:
                 several = 1 if plain or rng.random() < 0.6 else min(len(asked), rng.randint(2, 4))
                 keys, asked = asked[:several], asked[several:]
-                values = [value for key in keys for value in facts[key]]
+                values = [facts[key] for key in keys]
                 if len(made.ids) > room and (turn or len(made.ids) > 0):
                     return made
                 if plain:
                     made.add(self._ids(f" {keys[0]} is"), 0)
-                    self._answer(made, f" {values[0]}")
+                    self._answer(made, f" {values[0][0]}")
                     made.add(self._ids("."), 0)
                     continue
                 self._ask(made, keys, values, what, rng)
@@ -246,27 +250,40 @@ class Writer:
         self,
         made: Sequence,
         keys: list[str],
-        values: list[str],
+        values: list[list[str]],
         what: str,
         rng: random.Random,
         short: float = 0.2,
     ) -> None:
         """A question in RULER's words, without its first half, or (`short`) in few words, with its answer."""
-        many = len(values) > 1
+        many = sum(map(len, values)) > 1
         names = keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + f", and {keys[-1]}"
         whats, verb = (f"{what}s", "are") if many else (what, "is")
         if rng.random() < short:
             forms = (f"\nfor {names}:", f"\n{names} {verb}", f"\n The {whats} for {names} {verb}")
             made.add(self._ids(rng.choice(forms)), 0)
         else:
+            # The key must be carried over what stands between it and the answer: sometimes less than RULER's.
+            words = _TAIL if rng.random() < 0.4 else _TAIL[: rng.randint(0, len(_TAIL))]
             opening = "What are all the" if many else "What is the"
-            asked = f" special magic {whats} for {names} mentioned in the provided text"
-            made.add(self._ids("\n" + (f"{opening}{asked}?" if rng.random() < 0.5 else "")), 0)
-            made.add(self._ids(f" The{asked} {verb}"), 0)
-        for i, value in enumerate(values):
-            if i:
-                made.add(self._ids("," if i < len(values) - 1 else ", and"), 1)
-            self._answer(made, f" {value}")
+            asked = f" special magic {whats} for {names}"
+            tail = " ".join(("", *words))
+            made.add(self._ids("\n" + (f"{opening}{asked}{tail}?" if rng.random() < 0.5 else "")), 0)
+            made.add(self._ids(f" The{asked}{tail} {verb}"), 0)
+        self._tell(made, keys, values)
+
+    def _tell(self, made: Sequence, keys: list[str], values: list[list[str]]) -> None:
+        """One value alone; several with their keys, one after the other."""
+        if len(keys) == 1 and len(values[0]) == 1:
+            self._answer(made, f" {values[0][0]}")
+        else:
+            pairs = [(key, value) for key, its in zip(keys, values, strict=True) for value in its]
+            for i, (key, value) in enumerate(pairs):
+                if i:
+                    made.add(self._ids(","), 1)
+                self._answer(made, f" {key}")
+                made.add(self._ids(":"), 1)
+                self._answer(made, f" {value}")
         made.add(self._ids("."), 1)
 
     def _fact(self, length: int, rng: random.Random) -> Sequence:
@@ -477,6 +494,7 @@ class Writer:
         return known
 
 
+_TAIL = ("mentioned", "in", "the", "provided", "text")
 _NOISE = (
     "\nThe grass is green.",
     " The sky is blue.",
@@ -500,6 +518,10 @@ def _number(rng: random.Random) -> str:
 
 def _short_number(rng: random.Random) -> str:
     return str(rng.randint(100, 99_999))
+
+
+def _two_digits(rng: random.Random) -> str:
+    return str(rng.randint(10, 99))
 
 
 def _hex(rng: random.Random) -> str:
