@@ -33,15 +33,15 @@ class Settings:
 
     lengths: tuple[int, ...] = (640, 448, 320)
     """Tokens of a task's context with its questions: the longest that the model can do."""
-    contexts: int = 24
+    contexts: int = 8
     """Of each task."""
-    budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
+    budgets: tuple[float, ...] = (0.25, 0.5)
     """Tokens held, as a share of the length."""
     chunk: int = 128
-    texts: int = 10
-    text_length: int = 576
-    text_budget: int = 144
-    steps: int = 48
+    texts: int = 6
+    text_length: int = 448
+    text_budget: int = 112
+    steps: int = 16
     """Decode steps in which one token per head goes at a time."""
     seed: int = 3
 
