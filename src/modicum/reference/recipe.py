@@ -28,20 +28,20 @@ class Stage:
 
 
 _SHORT = {"copy": 0.4, "table": 0.6}
-_EARLY = {"copy": 0.1, "table": 0.35, "keys": 0.15, "needle": 0.2, "chain": 0.1, "text": 0.1}
-_MIDDLE = {"copy": 0.05, "table": 0.15, "keys": 0.35, "needle": 0.2, "chain": 0.15, "text": 0.1}
-_LONG = {"copy": 0.05, "table": 0.05, "keys": 0.2, "needle": 0.35, "chain": 0.13, "count": 0.02, "text": 0.2}
+_EARLY = {"copy": 0.1, "table": 0.3, "keys": 0.25, "needle": 0.2, "chain": 0.1, "text": 0.05}
+_MIDDLE = {"copy": 0.03, "table": 0.05, "keys": 0.4, "needle": 0.28, "chain": 0.14, "text": 0.1}
+_LONG = {"copy": 0.04, "table": 0.04, "keys": 0.2, "needle": 0.35, "chain": 0.13, "count": 0.02, "text": 0.22}
 
 
 def _stages() -> tuple[Stage, ...]:
     return (
         Stage(64, 4096, _SHORT, 1_500_000),
-        Stage(128, 4096, _EARLY, 700_000, 0.7),
-        Stage(256, 4096, _MIDDLE, 1_000_000, 0.5),
-        Stage(512, 4096, _LONG, 500_000, 0.4),
-        Stage(1024, 8192, _LONG, 500_000, 0.4),
-        Stage(2048, 8192, _LONG, 1_000_000, 0.3),
-        Stage(4096, 8192, _LONG, 4_000_000, 0.25),
+        Stage(128, 4096, _EARLY, 2_000_000, 0.7),
+        Stage(256, 4096, _MIDDLE, 6_000_000, 0.6),
+        Stage(512, 4096, _LONG, 3_000_000, 0.5),
+        Stage(1024, 8192, _LONG, 3_000_000, 0.5),
+        Stage(2048, 8192, _LONG, 3_000_000, 0.4),
+        Stage(4096, 8192, _LONG, 4_000_000, 0.4),
     )
 
 
@@ -86,7 +86,7 @@ class Recipe:
     rope_theta: float = 1e8
     positions: int = 4096
     stages: tuple[Stage, ...] = field(default_factory=_stages)
-    pass_mark: float = 0.9
+    pass_mark: float = 0.93
     matrix_rate: float = 0.02
     vector_rate: float = 3e-3
     embedding_rate: float = 0.02
@@ -95,8 +95,8 @@ class Recipe:
     text_weight: float = 0.8
     other_weight: float = 0.05
     warmup: int = 30
-    cooldown: float = 0.4
-    total_tokens: int = 4_700_000
+    cooldown: float = 0.3
+    total_tokens: int = 20_000_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
