@@ -75,7 +75,7 @@ def draw_entropy(found: list[dict[str, Any]]) -> Any:
     axis.set_xscale("log", base=2)
     axis.set_xticks(x, [f"{n:,}" for n in x])
     axis.set(xlabel="tokens in the context", ylabel="entropy of a row, nats")
-    axis.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.08, 0.5))
+    axis.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.13, 0.5))
     return figure
 
 
