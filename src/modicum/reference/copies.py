@@ -1,0 +1,93 @@
+"""What came before, once more: copies, and tables read out in another order."""
+
+from __future__ import annotations
+
+import random
+
+from modicum.reference import lots
+from modicum.reference.pieces import Pen, Sequence
+
+
+def copy(pen: Pen, length: int, rng: random.Random) -> Sequence:
+    """Segments, then some of them again; all but the first tokens of a repeat are known beforehand."""
+    made = pen.open("copy")
+    random_tokens = length < 128 or rng.random() < 0.5
+    segments: list[list[int]] = []
+    while len(made.ids) < length:
+        if segments and rng.random() < 0.55:
+            segment = rng.choice(segments)
+            start = rng.randrange(max(1, len(segment) - 4))
+            repeat = segment[start : start + rng.randint(4, 64)]
+            made.add(repeat[:2], 0)
+            made.add(repeat[2:], 1)
+            continue
+        size = rng.randint(4, max(5, min(length // 4, 200)))
+        if random_tokens:
+            segment = [rng.randrange(1, pen.words) for _ in range(size)]
+            made.add(segment, 0)
+        else:
+            segment = pen.filler(size, rng, exact=True)
+            made.add(segment, -1)
+        segments.append(segment)
+    return made
+
+
+def table(pen: Pen, length: int, rng: random.Random) -> Sequence:
+    """Keys with values, dense, then again in another order: as many as fit."""
+    made = pen.open("table")
+    if rng.random() < (0.5 if length <= 128 else 0.1):
+        return token_table(pen, made, length, rng)
+    key, value, _ = lots.draws(rng, length)
+    before, between, after = rng.choice(
+        (
+            ("", ":", "\n"),
+            ("", " =", ";"),
+            (" The", " is", "."),
+            (" (", ",", ")"),
+            (" for", " is:", "."),
+            (" One of the special magic numbers for", " is:", "."),
+        )
+        if length >= 128
+        else (("", ":", "\n"), ("", " =", ";"), ("", " is", "."))
+    )
+    pairs: dict[str, str] = {}
+    context: list[int] = []
+    room = (length - 2) * rng.uniform(0.4, 0.6)
+    while True:
+        one, other = key(), value()
+        if one in pairs:
+            continue
+        row = pen.ids(before) + pen.ids(lots.spaced(one)) + pen.ids(between)
+        row += pen.ids(lots.spaced(other)) + pen.ids(after)
+        if pairs and len(context) + len(row) > room:
+            break
+        pairs[one] = other
+        context += row
+    made.add(context, 0)
+    asked = list(pairs)
+    while len(made.ids) < length:
+        rng.shuffle(asked)
+        for one in asked:
+            made.add(pen.ids(before) + pen.ids(lots.spaced(one)) + pen.ids(between), 0)
+            pen.answer(made, lots.spaced(pairs[one]))
+            made.add(pen.ids(after), 0)
+    return made
+
+
+def token_table(pen: Pen, made: Sequence, length: int, rng: random.Random) -> Sequence:
+    """The same with any tokens as keys and values."""
+    between, after = (
+        pen.ids(mark) for mark in rng.choice(((":", "\n"), (" is", "."), (" =", ";"), ("", ",")))
+    )
+    row = 2 + len(between) + len(after)
+    count = max(2, min(200, int(length * rng.uniform(0.3, 0.6)) // row))
+    keys = rng.sample(range(1, pen.words), count)
+    values = [rng.randrange(1, pen.words) for _ in keys]
+    for turn in range(2 + length // (row * count)):
+        order = list(range(count))
+        rng.shuffle(order)
+        for i in order:
+            made.add([keys[i], *between], 0)
+            made.add([values[i]], 2 if turn else 0)
+            made.add(after, 0)
+    return made

@@ -1,0 +1,57 @@
+"""Keys and values: words, numbers, letters, drawn at random."""
+
+from __future__ import annotations
+
+import random
+import string
+import uuid as uuids
+from collections.abc import Callable
+
+from modicum.tasks.words import listed, pair
+
+
+def draws(rng: random.Random, length: int) -> tuple[Callable[[], str], Callable[[], str], str]:
+    """How keys and values are drawn in one sequence, and what a value is called."""
+    keys: list[Callable[[random.Random], str]] = [noun, short_number, letters]
+    values: list[Callable[[random.Random], str]] = [short_number, noun]
+    if length >= 128:
+        keys += [pair, pair, pair, pair]
+        values += [number, number, number, hex]
+    if length >= 512:
+        keys.append(uuid)
+        values.append(uuid)
+    key, value = rng.choice(keys), rng.choice(values)
+    called: dict[Callable[[random.Random], str], str] = {noun: "word", uuid: "uuid"}
+    return lambda: key(rng), lambda: value(rng), called.get(value, "number")
+
+
+def spaced(text: str) -> str:
+    return f" {text}"
+
+
+def noun(rng: random.Random) -> str:
+    return rng.choice(listed("noun"))
+
+
+def number(rng: random.Random) -> str:
+    return str(rng.randint(1_000_000, 9_999_999))
+
+
+def short_number(rng: random.Random) -> str:
+    return str(rng.randint(100, 99_999))
+
+
+def two_digits(rng: random.Random) -> str:
+    return str(rng.randint(10, 99))
+
+
+def hex(rng: random.Random) -> str:
+    return f"{rng.getrandbits(32):08x}"
+
+
+def uuid(rng: random.Random) -> str:
+    return str(uuids.UUID(int=rng.getrandbits(128), version=4))
+
+
+def letters(rng: random.Random, size: int = 5) -> str:
+    return "".join(rng.choice(string.ascii_uppercase) for _ in range(size))
