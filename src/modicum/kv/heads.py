@@ -19,10 +19,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import PreTrainedModel
 
 from modicum.errors import InputError, ModelError, SnapshotError
+from modicum.kv.listen import attention_through
 
 _FORMAT, _VERSION = "modicum head scores", 1
 _NAME = "modicum_probe"
@@ -214,26 +214,12 @@ _current: ContextVar[_Reading | None] = ContextVar("modicum_probe", default=None
 @contextmanager
 def _probing(model: PreTrainedModel, reading: _Reading) -> Iterator[None]:
     """The model with the probe's attention, in evaluation mode; as it was before afterwards."""
-    parts = {key: getattr(model.config, key, None) for key in model.config.sub_configs}
-    original = {key: part._attn_implementation for key, part in parts.items() if part is not None}
-    original[""] = model.config._attn_implementation
-    AttentionInterface.register(_NAME, probe_attention)
-    AttentionMaskInterface.register(_NAME, lambda **_: None)
-    training, token = [m for m in model.modules() if m.training], _current.set(reading)
+    token = _current.set(reading)
     try:
-        model.train(False)
-        model.set_attn_implementation(_NAME)
-        if model.config._attn_implementation != _NAME:
-            raise ModelError(
-                f"{type(model).__name__} cannot be probed: its attention does not go through transformers' "
-                "attention interface"
-            )
-        yield
+        with attention_through(model, _NAME, probe_attention, "probed"):
+            yield
     finally:
         _current.reset(token)
-        model.set_attn_implementation(original)
-        for module in training:
-            module.training = True
 
 
 def probe_attention(

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import PreTrainedModel
 
 from modicum.errors import ModelError
 from modicum.evaluation.allowance import Allowance
@@ -29,6 +28,7 @@ from modicum.generation.reader import Reader
 from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
 from modicum.kv.heads import probe_attention
+from modicum.kv.listen import attention_through
 from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 
@@ -175,26 +175,12 @@ _current: ContextVar[_Reading | None] = ContextVar("modicum_trace", default=None
 @contextmanager
 def _reading(model: PreTrainedModel, reading: _Reading) -> Iterator[None]:
     """The model with the attention that reads, in evaluation mode; as it was before afterwards."""
-    parts = {key: getattr(model.config, key, None) for key in model.config.sub_configs}
-    original = {key: part._attn_implementation for key, part in parts.items() if part is not None}
-    original[""] = model.config._attn_implementation
-    AttentionInterface.register(_NAME, _attention)
-    AttentionMaskInterface.register(_NAME, lambda **_: None)
-    training, token = [m for m in model.modules() if m.training], _current.set(reading)
+    token = _current.set(reading)
     try:
-        model.train(False)
-        model.set_attn_implementation(_NAME)
-        if model.config._attn_implementation != _NAME:
-            raise ModelError(
-                f"{type(model).__name__} cannot be traced: its attention does not go through transformers' "
-                "attention interface"
-            )
-        yield
+        with attention_through(model, _NAME, _attention, "traced"):
+            yield
     finally:
         _current.reset(token)
-        model.set_attn_implementation(original)
-        for module in training:
-            module.training = True
 
 
 def _attention(
