@@ -57,8 +57,8 @@ def table(pen: Pen, length: int, rng: random.Random) -> Sequence:
         one, other = key(), value()
         if one in pairs:
             continue
-        row = pen.ids(before) + pen.ids(lots.spaced(one)) + pen.ids(between)
-        row += pen.ids(lots.spaced(other)) + pen.ids(after)
+        row = pen.ids(before) + pen.ids(f" {one}") + pen.ids(between)
+        row += pen.ids(f" {other}") + pen.ids(after)
         if pairs and len(context) + len(row) > room:
             break
         pairs[one] = other
@@ -68,8 +68,8 @@ def table(pen: Pen, length: int, rng: random.Random) -> Sequence:
     while len(made.ids) < length:
         rng.shuffle(asked)
         for one in asked:
-            made.add(pen.ids(before) + pen.ids(lots.spaced(one)) + pen.ids(between), 0)
-            pen.answer(made, lots.spaced(pairs[one]))
+            made.add(pen.ids(before) + pen.ids(f" {one}") + pen.ids(between), 0)
+            pen.answer(made, f" {pairs[one]}")
             made.add(pen.ids(after), 0)
     return made
 

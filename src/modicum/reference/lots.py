@@ -25,10 +25,6 @@ def draws(rng: random.Random, length: int) -> tuple[Callable[[], str], Callable[
     return lambda: key(rng), lambda: value(rng), called.get(value, "number")
 
 
-def spaced(text: str) -> str:
-    return f" {text}"
-
-
 def noun(rng: random.Random) -> str:
     return rng.choice(listed("noun"))
 
