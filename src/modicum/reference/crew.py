@@ -39,11 +39,8 @@ class Crew:
         if self.size == 1:
             return losses, hits
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.size
-        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for gradient, whole in zip(gradients, self.sum(gradients), strict=True):
+            gradient.copy_(whole).div_(self.size)
         told: list[Any] = [None] * self.size
         dist.all_gather_object(told, (losses, hits))
         kinds = sorted({kind for _, one in told for kind in one})
@@ -53,6 +50,15 @@ class Crew:
         }
         names = sorted({name for one, _ in told for name in one})
         return {n: _mean([one[n] for one, _ in told if n in one]) for n in names}, summed
+
+    def sum(self, mine: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The workers' tensors added up, the same for all of them."""
+        if self.size == 1:
+            return mine
+        flat = torch.cat([one.flatten() for one in mine])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [one.numel() for one in mine])
+        return [part.view_as(one) for part, one in zip(parts, mine, strict=True)]
 
     def any(self, mine: bool) -> bool:
         """Whether it is so for any worker: all of them get the same answer."""

@@ -76,7 +76,7 @@ def hidden_states(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
     return normed
 
 
-def optimisers(model: Any, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
+def optimisers(model: Any, recipe: Recipe, crew: Crew | None = None) -> tuple[Muon, torch.optim.AdamW]:
     """Muon for the layers' matrices, AdamW for embeddings, head and norms."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     embeddings = model.model.embed_tokens.weight
@@ -86,7 +86,7 @@ def optimisers(model: Any, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
         {"params": [p for p in model.parameters() if id(p) not in known], "share": 1.0},
     ]
     return (
-        Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay),
+        Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, crew=crew),
         torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0),
     )
 
@@ -119,7 +119,7 @@ class Training:
         ids = [[e.ids for e in self.tokenizer.encode_batch(s, add_special_tokens=False)] for s in cut if s]
         self.writer = Writer(self.tokenizer, ids)
         self.model = build(recipe)
-        self.muon, self.adam = optimisers(self.model, recipe)
+        self.muon, self.adam = optimisers(self.model, recipe, self.crew)
         self.step = 0
         self.tokens = 0
         self.stage = 0
