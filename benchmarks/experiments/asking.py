@@ -85,7 +85,7 @@ def ask(
     model: Any,
     contexts: Sequence[Context],
     policy: str | Policy,
-    budget: int,
+    budget: int | str,
     *,
     chunk: int = 128,
     n_sink: int = 4,

@@ -11,23 +11,31 @@ from modicum.reference.pieces import Pen, Sequence
 def chain(pen: Pen, length: int, rng: random.Random) -> Sequence:
     """Variables that take each other's values; which of them have a value?"""
     made = pen.open("chain")
-    long = length >= 256
+    dense = length >= 256 and rng.random() < 0.45  # little but assignments and short questions
+    long = length >= 256 and not dense
     lined = long and rng.random() < 0.5  # each assignment on a line of its own, among lines of noise
     if long and length >= 512 and rng.random() < 0.4:
         chain_part(pen, made, 200, True, True, 3, rng)
         made.add(pen.ids("\n\n"), 0)
-    chain_part(pen, made, length, long, lined, 5, rng)
+    chain_part(pen, made, min(length, 512) if dense else length, long, lined, 5, rng, dense)
     return made
 
 
 def chain_part(
-    pen: Pen, made: Sequence, length: int, long: bool, lined: bool, size: int, rng: random.Random
+    pen: Pen,
+    made: Sequence,
+    length: int,
+    long: bool,
+    lined: bool,
+    size: int,
+    rng: random.Random,
+    dense: bool = False,
 ) -> None:
     """One text with its questions, up to `length` tokens in all."""
-    most = max(1, min(4, length // 100))
+    most = max(1, min(4, (length - len(made.ids)) // (150 if long else 100)))
     chains: dict[str, list[str]] = {}
-    for _ in range(1 if rng.random() < 0.4 else rng.randint(1, most)):
-        hops = rng.randint(1, 2 if length < 256 else 4)
+    for _ in range(length // 85 if dense else 1 if rng.random() < 0.4 else rng.randint(1, most)):
+        hops = 2 if dense else rng.randint(1, 2 if length < 256 else 4)
         chains[str(rng.randint(10_000, 99_999))] = [lots.letters(rng, size) for _ in range(hops + 1)]
     lines: list[list[tuple[float, str]]] = []
     for value, names in chains.items():

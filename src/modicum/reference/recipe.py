@@ -29,8 +29,8 @@ class Stage:
 
 _SHORT = {"copy": 0.4, "table": 0.6}
 _EARLY = {"copy": 0.1, "table": 0.3, "keys": 0.25, "needle": 0.2, "chain": 0.1, "text": 0.05}
-_MIDDLE = {"copy": 0.03, "table": 0.05, "keys": 0.4, "needle": 0.28, "chain": 0.14, "text": 0.1}
-_LONG = {"copy": 0.04, "table": 0.04, "keys": 0.2, "needle": 0.35, "chain": 0.13, "count": 0.02, "text": 0.22}
+_MIDDLE = {"copy": 0.04, "table": 0.04, "keys": 0.32, "needle": 0.28, "chain": 0.26, "text": 0.06}
+_LONG = {"copy": 0.04, "table": 0.03, "keys": 0.2, "needle": 0.36, "chain": 0.22, "count": 0.02, "text": 0.13}
 
 
 def _stages() -> tuple[Stage, ...]:
@@ -92,7 +92,7 @@ class Recipe:
     embedding_rate: float = 0.02
     weight_decay: float = 0.01
     choice_weight: float = 5.0
-    text_weight: float = 0.8
+    text_weight: float = 0.4
     other_weight: float = 0.05
     warmup: int = 30
     cooldown: float = 0.3

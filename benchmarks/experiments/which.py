@@ -1,0 +1,236 @@
+"""Which policy at which budget? Three uses, shares of the full cache's bytes, all policies and mixtures.
+
+One command: python benchmarks/experiments/which.py [--model reference] [--out DIR] [--quick]
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import common
+import torch
+import which_page
+from asking import Context, Outcome, Question, ask, ruler
+
+from modicum import BudgetCache
+from modicum.tasks.haystack import haystack
+from modicum.tasks.needle import NEEDLE, TEMPLATE
+
+SINGLE = (
+    "streamingllm",
+    "random",
+    "knorm",
+    "keydiff",
+    "manifoldkv",
+    "h2o",
+    "tova",
+    "ahakv",
+    "snapkv",
+    "razor",
+)
+DEFENSIVE = "snapkv(group=max,over=max,floor=True)"
+MIXED = (
+    DEFENSIVE,
+    "caote+snapkv",
+    "caote+tova",
+    "criticalkv+snapkv",
+    "pyramidkv+snapkv",
+    "adakv+snapkv",
+    "adakv+keydiff",
+    f"caote+{DEFENSIVE}",
+    f"adakv+{DEFENSIVE}",
+    f"adakv+caote+{DEFENSIVE}",
+    "razor(base=snapkv)",
+    f"razor(base=caote({DEFENSIVE}))",
+)
+_FACT = re.compile(
+    re.escape(NEEDLE.format(type_needle_v="numbers", key="@", value="%"))
+    .replace("@", r"(\S+)")
+    .replace("%", r"(\d+)")
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes; seeds are fixed."""
+
+    lengths: tuple[int, ...] = (2048, 1024, 512)
+    """Of the contexts: the longest at which the full cache finds what is asked."""
+    contexts: int = 16
+    facts: int = 8
+    shares: tuple[float, ...] = (0.1, 0.25, 0.5)
+    """Budgets, as shares of the full cache's bytes."""
+    chunk: int = 256
+    stream: int = 768
+    """Tokens of the long answers."""
+    step: int = 4
+    """Tokens of a long answer that are read at a time."""
+    policies: tuple[str, ...] = (*SINGLE, *MIXED)
+    seed: int = 17
+
+
+QUICK = Settings(
+    lengths=(512,), contexts=4, shares=(0.5,), stream=256, policies=("keydiff", "snapkv", "caote+snapkv")
+)
+
+
+def facts_of(text: str) -> list[tuple[str, str]]:
+    """Keys and values of the needles in a text."""
+    return _FACT.findall(text)
+
+
+def many_questions(tokenizer: Any, length: int, settings: Settings) -> list[Context]:
+    """A book's text with needles, and one question for each."""
+    made = ruler(tokenizer, _task(settings), settings.contexts, length, settings.seed)
+    contexts = []
+    for context in made:
+        facts = facts_of(tokenizer.decode(context.ids))
+        questions = [_question(tokenizer, key, value) for key, value in facts[: settings.facts]]
+        contexts.append(Context(context.ids, questions))
+    return contexts
+
+
+def long_prompts(contexts: Sequence[Context], rng: random.Random) -> list[Context]:
+    """One of the questions at the end of the prompt: all but its last token is read under the budget."""
+    prompts = []
+    for context in contexts:
+        for question in rng.sample(context.questions, 2):
+            *first, last = question.ids
+            prompts.append(Context([*context.ids, *first], [Question([last], question.answers)]))
+    return prompts
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A long answer: token ids, and where the values stand that are looked up in it."""
+
+    ids: list[int]
+    values: list[tuple[int, int]]
+    """First and one past the last token of each."""
+
+
+def long_answers(tokenizer: Any, settings: Settings) -> list[Stream]:
+    """Text that states a fact now and then, and after each from the third on asks for one of those before."""
+    sentences = haystack(None).first(100_000)
+    words = many_questions(tokenizer, settings.lengths[-1], settings)
+    streams = []
+    for row, context in enumerate(words):
+        rng = random.Random(f"{settings.seed}/{row}")
+        facts = facts_of(tokenizer.decode(context.ids))
+        ids, values = context.ids[:1], []
+        room = settings.stream // len(facts)
+        at = rng.randrange(len(sentences) // 2)
+        for i, (key, value) in enumerate(facts):
+            part = _ids(tokenizer, " " + NEEDLE.format(type_needle_v="numbers", key=key, value=value))
+            asked: list[int] = []
+            if i >= 2:
+                old, wanted = rng.choice(facts[: i - 1])
+                question = _question(tokenizer, old, wanted)
+                asked, (answer,) = question.ids, question.answers
+            hay: list[int] = []
+            left = room - len(part) - len(asked) - (len(answer) + 1 if asked else 0)
+            while len(hay) < left:
+                hay += _ids(tokenizer, " " + sentences[at])
+                at += 1
+            ids += hay[: max(0, left)] + part + asked
+            if asked:
+                values.append((len(ids), len(ids) + len(answer)))
+                ids += answer + _ids(tokenizer, ".")
+        streams.append(Stream(ids, values))
+    length = min(len(s.ids) for s in streams)
+    return [Stream(s.ids[:length], [v for v in s.values if v[1] <= length]) for s in streams]
+
+
+@torch.no_grad()
+def follow(model: Any, streams: Sequence[Stream], policy: str, budget: int | str, step: int) -> Outcome:
+    """Read the streams side by side, a few tokens at a time; which values would have been written?"""
+    ids = torch.tensor([stream.ids for stream in streams])
+    chunk = ids.shape[1] if policy == "full" else step
+    cache = BudgetCache(model, policy, budget, chunk=chunk)
+    guesses = []
+    for start in range(0, ids.shape[1], chunk):
+        out = model(input_ids=ids[:, start : start + chunk], past_key_values=cache, use_cache=True)
+        guesses.append(out.logits.argmax(-1))
+    guessed = torch.cat(guesses, 1)[:, :-1]
+    right, tokens = [], []
+    for row, stream in enumerate(streams):
+        hits = [(guessed[row, a - 1 : b - 1] == ids[row, a:b]).tolist() for a, b in stream.values]
+        right.append(fmean(all(hit) for hit in hits))
+        tokens.append(fmean(fmean(hit) for hit in hits))
+    rows = len(streams)
+    return Outcome(right, tokens, cache.nbytes // rows, cache.full_nbytes // rows)
+
+
+def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
+    """Measure everything; the raw results, ready for JSON."""
+    model, tokenizer = common.load(asked.model)
+    spent: dict[str, float] = {}
+    with common.timed("length", spent):
+        tried = {}
+        for length in settings.lengths:
+            contexts = many_questions(tokenizer, length, settings)
+            most = length + 512
+            tried[length] = fmean(ask(model, contexts, "full", most, chunk=most).right)
+            if tried[length] >= 0.9:
+                break
+    prompts = long_prompts(contexts, random.Random(settings.seed))
+    streams = long_answers(tokenizer, settings)
+
+    def measure(use: str, policy: str, share: float | None) -> Outcome:
+        budget = settings.stream + 512 if use == "long answer" else most
+        allowed: int | str = budget if share is None else f"{int(share * full[use])}B"
+        if use == "long answer":
+            return follow(model, streams, policy, allowed, settings.step)
+        chunk = most if share is None else settings.chunk
+        return ask(model, prompts if use == "long prompt" else contexts, policy, allowed, chunk=chunk)
+
+    full: dict[str, int] = {}
+    found: dict[str, Any] = {}
+    for use in which_page.USES:
+        with common.timed(use, spent):
+            whole = measure(use, "full", None)
+            full[use] = whole.full_nbytes
+            found[use] = {"full": common.scored(whole) | {"nbytes": whole.full_nbytes}, "policies": {}}
+            for policy in settings.policies:
+                found[use]["policies"][policy] = {}
+                for share in settings.shares:
+                    done = measure(use, policy, share)
+                    found[use]["policies"][policy][str(share)] = common.scored(done) | {"nbytes": done.nbytes}
+    return {
+        "model": common.name_of(model),
+        "settings": asdict(settings),
+        "seconds": spent,
+        "tried": tried,
+        "length": length,
+        "stream": len(streams[0].ids),
+        "uses": found,
+    }
+
+
+def _task(settings: Settings) -> str:
+    return f"niah_multikey_1:keys={settings.facts},max_new_tokens=16"
+
+
+def _question(tokenizer: Any, key: str, value: str) -> Question:
+    text = TEMPLATE[1].replace("are all", "is").removesuffix("are") + "is"
+    text = text.format(type_needle_v="number", query=key)
+    return Question(_ids(tokenizer, text), [_ids(tokenizer, f" {value}")])
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def main() -> None:
+    asked = common.options(__doc__)
+    which_page.publish(asked, run(asked, QUICK if asked.quick else Settings()))
+
+
+if __name__ == "__main__":
+    main()
