@@ -42,7 +42,7 @@ class Setting:
     chunk: int | None = None
     """Tokens taken in at a time; None for all at once."""
     grown: bool = False
-    """Room for the question and the longest answer comes on top (ours only; peers always grow)."""
+    """As a press has it (ours only): room for question and answer on top, no protected tokens."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,20 @@ class Result:
 
 class UnsupportedError(Exception):
     """The peer cannot do what is asked, by its own word or by an error that it raised."""
+
+
+def main(run: Callable[[Job, Ask, Setting], Result]) -> None:
+    """A peer's command: the job file that it is given, on one thread, after one sample to warm up."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    job = Job.read(Path(sys.argv[1]))
+    if job.wanted:
+        run(job, job.asks[job.wanted[0][0]], Setting("full", "full"))
+    serve(run, job)
 
 
 def serve(run: Callable[[Job, Ask, Setting], Result], job: Job) -> None:

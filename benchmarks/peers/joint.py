@@ -201,7 +201,7 @@ class Joint:
     def _cells(self, key: Key, width: int) -> list[str]:
         told = self.line(key)
         how = "one shot" if key[3] is None else f"chunks of {key[3]}"
-        how += ", + answer" * key[2].endswith("+answer")
+        how += ", as a press" * key[2].endswith("+answer")
         cells = [told["method"], key[0], how]
         if "refused" in told:
             return [*cells, f"not supported: {_plain(told['refused'])}", *[""] * (width - 4)]

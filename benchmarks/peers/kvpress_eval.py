@@ -12,17 +12,15 @@ number of tokens.
 from __future__ import annotations
 
 import re
-import sys
 import time
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import kvpress
 import torch
 import transformers
-from job import Ask, Job, Result, Setting, UnsupportedError, serve
+from job import Ask, Job, Result, Setting, UnsupportedError, main
 from measure import Watch, answer, take
 
 FULL = "full"
@@ -148,15 +146,5 @@ def run(job: Job, ask: Ask, setting: Setting) -> Result:
         raise UnsupportedError(f"{type(error).__name__}: {error}") from error
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    job = Job.read(Path(sys.argv[1]))
-    if job.wanted:  # one sample to warm up
-        run(job, job.asks[job.wanted[0][0]], Setting(FULL, FULL))
-    serve(run, job)
-
-
 if __name__ == "__main__":
-    main()
+    main(run)

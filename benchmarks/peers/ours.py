@@ -21,7 +21,7 @@ from modicum.kv.shape import Shape
 from modicum.tasks.sample import Sample
 
 N_SINK, RECENT = 4, 32
-"""Protected tokens, the defaults of a cache."""
+"""Protected tokens, the defaults of a cache. Like a press has it (`grown`), only StreamingLLM has sinks."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def measure(
     asked = cell
     if setting.share is not None:
         nbytes = allowance(model, case, setting)
-        asked = replace(cell, budget=f"{nbytes}B", n_sink=N_SINK, recent=RECENT, evict_every=1)
+        sinks = 0 if setting.grown and setting.policy != "streamingllm" else N_SINK
+        recent = 0 if setting.grown else RECENT
+        asked = replace(cell, budget=f"{nbytes}B", n_sink=sinks, recent=recent, evict_every=1)
     try:
         row = run(model, tokenizer, case.sample, case.prompt, asked, metric)
     except BudgetError as error:

@@ -65,7 +65,7 @@ def transformers_settings(shares: list[float], chunk: int) -> list[Setting]:
 
 def our_settings(methods: list[Method], shares: list[float], chunk: int) -> list[Setting]:
     """The full cache; every policy in chunks and in one shot at a press's bytes, and in one shot with room
-    for question and answer on top, as a press has it.
+    for question and answer on top and no protected tokens, as a press has it.
     """
     made = [Setting(FULL, FULL, None, chunk), Setting(FULL, FULL)]
     for share in shares:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from modicum.reference import lots
 from modicum.reference.pieces import Pen, Sequence
@@ -11,32 +12,49 @@ from modicum.reference.pieces import Pen, Sequence
 def chain(pen: Pen, length: int, rng: random.Random) -> Sequence:
     """Variables that take each other's values; which of them have a value?"""
     made = pen.open("chain")
-    dense = length >= 256 and rng.random() < 0.45  # little but assignments and short questions
-    long = length >= 256 and not dense
-    lined = long and rng.random() < 0.5  # each assignment on a line of its own, among lines of noise
-    if long and length >= 512 and rng.random() < 0.4:
-        chain_part(pen, made, 200, True, True, 3, rng)
+    if length >= 256 and rng.random() < 0.55:
+        # Little but assignments and short questions; with short names, which are sooner learnt, more of them.
+        size = rng.choice((1, 2, 3, 5))
+        count = min(length, 512) // (40 + 9 * size)
+        chain_part(pen, made, length, _chains(count, lambda: rng.randint(0, 2), size, rng), rng, short=True)
+        return made
+    lined = length >= 256 and rng.random() < 0.5  # each assignment on a line of its own, among lines of noise
+    if length >= 512 and rng.random() < 0.4:
+        chain_part(pen, made, 200, _chains(1, lambda: rng.randint(1, 3), 3, rng), rng, lined=True)
         made.add(pen.ids("\n\n"), 0)
-    chain_part(pen, made, min(length, 512) if dense else length, long, lined, 5, rng, dense)
+    most = max(1, min(4, (length - len(made.ids)) // (100 if length < 256 else 150)))
+    count = 1 if rng.random() < 0.4 else rng.randint(1, most)
+    chains = _chains(count, lambda: rng.randint(1, 2 if length < 256 else 4), 5, rng)
+    chain_part(pen, made, length, chains, rng, lined=lined, short=length < 256)
     return made
+
+
+def _chains(count: int, hops: Callable[[], int], size: int, rng: random.Random) -> dict[str, list[str]]:
+    """Values, and the variables that have them, one after the other; all names differ."""
+    names: set[str] = set()
+    chains: dict[str, list[str]] = {}
+    while len(chains) < count:
+        chain: list[str] = []
+        for _ in range(1 + hops()):
+            while (name := lots.letters(rng, size)) in names:
+                pass
+            names.add(name)
+            chain.append(name)
+        chains[str(rng.randint(10, 99) if size < 3 else rng.randint(10_000, 99_999))] = chain
+    return chains
 
 
 def chain_part(
     pen: Pen,
     made: Sequence,
     length: int,
-    long: bool,
-    lined: bool,
-    size: int,
+    chains: dict[str, list[str]],
     rng: random.Random,
-    dense: bool = False,
+    *,
+    lined: bool = False,
+    short: bool = False,
 ) -> None:
-    """One text with its questions, up to `length` tokens in all."""
-    most = max(1, min(4, (length - len(made.ids)) // (150 if long else 100)))
-    chains: dict[str, list[str]] = {}
-    for _ in range(length // 85 if dense else 1 if rng.random() < 0.4 else rng.randint(1, most)):
-        hops = 2 if dense else rng.randint(1, 2 if length < 256 else 4)
-        chains[str(rng.randint(10_000, 99_999))] = [lots.letters(rng, size) for _ in range(hops + 1)]
+    """One text with its questions, up to `length` tokens in all; `short`: questions of few words."""
     lines: list[list[tuple[float, str]]] = []
     for value, names in chains.items():
         places = sorted(rng.random() for _ in names)
@@ -44,7 +62,7 @@ def chain_part(
         shape = "\nVAR {} = {} " if lined else " VAR {} = {}"
         lines.append([(p, shape.format(n, r)) for p, n, r in zip(places, names, right, strict=False)])
     needles = [pen.ids(text) for _, text in sorted(x for line in lines for x in line)]
-    if long and rng.random() < 0.7:
+    if not short and rng.random() < 0.7:
         made.add(
             pen.ids(
                 "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
@@ -56,7 +74,7 @@ def chain_part(
     rng.shuffle(asked)
     for value in asked:
         names = chains[value]
-        if long:
+        if not short:
             questions.add(
                 pen.ids(
                     f"\nQuestion: Find all variables that are assigned the value {value} in the text "
