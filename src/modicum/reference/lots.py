@@ -15,8 +15,8 @@ def draws(rng: random.Random, length: int) -> tuple[Callable[[], str], Callable[
     keys: list[Callable[[random.Random], str]] = [noun, short_number, letters]
     values: list[Callable[[random.Random], str]] = [short_number, noun]
     if length >= 128:
-        keys += [pair, pair, pair, pair]
-        values += [number, number, number, hex]
+        keys += [pair] * (4 if length < 256 else 8)
+        values += [number] * (3 if length < 256 else 7) + [hex]
     if length >= 512:
         keys.append(uuid)
         values.append(uuid)

@@ -18,7 +18,9 @@ def keys(pen: Pen, length: int, rng: random.Random) -> Sequence:
     key, value, what = lots.draws(rng, length)
     if rng.random() < 0.6:
         key = partial(pair, rng)
-    dense = rng.random() < 0.6  # short values and questions: more choices in as many tokens
+    dense = rng.random() < (
+        0.6 if length < 256 else 0.35
+    )  # short values and questions: more choices in as many tokens
     if dense:
         value, what = partial(lots.two_digits, rng), "number"
     room = length * rng.uniform(0.3, 0.5)
@@ -50,7 +52,7 @@ def needle(pen: Pen, length: int, rng: random.Random) -> Sequence:
     count = rng.randint(1, most) if rng.random() < 0.7 else rng.choice((1, 1, 4, 8))
     facts: dict[str, list[str]] = {}
     while len(facts) < min(count, most):
-        several = rng.choice((1, 1, 1, 2, 4)) if length >= 256 and count <= 4 else 1
+        several = rng.choice((1, 1, 1, 1, 1, 1, 2, 4)) if length >= 256 and count <= 4 else 1
         facts[key()] = [value() for _ in range(several)]
     needles = [
         (" " + one + " is " + other + ".")
