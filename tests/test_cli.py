@@ -173,9 +173,12 @@ def test_policies_lists_every_one_with_its_paper() -> None:
     razor = next(entry for entry in told if entry["name"] == "razor")
     assert razor["paper"].endswith("2407.15891")
     assert razor["settings"]["induction"] == 0.14
+    keydiff = next(entry for entry in told if entry["name"] == "keydiff")
+    assert keydiff["also"] == {"manifoldkv": "keydiff(metric='l2')"}
     shown = call("policies").stdout
     for info in modicum.policies():
         assert info.name in shown
+        assert all(name in shown for name in info.also)
 
 
 def test_heads_shows_scores_and_razor_uses_what_it_saved(tmp_path: Path) -> None:

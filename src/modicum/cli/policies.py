@@ -29,3 +29,5 @@ def policies(as_json: JsonOption = False) -> None:
             if info.wrapper is wrapper
         ]
         print_table(["name", "keeps", "settings", "arXiv"], rows, title=title)
+    names = [[name, text] for info in known for name, text in info.also.items()]
+    print_table(["name", "stands for"], names, title="Other names")

@@ -28,6 +28,8 @@ class PolicyInfo:
     wrapper: bool
     settings: dict[str, Any]
     """Setting -> default, the base of a wrapper left out."""
+    also: dict[str, str]
+    """Other names that lead to this policy -> the expression that each stands for."""
 
 
 def register(cls: P) -> P:
@@ -66,6 +68,7 @@ def policies() -> list[PolicyInfo]:
             settings={
                 f.name: f.default for f in fields(cls) if f.name != "base" and f.default is not MISSING
             },
+            also={name: text for name, text in _ALIASES.items() if parse_policy(text).name == cls.name},
         )
         for cls in _REGISTRY.values()
     ]
