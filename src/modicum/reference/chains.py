@@ -16,7 +16,9 @@ def chain(pen: Pen, length: int, rng: random.Random) -> Sequence:
         # Little but assignments and short questions; with short names, which are sooner learnt, more of them.
         size = rng.choice((1, 2, 3, 5))
         count = min(length, 512) // (40 + 9 * size)
-        chain_part(pen, made, length, _chains(count, lambda: rng.randint(0, 2), size, rng), rng, short=True)
+        dense = _chains(count, lambda: rng.randint(0, 2), size, rng)
+        # To answer, one must know at the end of an assignment whose it was: often that is asked at once.
+        chain_part(pen, made, length, dense, rng, short=True, echo=rng.random() < 0.5)
         return made
     lined = length >= 256 and rng.random() < 0.5  # each assignment on a line of its own, among lines of noise
     if length >= 512 and rng.random() < 0.4:
@@ -53,15 +55,17 @@ def chain_part(
     *,
     lined: bool = False,
     short: bool = False,
+    echo: bool = False,
 ) -> None:
-    """One text with its questions, up to `length` tokens in all; `short`: questions of few words."""
-    lines: list[list[tuple[float, str]]] = []
+    """One text with its questions, up to `length` tokens in all; `short`: questions of few words; `echo`:
+    after each assignment its variable once more, and no other text."""
+    lines: list[list[tuple[float, str, str]]] = []
     for value, names in chains.items():
         places = sorted(rng.random() for _ in names)
         right = [value, *(f"VAR {name}" for name in names)]
         shape = "\nVAR {} = {} " if lined else " VAR {} = {}"
-        lines.append([(p, shape.format(n, r)) for p, n, r in zip(places, names, right, strict=False)])
-    needles = [pen.ids(text) for _, text in sorted(x for line in lines for x in line)]
+        lines.append([(p, shape.format(n, r), n) for p, n, r in zip(places, names, right, strict=False)])
+    told = sorted(one for line in lines for one in line)
     if not short and rng.random() < 0.7:
         made.add(
             pen.ids(
@@ -88,6 +92,12 @@ def chain_part(
         for name in names:
             pen.answer(questions, f" {name}")
         questions.add(pen.ids("."), 1)
-    pen.bury(needles, length - len(questions.ids), made, rng, noise=lined)
+    if echo:
+        for _, text, name in told:
+            made.add(pen.ids(f"{text}:"), 0)
+            pen.answer(made, f" {name}")
+    else:
+        needles = [pen.ids(text) for _, text, _ in told]
+        pen.bury(needles, length - len(questions.ids), made, rng, noise=lined)
     made.ids += questions.ids
     made.marks += questions.marks
