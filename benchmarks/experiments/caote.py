@@ -19,8 +19,9 @@ from torch import Tensor
 
 from modicum import BudgetCache
 from modicum.kv.policies.caote import CAOTE, FastCAOTE
-from modicum.kv.policy import Policy, View, Wrapper
+from modicum.kv.policy import Policy, Wrapper
 from modicum.kv.registry import parse_policy
+from modicum.kv.view import View
 
 BASES = {"h2o": "h2o", "tova": "tova(heads=each)", "snapkv": "snapkv"}
 """A wrapper's base decides per KV head, so TOVA is compared in that form; "tova" itself is shown beside."""

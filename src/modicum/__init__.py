@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from modicum.kv.policies.snapkv import SnapKV
     from modicum.kv.policies.streaming import StreamingLLM
     from modicum.kv.policies.tova import TOVA
-    from modicum.kv.policy import Policy, View, Wrapper
+    from modicum.kv.policy import Policy, Wrapper
     from modicum.kv.registry import PolicyInfo, parse_policy, policies, register
+    from modicum.kv.view import View
     from modicum.loading import embedded, load, sample_text
 
 __version__ = "0.1.0"
@@ -71,8 +72,9 @@ _HOMES = {
     "kv.policies.snapkv": ("SnapKV",),
     "kv.policies.streaming": ("StreamingLLM",),
     "kv.policies.tova": ("TOVA",),
-    "kv.policy": ("Policy", "View", "Wrapper"),
+    "kv.policy": ("Policy", "Wrapper"),
     "kv.registry": ("PolicyInfo", "parse_policy", "policies", "register"),
+    "kv.view": ("View",),
     "loading": ("embedded", "load", "sample_text"),
 }
 _HOME = {name: f"modicum.{home}" for home, names in _HOMES.items() for name in names}

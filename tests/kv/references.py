@@ -14,7 +14,8 @@ from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
 from modicum.kv.policies.tova import TOVA
-from modicum.kv.policy import Policy, View
+from modicum.kv.policy import Policy
+from modicum.kv.view import View
 
 Scores = dict[int, float]
 """Slot -> score, for the slots of one head that hold a token."""

@@ -17,7 +17,7 @@ from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
 from modicum.kv.policies.tova import TOVA
-from modicum.kv.policy import View
+from modicum.kv.view import View
 from tests.kv.views import make_view, with_parts
 
 

@@ -21,7 +21,8 @@ from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
 from modicum.kv.policies.tova import TOVA
-from modicum.kv.policy import ALL, Policy, View
+from modicum.kv.policy import ALL, Policy
+from modicum.kv.view import View
 from tests.kv.references import REFERENCES, Head, floored, reference, snapkv
 from tests.kv.views import make_view, shuffle_slots, spoil_holes, with_parts
 

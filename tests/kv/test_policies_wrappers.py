@@ -24,8 +24,9 @@ from modicum.kv.policies.keydiff import KeyDiff
 from modicum.kv.policies.pyramidkv import PyramidKV
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.tova import TOVA
-from modicum.kv.policy import Policy, View, Wrapper
+from modicum.kv.policy import Policy, Wrapper
 from modicum.kv.registry import parse_policy, policies
+from modicum.kv.view import View
 from modicum.kv.weighting import lifted, normalised
 
 from .views import make_view, shuffle_slots, spoil_holes, with_parts

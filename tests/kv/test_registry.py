@@ -20,8 +20,9 @@ from modicum.kv.policies.knorm import Knorm
 from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.tova import TOVA
-from modicum.kv.policy import Policy, View, Wrapper
+from modicum.kv.policy import Policy, Wrapper
 from modicum.kv.registry import alias, parse_policy, policies, register
+from modicum.kv.view import View
 from tests.kv.views import make_view
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from modicum.kv.policy import View
+from modicum.kv.view import View
 
 
 def make_view(

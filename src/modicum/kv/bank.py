@@ -14,7 +14,8 @@ from modicum.kv.arena import Arena
 from modicum.kv.budget import Budget
 from modicum.kv.call import Piece
 from modicum.kv.choice import best, worst
-from modicum.kv.policy import Policy, View
+from modicum.kv.policy import Policy
+from modicum.kv.view import View
 
 _INFINITY = torch.tensor(math.inf)  # a tensor costs less than a number that becomes one at each step
 

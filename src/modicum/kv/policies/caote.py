@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from modicum.errors import PolicyError
-from modicum.kv.policy import GroupReduction, View, Wrapper, check_choice, check_flag, reduce_group
+from modicum.kv.policy import GroupReduction, Wrapper, check_choice, check_flag, reduce_group
 from modicum.kv.registry import register
+from modicum.kv.view import View
 from modicum.kv.weighting import normalised
 
 _TINY = 1e-6

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from modicum.errors import PolicyError
-from modicum.kv.policy import View, Wrapper, check_between
+from modicum.kv.policy import Wrapper, check_between
 from modicum.kv.registry import register
+from modicum.kv.view import View
 from modicum.kv.weighting import lifted
 
 _FIRST = 1e30  # above any score of the second stage

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from modicum.kv.policy import Policy, View
+from modicum.kv.policy import Policy
 from modicum.kv.registry import register
+from modicum.kv.view import View
 
 
 @register

@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from modicum.errors import PolicyError
-from modicum.kv.policy import ALL, Policy, View
+from modicum.kv.policy import ALL, Policy
 from modicum.kv.registry import register
+from modicum.kv.view import View
 
 
 @register

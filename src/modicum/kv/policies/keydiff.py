@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from modicum.kv.policy import Policy, View, check_choice, check_positive
+from modicum.kv.policy import Policy, check_choice, check_positive
 from modicum.kv.registry import alias, register
+from modicum.kv.view import View
 
 _TINY = 1e-8
 

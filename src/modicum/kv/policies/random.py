@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from modicum.errors import PolicyError
-from modicum.kv.policy import Policy, View
+from modicum.kv.policy import Policy
 from modicum.kv.registry import register
+from modicum.kv.view import View
 
 _LOW = 0xFFFFFFFF
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from modicum.errors import BudgetError, PolicyError
-from modicum.kv.policy import Policy, View, check_between, check_flag
+from modicum.kv.policy import Policy, check_between, check_flag
 from modicum.kv.registry import alias, register
+from modicum.kv.view import View
 
 if TYPE_CHECKING:
     from modicum.kv.heads import HeadScores

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from modicum.errors import PolicyError
-from modicum.kv.policy import Policy, View, check_choice, check_odd, check_positive, reduce_group
+from modicum.kv.policy import Policy, check_choice, check_odd, check_positive, reduce_group
 from modicum.kv.registry import register
+from modicum.kv.view import View
 
 
 @register

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from modicum.kv.policy import Policy, View, check_choice
+from modicum.kv.policy import Policy, check_choice
 from modicum.kv.registry import register
+from modicum.kv.view import View
 
 
 @register
