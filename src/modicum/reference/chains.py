@@ -15,7 +15,7 @@ def chain(pen: Pen, length: int, rng: random.Random) -> Sequence:
     if length >= 256 and rng.random() < 0.55:
         # Little but assignments and short questions; with short names, which are sooner learnt, more of them.
         size = rng.choice((1, 2, 3, 5))
-        count = min(length, 512) // (40 + 9 * size)
+        count = min(8, length // (40 + 9 * size))  # of one letter there are 26 names
         dense = _chains(count, lambda: rng.randint(0, 2), size, rng)
         # To answer, one must know at the end of an assignment whose it was: often that is asked at once.
         chain_part(pen, made, length, dense, rng, short=True, echo=rng.random() < 0.5)
