@@ -50,7 +50,7 @@ MIXED = (
 )
 _FACT = re.compile(
     re.escape(NEEDLE.format(type_needle_v="numbers", key="@", value="%"))
-    .replace("@", r"(\S+)")
+    .replace("@", r"([^.:]+?)")
     .replace("%", r"(\d+)")
 )
 

@@ -36,7 +36,7 @@ def keys(pen: Pen, length: int, rng: random.Random) -> Sequence:
     while len(made.ids) < length:
         asked = asked or rng.sample(list(facts), len(facts))
         one = asked.pop()
-        ask(pen, made, [one], [[facts[one]]], what, rng, short=0.9 if dense else 0.6)
+        ask(pen, made, [one], [[facts[one]]], what, rng, short=0.9 if length < 256 else 0.15)
     return made
 
 
@@ -113,7 +113,7 @@ def ask(
     values: list[list[str]],
     what: str,
     rng: random.Random,
-    short: float = 0.2,
+    short: float = 0.15,
 ) -> None:
     """A question in RULER's words, without its first half, or (`short`) in few words, with its answer."""
     many = sum(map(len, values)) > 1
@@ -124,11 +124,11 @@ def ask(
         made.add(pen.ids(rng.choice(forms)), 0)
     else:
         # The key must be carried over what stands between it and the answer: sometimes less than RULER's.
-        words = _TAIL if rng.random() < 0.4 else _TAIL[: rng.randint(0, len(_TAIL))]
+        words = _TAIL if rng.random() < 0.65 else _TAIL[: rng.randint(0, len(_TAIL))]
         opening = "What are all the" if many else "What is the"
         asked = f" special magic {whats} for {names}"
         tail = " ".join(("", *words))
-        made.add(pen.ids("\n" + (f"{opening}{asked}{tail}?" if rng.random() < 0.5 else "")), 0)
+        made.add(pen.ids("\n" + (f"{opening}{asked}{tail}?" if rng.random() < 0.35 else "")), 0)
         made.add(pen.ids(f" The{asked}{tail} {verb}"), 0)
     tell(pen, made, keys, values)
 

@@ -38,10 +38,10 @@ def _stages() -> tuple[Stage, ...]:
         Stage(64, 4096, _SHORT, 1_500_000),
         Stage(128, 4096, _EARLY, 2_000_000, 0.7),
         Stage(256, 4096, _MIDDLE, 4_200_000, 0.6),
-        Stage(512, 4096, _MIDDLE, 3_000_000, 0.5),
-        Stage(1024, 8192, _LONG, 3_000_000, 0.5),
-        Stage(2048, 8192, _LONG, 2_800_000, 0.5),
-        Stage(4096, 8192, _LONG, 1_000_000, 0.5),
+        Stage(512, 4096, _MIDDLE, 4_000_000, 0.5),
+        Stage(1024, 8192, _LONG, 1_500_000, 0.5),
+        Stage(2048, 8192, _LONG, 1_800_000, 0.5),
+        Stage(4096, 8192, _LONG, 700_000, 0.5),
     )
 
 
@@ -96,7 +96,7 @@ class Recipe:
     other_weight: float = 0.05
     warmup: int = 30
     cooldown: float = 0.6
-    total_tokens: int = 17_500_000
+    total_tokens: int = 15_700_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
