@@ -36,7 +36,7 @@ def keys(pen: Pen, length: int, rng: random.Random) -> Sequence:
     while len(made.ids) < length:
         asked = asked or rng.sample(list(facts), len(facts))
         one = asked.pop()
-        ask(pen, made, [one], [[facts[one]]], what, rng, short=0.9 if length < 256 else 0.15)
+        ask(pen, made, [one], [[facts[one]]], what, rng, short=0.9 if length < 256 else 0.4)
     return made
 
 
@@ -113,29 +113,33 @@ def ask(
     values: list[list[str]],
     what: str,
     rng: random.Random,
-    short: float = 0.15,
+    short: float = 0.25,
 ) -> None:
-    """A question in RULER's words, without its first half, or (`short`) in few words, with its answer."""
+    """A question in RULER's words, without its first half, or (`short`) in few words, with its answer.
+
+    Unless the question just ended in the key, the answer repeats it first: to look up what stands just before
+    is learnt far sooner than to carry a key over "mentioned in the provided text is".
+    """
     many = sum(map(len, values)) > 1
     names = keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + f", and {keys[-1]}"
     whats, verb = (f"{what}s", "are") if many else (what, "is")
-    if rng.random() < short:
+    direct = rng.random() < short
+    if direct:
         forms = (f"\nfor {names}:", f"\n{names} {verb}", f"\n The {whats} for {names} {verb}")
         made.add(pen.ids(rng.choice(forms)), 0)
     else:
-        # The key must be carried over what stands between it and the answer: sometimes less than RULER's.
         words = _TAIL if rng.random() < 0.65 else _TAIL[: rng.randint(0, len(_TAIL))]
         opening = "What are all the" if many else "What is the"
         asked = f" special magic {whats} for {names}"
         tail = " ".join(("", *words))
         made.add(pen.ids("\n" + (f"{opening}{asked}{tail}?" if rng.random() < 0.35 else "")), 0)
         made.add(pen.ids(f" The{asked}{tail} {verb}"), 0)
-    tell(pen, made, keys, values)
+    tell(pen, made, keys, values, direct=direct and not many)
 
 
-def tell(pen: Pen, made: Sequence, keys: list[str], values: list[list[str]]) -> None:
-    """One value alone; several with their keys, one after the other."""
-    if len(keys) == 1 and len(values[0]) == 1:
+def tell(pen: Pen, made: Sequence, keys: list[str], values: list[list[str]], *, direct: bool) -> None:
+    """The value alone, or values with their keys, one after the other."""
+    if direct:
         pen.answer(made, f" {values[0][0]}")
     else:
         pairs = [(key, value) for key, its in zip(keys, values, strict=True) for value in its]

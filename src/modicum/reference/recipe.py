@@ -95,7 +95,7 @@ class Recipe:
     text_weight: float = 0.4
     other_weight: float = 0.05
     warmup: int = 30
-    cooldown: float = 0.6
+    cooldown: float = 0.35
     total_tokens: int = 15_700_000
     first_heads: bool = True
     gaps: float = 0.5
