@@ -3,11 +3,13 @@
 The question is hidden: the context is read in chunks and held to the budget before any question is known. An
 answer counts where the model, told the question, ranks each of the answer's tokens first, given those before;
 that is what greedy decoding would have written, at one call for all questions. (Between the answer's tokens
-nothing is evicted; in decoding one token per head would be, of hundreds.)
+nothing is evicted; in decoding one token per head would be, of hundreds.) The reference model's answers begin
+with the key that was asked for, "tasty-chalk: 7193558", so questions end with it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,7 @@ from modicum.generation.reader import Reader
 from modicum.kv.policy import Policy
 from modicum.tasks import parse_task
 
+_ASKED = re.compile(r"magic \w+ for ([^,?]+) mentioned in the provided text is$")
 ROWS = 8  # contexts read side by side
 TASKS = {"needle": "niah_single_2:max_new_tokens=16", "uuid": "niah_single_3:max_new_tokens=48"}
 """RULER's single needles in a book: a number of seven digits, and a UUID."""
@@ -63,9 +66,15 @@ def ruler(tokenizer: Any, task: str, count: int, length: int, seed: int) -> list
     for index in range(count):
         sample = made.sample(index, length, tokenizer, seed)
         answers = [_ids(tokenizer, f" {answer}") for answer in sample.answers]
-        question = Question(_ids(tokenizer, sample.question), answers)
+        question = Question(_ids(tokenizer, led(sample.question)), answers)
         contexts.append(Context(_ids(tokenizer, sample.context, special=True), [question]))
     return contexts
+
+
+def led(question: str) -> str:
+    """A question about one key, up to where the value is due."""
+    asked = _ASKED.search(question)
+    return question if asked is None else f"{question} {asked[1]}:"
 
 
 def fitting(model: Any, tokenizer: Any, lengths: Sequence[int], seed: int) -> tuple[int, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import common
 import torch
 import which_page
-from asking import Context, Outcome, Question, ask, ruler
+from asking import Context, Outcome, Question, ask, led, ruler
 
 from modicum import BudgetCache
 from modicum.tasks.haystack import haystack
@@ -219,7 +219,7 @@ def _task(settings: Settings) -> str:
 def _question(tokenizer: Any, key: str, value: str) -> Question:
     text = TEMPLATE[1].replace("are all", "is").removesuffix("are") + "is"
     text = text.format(type_needle_v="number", query=key)
-    return Question(_ids(tokenizer, text), [_ids(tokenizer, f" {value}")])
+    return Question(_ids(tokenizer, led(text)), [_ids(tokenizer, f" {value}")])
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
