@@ -9,6 +9,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+import asking
 from asking import Context, ask, ruler
 
 
@@ -17,20 +18,19 @@ def _ruler(task: str, tokenizer: Any, count: int, length: int, seed: int) -> lis
 
 
 TASKS: dict[str, Callable[[Any, int, int, int], list[Context]]] = {
-    "needle": partial(_ruler, "niah_single_2:max_new_tokens=16"),
-    "uuid": partial(_ruler, "niah_single_3:max_new_tokens=48"),
+    name: partial(_ruler, text) for name, text in asking.TASKS.items()
 }
 """From tokenizer, number, length and seed to contexts with questions."""
 ENOUGH = 0.8
-LENGTHS = (512, 384, 256)
-_SAMPLES, _SEED = 4, 5
+LENGTHS = (1024, 512, 256)
+_SAMPLES, _SEED = 8, 5
 LEAST = 48
 """Tokens of the smallest budget: sinks, recent tokens and a few more."""
 
 
 @dataclass(frozen=True)
 class Ability:
-    """What the full cache gets right at each length, and the length that was chosen."""
+    """The share of answers that the full cache gets right at each length, and the length that was chosen."""
 
     task: str
     full: dict[int, float]
@@ -38,11 +38,11 @@ class Ability:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, task: str, lengths: Sequence[int] = LENGTHS) -> Ability:
-        """Take the longest at which enough of the answers' tokens are right, else the shortest."""
+        """Take the longest at which enough of the answers are right, else the shortest."""
         full: dict[int, float] = {}
         for length in lengths:
             contexts = TASKS[task](tokenizer, _SAMPLES, length, _SEED)
-            full[length] = fmean(ask(model, contexts, "full", 2 * length).tokens)
+            full[length] = fmean(ask(model, contexts, "full", 2 * length).right)
             print(f"full cache, {task}, {length}: {full[length]:.3f}", file=sys.stderr, flush=True)
             if full[length] >= ENOUGH:
                 break
@@ -61,7 +61,7 @@ def sentence(abilities: Sequence[Ability]) -> str:
     """What was tried and taken, for a page."""
     return (
         f"Lengths: for each task the longest of {', '.join(f'{n:,}' for n in LENGTHS)} tokens (question and "
-        f"answer included) at which the full cache gets at least {100 * ENOUGH:.0f} % of the answers' tokens "
+        f"answer included) at which the full cache gets at least {100 * ENOUGH:.0f} % of the answers "
         f"right on {_SAMPLES} other contexts, else the shortest. "
         + ". ".join(str(a) for a in abilities)
         + "."

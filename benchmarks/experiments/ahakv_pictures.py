@@ -95,7 +95,7 @@ def draw_ablations(found: list[dict[str, Any]]) -> Any:
             "fmt": "o",
             "ms": 5,
         }
-        for axis, task in zip(axes, ("needle", "uuid"), strict=False):
+        for axis, task in zip(axes, ("needle", "keys"), strict=False):
             mean = [100 * row[task]["tokens"]["mean"] for row in rows]
             spread = [
                 [100 * (r[task]["tokens"]["mean"] - r[task]["tokens"]["low"]) for r in rows],
@@ -103,7 +103,7 @@ def draw_ablations(found: list[dict[str, Any]]) -> Any:
             ]
             axis.errorbar(mean, y, xerr=spread, capsize=2, elinewidth=0.8, **style)
         axes[2].errorbar([math.exp(sum(r["loss"]) / len(r["loss"])) for r in rows], y, **style)
-    for axis, task in zip(axes, ("needle", "uuid"), strict=False):
+    for axis, task in zip(axes, ("needle", "keys"), strict=False):
         axis.axvline(100 * full[task]["tokens"]["mean"], color="black", ls="--", lw=1)
         axis.set(title=task, xlabel="tokens right, % (dashed: full)", xlim=(-3, 103))
     axes[2].axvline(math.exp(sum(full["loss"]) / len(full["loss"])), color="black", ls="--", lw=1)

@@ -25,8 +25,11 @@ from modicum.tasks import parse_task
 
 _ASKED = re.compile(r"magic \w+ for ([^,?]+) mentioned in the provided text is$")
 ROWS = 8  # contexts read side by side
-TASKS = {"needle": "niah_single_2:max_new_tokens=16", "uuid": "niah_single_3:max_new_tokens=48"}
-"""RULER's single needles in a book: a number of seven digits, and a UUID."""
+TASKS = {
+    "needle": "niah_single_2:max_new_tokens=24",
+    "keys": "niah_multikey_1:keys=8,max_new_tokens=24",
+}
+"""RULER's needles in a book, numbers of seven digits: a single one, and one of eight with their keys."""
 
 
 @dataclass(frozen=True)

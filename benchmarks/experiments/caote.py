@@ -32,14 +32,14 @@ FORMS = ("", "caote+", "fastcaote+")
 class Settings:
     """Sizes; seeds are fixed."""
 
-    lengths: tuple[int, ...] = (640, 448, 320)
+    lengths: tuple[int, ...] = (1024, 640, 448)
     """Tokens of a task's context with its questions: the longest that the model can do."""
-    contexts: int = 8
+    contexts: int = 16
     """Of each task."""
     budgets: tuple[float, ...] = (0.25, 0.5)
     """Tokens held, as a share of the length."""
     chunk: int = 128
-    texts: int = 6
+    texts: int = 8
     text_length: int = 448
     text_budget: int = 112
     steps: int = 16

@@ -34,15 +34,15 @@ TOKENS = {"no token": None, "N_d^0": 0.0, "N_d^0.5": 0.5, "N_d^1": 1.0}
 class Settings:
     """Sizes; seeds are fixed."""
 
-    lengths: tuple[int, ...] = (640, 448, 320)
+    lengths: tuple[int, ...] = (1024, 640, 448)
     """Tokens of a task's context with its questions: the longest that the model can do."""
-    contexts: int = 24
+    contexts: int = 16
     chunk: int = 128
     n_sink: int = 4
     recent: int = 32
     probe_tokens: int = 256
     probe_seeds: tuple[int, ...] = (0, 1, 2)
-    draws: int = 8
+    draws: int = 6
     """Random sets of other heads."""
     shares: tuple[float, ...] = (0, 1 / 12, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 3 / 4)
     random_orders: int = 1

@@ -8,7 +8,7 @@ import common
 import torch
 from interval import Interval
 
-_TASKS = {"needle": "a number in a book", "uuid": "a UUID in a book"}
+_TASKS = {"needle": "a number in a book", "keys": "one of eight numbers in a book"}
 _KINDS = {"right": "answers right", "tokens": "answer tokens right"}
 _LOOKS = {
     "probe": ("#d55e00", "o", "-", "probe's heads whole"),
