@@ -18,7 +18,7 @@ def chain(pen: Pen, length: int, rng: random.Random) -> Sequence:
         count = min(8, length // (40 + 9 * size))  # of one letter there are 26 names
         dense = _chains(count, lambda: rng.randint(0, 2), size, rng)
         # To answer, one must know at the end of an assignment whose it was: often that is asked at once.
-        chain_part(pen, made, length, dense, rng, short=True, echo=rng.random() < 0.5)
+        chain_part(pen, made, length, dense, rng, short=True, echo=rng.choice((0, 0.3, 0.6, 1)))
         return made
     lined = length >= 256 and rng.random() < 0.5  # each assignment on a line of its own, among lines of noise
     if length >= 512 and rng.random() < 0.4:
@@ -55,10 +55,10 @@ def chain_part(
     *,
     lined: bool = False,
     short: bool = False,
-    echo: bool = False,
+    echo: float = 0,
 ) -> None:
     """One text with its questions, up to `length` tokens in all; `short`: questions of few words; `echo`:
-    after each assignment its variable once more, and no other text."""
+    how often the variable comes once more after its assignment, with no other text between them."""
     lines: list[list[tuple[float, str, str]]] = []
     for value, names in chains.items():
         places = sorted(rng.random() for _ in names)
@@ -94,8 +94,9 @@ def chain_part(
         questions.add(pen.ids("."), 1)
     if echo:
         for _, text, name in told:
-            made.add(pen.ids(f"{text}:"), 0)
-            pen.answer(made, f" {name}")
+            made.add(pen.ids(text), 0)
+            if rng.random() < echo:
+                pen.answer(made, f" {name}")
     else:
         needles = [pen.ids(text) for _, text, _ in told]
         pen.bury(needles, length - len(questions.ids), made, rng, noise=lined)

@@ -30,14 +30,22 @@ class Stage:
 _SHORT = {"copy": 0.4, "table": 0.6}
 _EARLY = {"copy": 0.1, "table": 0.3, "keys": 0.25, "needle": 0.2, "chain": 0.1, "text": 0.05}
 _MIDDLE = {"copy": 0.04, "table": 0.04, "keys": 0.32, "needle": 0.28, "chain": 0.26, "text": 0.06}
-_LONG = {"copy": 0.04, "table": 0.03, "keys": 0.16, "needle": 0.36, "chain": 0.26, "count": 0.02, "text": 0.13}
+_LONG = {
+    "copy": 0.04,
+    "table": 0.03,
+    "keys": 0.16,
+    "needle": 0.36,
+    "chain": 0.26,
+    "count": 0.02,
+    "text": 0.13,
+}
 
 
 def _stages() -> tuple[Stage, ...]:
     return (
         Stage(64, 4096, _SHORT, 1_500_000),
         Stage(128, 4096, _EARLY, 2_000_000, 0.7),
-        Stage(256, 4096, _MIDDLE, 4_900_000, 0.6),
+        Stage(256, 4096, _MIDDLE, 5_700_000, 0.6),
         Stage(512, 4096, _MIDDLE, 800_000, 0.5),
         Stage(1024, 8192, _LONG, 1_000_000, 0.5),
         Stage(2048, 8192, _LONG, 1_500_000, 0.5),
@@ -96,7 +104,7 @@ class Recipe:
     other_weight: float = 0.05
     warmup: int = 30
     cooldown: float = 0.3
-    total_tokens: int = 18_600_000
+    total_tokens: int = 19_200_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
