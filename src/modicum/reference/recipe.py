@@ -45,11 +45,11 @@ def _stages() -> tuple[Stage, ...]:
     return (
         Stage(64, 4096, _SHORT, 1_500_000),
         Stage(128, 4096, _EARLY, 2_000_000, 0.7),
-        Stage(256, 4096, _MIDDLE, 5_700_000, 0.6),
-        Stage(512, 4096, _MIDDLE, 800_000, 0.5),
+        Stage(256, 4096, _MIDDLE, 6_200_000, 0.6),
+        Stage(512, 4096, _MIDDLE, 600_000, 0.5),
         Stage(1024, 8192, _LONG, 1_000_000, 0.5),
-        Stage(2048, 8192, _LONG, 1_500_000, 0.5),
-        Stage(4096, 8192, _LONG, 400_000, 0.5),
+        Stage(2048, 8192, _LONG, 1_200_000, 0.5),
+        Stage(4096, 8192, _LONG, 300_000, 0.5),
     )
 
 
@@ -104,7 +104,7 @@ class Recipe:
     other_weight: float = 0.05
     warmup: int = 30
     cooldown: float = 0.3
-    total_tokens: int = 19_200_000
+    total_tokens: int = 19_400_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
