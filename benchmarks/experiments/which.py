@@ -59,9 +59,9 @@ _FACT = re.compile(
 class Settings:
     """Sizes; seeds are fixed."""
 
-    lengths: tuple[int, ...] = (2048, 1024, 512)
+    lengths: tuple[int, ...] = (1024, 512)
     """Of the contexts: the longest at which the full cache finds what is asked."""
-    contexts: int = 16
+    contexts: int = 8
     facts: int = 8
     shares: tuple[float, ...] = (0.1, 0.25, 0.5)
     """Budgets, as shares of the full cache's bytes."""
