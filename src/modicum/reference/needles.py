@@ -132,7 +132,7 @@ def ask(
         opening = "What are all the" if many else "What is the"
         asked = f" special magic {whats} for {names}"
         tail = " ".join(("", *words))
-        made.add(pen.ids("\n" + (f"{opening}{asked}{tail}?" if rng.random() < 0.35 else "")), 0)
+        made.add(pen.ids("\n" + (f"{opening}{asked}{tail}?" if rng.random() < 0.6 else "")), 0)
         made.add(pen.ids(f" The{asked}{tail} {verb}"), 0)
     tell(pen, made, keys, values, direct=direct and not many)
 
