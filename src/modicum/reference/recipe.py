@@ -71,7 +71,8 @@ class Recipe:
         vector_rate: AdamW's for the head and the norms.
         embedding_rate: AdamW's for the embeddings, whose entries start near 1.
         weight_decay: of the matrices.
-        choice_weight: weight of the token that chooses an answer, against 1 for the rest of it.
+        choice_weight: weight of the token that chooses an answer.
+        answer_weight: weight of an answer's other tokens; a number of seven digits must be right in each.
         text_weight: weight of a token of plain text.
         other_weight: weight of a generated token that cannot be known beforehand, or only by its form.
         warmup: steps in which the rates rise.
@@ -100,11 +101,12 @@ class Recipe:
     embedding_rate: float = 0.02
     weight_decay: float = 0.01
     choice_weight: float = 5.0
+    answer_weight: float = 3.0
     text_weight: float = 0.4
     other_weight: float = 0.05
     warmup: int = 30
-    cooldown: float = 0.3
-    total_tokens: int = 19_400_000
+    cooldown: float = 0.15
+    total_tokens: int = 22_000_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1

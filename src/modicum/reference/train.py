@@ -214,7 +214,7 @@ class Training:
         marks_kept = marks[keep]
         weigh = {
             2: self.recipe.choice_weight,
-            1: 1.0,
+            1: self.recipe.answer_weight,
             0: self.recipe.other_weight / 0.1,
             -1: self.recipe.text_weight / 0.5,
         }
