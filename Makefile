@@ -28,8 +28,8 @@ $(COMPAT)/.stamp: pyproject.toml constraints-compat.txt
 	touch $@
 
 run: venv
-	$(VENV)/bin/modicum run --prompt-file $(PASSAGE) --policy razor --budget 384 --beside-full -n 9 \
-		--question " What is the special magic number for guttural-ear mentioned in the provided text? The special magic number for guttural-ear mentioned in the provided text is"
+	$(VENV)/bin/modicum run --prompt-file $(PASSAGE) --policy razor --budget 256 --beside-full -n 15 \
+		--question " What is the special magic number for colossal-banana mentioned in the provided text? The special magic number for colossal-banana mentioned in the provided text is"
 
 lint: venv
 	$(VENV)/bin/ruff check .
