@@ -146,3 +146,4 @@ class RazorAttention(Policy):
 
 
 alias("razorattention", "razor")
+alias("auto", "razor(base=manifoldkv)")  # the best of docs/experiments/which.md
