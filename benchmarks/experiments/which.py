@@ -48,6 +48,13 @@ MIXED = (
     "razor(base=snapkv)",
     f"razor(base=caote({DEFENSIVE}))",
 )
+PARTS = (
+    "razor(base=manifoldkv)",
+    "razor(compensate=False)",
+    "razor(base=manifoldkv,compensate=False)",
+    "razor(base=manifoldkv,induction=0.3)",
+)
+"""`auto` is the first of them; the others leave one of its parts out or change it."""
 _FACT = re.compile(
     re.escape(NEEDLE.format(type_needle_v="numbers", key="@", value="%"))
     .replace("@", r"([^.:]+?)")
@@ -201,6 +208,17 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
                 for share in settings.shares:
                     done = measure(use, policy, share)
                     found[use]["policies"][policy][str(share)] = common.scored(done) | {"nbytes": done.nbytes}
+    parts: dict[str, Any] = {}
+    with common.timed("parts of auto", spent):
+        for use in ("long prompt", "many questions"):
+            parts[use] = {
+                policy: {
+                    str(share): common.scored(done) | {"nbytes": done.nbytes}
+                    for share in settings.shares[:2]
+                    for done in [measure(use, policy, share)]
+                }
+                for policy in PARTS
+            }
     return {
         "model": common.name_of(model),
         "settings": asdict(settings),
@@ -209,6 +227,7 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
         "length": length,
         "stream": len(streams[0].ids),
         "uses": found,
+        "parts": parts,
     }
 
 

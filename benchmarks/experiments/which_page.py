@@ -22,6 +22,7 @@ def publish(asked: common.Options, raw: Raw) -> None:
     parts = [_setup(raw)]
     for use, what in USES.items():
         parts += [f"### {use.capitalize()}: {what}", _table(raw, use)]
+    parts += ["### What `auto` is made of", _parts(raw)]
     parts += ["### Best of each use", _best(raw), "![Right answers against bytes held](which.png)"]
     common.paint(None if asked.out is None else asked.out / "which.png", lambda: _draw(raw))
     common.publish("which", asked, raw, "\n\n".join(parts))
@@ -57,6 +58,17 @@ def _table(raw: Raw, use: str) -> str:
     return common.table(["policy", *(f"{100 * s:.0f} % of the bytes" for s in shares)], rows)
 
 
+def _parts(raw: Raw) -> str:
+    shares = raw["settings"]["shares"][:2]
+    rows = []
+    for use, part in raw["parts"].items():
+        measured = {**part, "razor": raw["uses"][use]["policies"].get("razor", {})}
+        for policy, cells in measured.items():
+            if all(str(s) in cells for s in shares):
+                rows.append([f"{use}: `{policy}`", *(common.percent(cells[str(s)]) for s in shares)])
+    return common.table(["use and policy", *(f"{100 * s:.0f} % of the bytes" for s in shares)], rows)
+
+
 def _best(raw: Raw) -> str:
     rows = []
     for use in USES:
@@ -83,24 +95,25 @@ def _best(raw: Raw) -> str:
 def _draw(raw: Raw) -> Any:
     import matplotlib.pyplot as plt
 
-    figure, panes = plt.subplots(1, len(USES), figsize=(11, 3.8), sharey=True)
+    figure, panes = plt.subplots(1, len(USES), figsize=(11, 5.2), sharey=True)
     shares = raw["settings"]["shares"]
     for pane, use in zip(panes, USES, strict=True):
         part = raw["uses"][use]
         shown = [p for p in ranked(raw, use) if p in common.COLOURS or p in ranked(raw, use)[:3]]
+        others = iter(("#000000", "#7f3c8d", "#999933"))
         for policy in shown:
             cells = [part["policies"][policy][str(s)] for s in shares]
             pane.plot(
                 [c["nbytes"] / 2**20 for c in cells],
                 [100 * c["right"]["mean"] for c in cells],
-                color=common.COLOURS.get(policy),
+                color=common.COLOURS.get(policy) or next(others),
                 marker=common.MARKERS.get(policy, "*"),
                 label=policy,
             )
         pane.axhline(100 * part["full"]["right"]["mean"], color="#5b6570", linestyle=":", label="full cache")
         pane.set_title(use)
         pane.set_xlabel("MiB held per context")
-        pane.legend(fontsize=6)
+        pane.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     panes[0].set_ylabel("right answers, %")
     figure.tight_layout()
     return figure
