@@ -304,7 +304,7 @@ def test_rows_in_tiles_are_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = [
         policy.score(view) for policy in (SnapKV(window=7), SnapKV(window=7, over="max"), AhaKV(window=7))
     ]
-    monkeypatch.setattr("modicum.kv.policy._ROW_BYTES", 4 * 2 * 2 * 2 * 17 * 3)  # three queries at a time
+    monkeypatch.setattr("modicum.kv.view._ROW_BYTES", 4 * 2 * 2 * 2 * 17 * 3)  # three queries at a time
     tiles = list(view.row_tiles(gain))
     assert [tile.shape[3] for tile in tiles] == [3, 3, 1]
     torch.testing.assert_close(torch.cat(tiles, dim=3), whole)
@@ -318,7 +318,7 @@ def test_keys_in_tiles_score_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     view = make_view(rows=4, parts=2, invalid=3, capacity=8, seed=5)
     policies = [KeyDiff(), KeyDiff(metric="l2", anchor_window=9), Knorm(), SnapKV(window=4), AhaKV(window=4)]
     scores = [policy.score(view) for policy in policies]
-    monkeypatch.setattr("modicum.kv.policy._TILE", 5)
+    monkeypatch.setattr("modicum.kv.view._TILE", 5)
     torch.testing.assert_close([policy.score(view) for policy in policies], scores, rtol=1e-5, atol=1e-6)
 
 
