@@ -42,7 +42,10 @@ def _chains(count: int, hops: Callable[[], int], size: int, rng: random.Random) 
                 pass
             names.add(name)
             chain.append(name)
-        chains[str(rng.randint(10, 99) if size < 3 else rng.randint(10_000, 99_999))] = chain
+        least, most = (10, 99) if size < 3 else (10_000, 99_999)
+        while (value := str(rng.randint(least, most))) in chains:
+            pass
+        chains[value] = chain
     return chains
 
 
