@@ -18,9 +18,8 @@ def keys(pen: Pen, length: int, rng: random.Random) -> Sequence:
     key, value, what = lots.draws(rng, length)
     if rng.random() < 0.6:
         key = partial(pair, rng)
-    dense = rng.random() < (
-        0.6 if length < 256 else 0.35
-    )  # short values and questions: more choices in as many tokens
+    # Dense: short values, so that there are more choices in as many tokens.
+    dense = rng.random() < (0.6 if length < 256 else 0.35)
     if dense:
         value, what = partial(lots.two_digits, rng), "number"
     room = length * rng.uniform(0.3, 0.5)
