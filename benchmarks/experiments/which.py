@@ -1,14 +1,22 @@
 """Which policy at which budget? Three uses, shares of the full cache's bytes, all policies and mixtures.
 
 One command: python benchmarks/experiments/which.py [--model reference] [--out DIR] [--quick]
+All cores work, each with one thread; started again after an interruption, it goes on.
 """
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import random
 import re
+import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -45,16 +53,16 @@ MIXED = (
     f"caote+{DEFENSIVE}",
     f"adakv+{DEFENSIVE}",
     f"adakv+caote+{DEFENSIVE}",
+    "auto",
     "razor(base=snapkv)",
     f"razor(base=caote({DEFENSIVE}))",
 )
 PARTS = (
-    "razor(base=manifoldkv)",
     "razor(compensate=False)",
     "razor(base=manifoldkv,compensate=False)",
     "razor(base=manifoldkv,induction=0.3)",
 )
-"""`auto` is the first of them; the others leave one of its parts out or change it."""
+"""`auto` is `razor(base=manifoldkv)`; these leave one of its parts out or change it."""
 _FACT = re.compile(
     re.escape(NEEDLE.format(type_needle_v="numbers", key="@", value="%"))
     .replace("@", r"([^.:]+?)")
@@ -78,11 +86,17 @@ class Settings:
     step: int = 4
     """Tokens of a long answer that are read at a time."""
     policies: tuple[str, ...] = (*SINGLE, *MIXED)
+    parts: tuple[str, ...] = PARTS
     seed: int = 17
 
 
 QUICK = Settings(
-    lengths=(512,), contexts=4, shares=(0.5,), stream=256, policies=("keydiff", "snapkv", "caote+snapkv")
+    lengths=(512,),
+    contexts=4,
+    shares=(0.5,),
+    stream=256,
+    policies=("keydiff", "snapkv", "auto"),
+    parts=PARTS[:1],
 )
 
 
@@ -173,60 +187,118 @@ def follow(model: Any, streams: Sequence[Stream], policy: str, budget: int | str
     return Outcome(right, tokens, cache.nbytes // rows, cache.full_nbytes // rows)
 
 
+class Bench:
+    """One process's model, and the three uses at one length of context.
+
+    Args:
+        model: its name.
+        settings: the experiment's.
+        length: tokens of a context.
+        full: bytes of the full cache per use; where it is missing, only the full cache can be measured.
+    """
+
+    def __init__(
+        self, model: str, settings: Settings, length: int, full: dict[str, int] | None = None
+    ) -> None:
+        self.model, tokenizer = common.load(model)
+        self.settings = settings
+        self.full = full or {}
+        self._most = length + 512
+        self._contexts = many_questions(tokenizer, length, settings)
+        self._prompts = long_prompts(self._contexts, random.Random(settings.seed))
+        self.streams = long_answers(tokenizer, settings)
+
+    def measure(self, use: str, policy: str, share: float | None) -> Outcome:
+        """One use under one policy, with this share of the full cache's bytes, or with all that it takes."""
+        budget = self.settings.stream + 512 if use == "long answer" else self._most
+        allowed: int | str = budget if share is None else f"{int(share * self.full[use])}B"
+        if use == "long answer":
+            return follow(self.model, self.streams, policy, allowed, self.settings.step)
+        asked = self._prompts if use == "long prompt" else self._contexts
+        return ask(
+            self.model, asked, policy, allowed, chunk=self._most if share is None else self.settings.chunk
+        )
+
+
+Cell = tuple[str, str, float]
+"""A use, a policy, and a share of the full cache's bytes."""
+_benches: list[Bench] = []  # one in each worker
+
+
+def _settle(model: str, settings: Settings, length: int, full: dict[str, int]) -> None:
+    _benches.append(Bench(model, settings, length, full))
+
+
+def _measured(cell: Cell) -> tuple[Cell, dict[str, Any], float]:
+    start = time.process_time()
+    done = _benches[0].measure(*cell)
+    return cell, common.scored(done) | {"nbytes": done.nbytes}, time.process_time() - start
+
+
+def measure_all(
+    cells: Sequence[Cell], begun: Path | None, told: dict[str, Any], *bench: Any
+) -> tuple[dict[Cell, Any], float]:
+    """All cells on all cores, and the seconds of processor time they took; what an interrupted run of the
+    same settings left in `begun` is taken from there."""
+    found: dict[Cell, Any] = {}
+    seconds = 0.0
+    lines = begun.read_text(encoding="utf-8").splitlines() if begun is not None and begun.is_file() else []
+    head = json.dumps(told)
+    if lines[:1] == [head]:
+        for cell, row, spent in map(json.loads, lines[1:]):
+            found[tuple(cell)] = row
+            seconds += spent
+    elif begun is not None:
+        begun.write_text(head + "\n", encoding="utf-8")
+    left = [cell for cell in cells if cell not in found]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context, _settle, bench) as pool:
+        for at in as_completed([pool.submit(_measured, cell) for cell in left]):
+            cell, row, spent = at.result()
+            found[cell] = row
+            seconds += spent
+            print(f"{len(found)} of {len(cells)}: {cell}, {spent:.0f} s", file=sys.stderr, flush=True)
+            if begun is not None:
+                with begun.open("a", encoding="utf-8") as rows:
+                    rows.write(json.dumps([cell, row, spent]) + "\n")
+    return found, seconds
+
+
 def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
     """Measure everything; the raw results, ready for JSON."""
-    model, tokenizer = common.load(asked.model)
     spent: dict[str, float] = {}
-    with common.timed("length", spent):
+    uses: dict[str, Any] = {}
+    with common.timed("the full cache", spent):
         tried = {}
         for length in settings.lengths:
-            contexts = many_questions(tokenizer, length, settings)
-            most = length + 512
-            tried[length] = fmean(ask(model, contexts, "full", most, chunk=most).right)
+            bench = Bench(asked.model, settings, length)
+            tried[length] = fmean(bench.measure("many questions", "full", None).right)
             if tried[length] >= 0.75:
                 break
-    prompts = long_prompts(contexts, random.Random(settings.seed))
-    streams = long_answers(tokenizer, settings)
-
-    def measure(use: str, policy: str, share: float | None) -> Outcome:
-        budget = settings.stream + 512 if use == "long answer" else most
-        allowed: int | str = budget if share is None else f"{int(share * full[use])}B"
-        if use == "long answer":
-            return follow(model, streams, policy, allowed, settings.step)
-        chunk = most if share is None else settings.chunk
-        return ask(model, prompts if use == "long prompt" else contexts, policy, allowed, chunk=chunk)
-
-    full: dict[str, int] = {}
-    found: dict[str, Any] = {}
-    for use in which_page.USES:
-        with common.timed(use, spent):
-            whole = measure(use, "full", None)
-            full[use] = whole.full_nbytes
-            found[use] = {"full": common.scored(whole) | {"nbytes": whole.full_nbytes}, "policies": {}}
-            for policy in settings.policies:
-                found[use]["policies"][policy] = {}
-                for share in settings.shares:
-                    done = measure(use, policy, share)
-                    found[use]["policies"][policy][str(share)] = common.scored(done) | {"nbytes": done.nbytes}
-    parts: dict[str, Any] = {}
-    with common.timed("parts of auto", spent):
-        for use in ("long prompt", "many questions"):
-            parts[use] = {
-                policy: {
-                    str(share): common.scored(done) | {"nbytes": done.nbytes}
-                    for share in settings.shares[:2]
-                    for done in [measure(use, policy, share)]
-                }
-                for policy in PARTS
-            }
+        for use in which_page.USES:
+            whole = bench.measure(use, "full", None)
+            uses[use] = {"full": common.scored(whole) | {"nbytes": whole.full_nbytes}, "policies": {}}
+    full = {use: part["full"]["nbytes"] for use, part in uses.items()}
+    cells: list[Cell] = [(u, p, s) for u in uses for p in settings.policies for s in settings.shares]
+    cells += [(u, p, s) for u in list(uses)[:2] for p in settings.parts for s in settings.shares[:2]]
+    name = common.name_of(bench.model)
+    begun = None if asked.out is None else asked.out / "which.rows.jsonl"
+    if begun is not None:
+        begun.parent.mkdir(parents=True, exist_ok=True)
+    told = {"model": name, "full": full, "right": tried, "settings": asdict(settings)}
+    found, spent["policies"] = measure_all(cells, begun, told, asked.model, settings, length, full)
+    parts: dict[str, Any] = {use: {} for use in list(uses)[:2]}
+    for use, policy, share in cells:
+        where = uses[use]["policies"] if policy in settings.policies else parts[use]
+        where.setdefault(policy, {})[str(share)] = found[use, policy, share]
     return {
-        "model": common.name_of(model),
+        "model": name,
         "settings": asdict(settings),
         "seconds": spent,
         "tried": tried,
         "length": length,
-        "stream": len(streams[0].ids),
-        "uses": found,
+        "stream": len(bench.streams[0].ids),
+        "uses": uses,
         "parts": parts,
     }
 
@@ -249,6 +321,8 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def main() -> None:
     asked = common.options(__doc__)
     which_page.publish(asked, run(asked, QUICK if asked.quick else Settings()))
+    if asked.out is not None:
+        (asked.out / "which.rows.jsonl").unlink()
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def _parts(raw: Raw) -> str:
     shares = raw["settings"]["shares"][:2]
     rows = []
     for use, part in raw["parts"].items():
-        measured = {**part, "razor": raw["uses"][use]["policies"].get("razor", {})}
+        whole = {name: raw["uses"][use]["policies"].get(name, {}) for name in ("auto", "razor")}
+        measured = {**whole, **part}
         for policy, cells in measured.items():
             if all(str(s) in cells for s in shares):
                 rows.append([f"{use}: `{policy}`", *(common.percent(cells[str(s)]) for s in shares)])

@@ -12,13 +12,13 @@ from modicum.reference.pieces import Pen, Sequence
 def chain(pen: Pen, length: int, rng: random.Random) -> Sequence:
     """Variables that take each other's values; which of them have a value?"""
     made = pen.open("chain")
-    if length >= 256 and rng.random() < 0.55:
+    if length >= 128 and rng.random() < 0.6:
         # Little but assignments and short questions; with short names, which are sooner learnt, more of them.
         size = rng.choice((1, 2, 3, 5))
-        count = min(8, length // (40 + 9 * size))  # of one letter there are 26 names
+        count = min(8, length // (28 + 7 * size))  # of one letter there are 26 names
         dense = _chains(count, lambda: rng.randint(0, 2), size, rng)
         # To answer, one must know at the end of an assignment whose it was: often that is asked at once.
-        chain_part(pen, made, length, dense, rng, short=True, echo=rng.choice((0, 0.3, 0.6, 1)))
+        chain_part(pen, made, length, dense, rng, short=True, echo=rng.choice((0, 0, 0.3, 0.6)))
         return made
     lined = length >= 256 and rng.random() < 0.5  # each assignment on a line of its own, among lines of noise
     if length >= 512 and rng.random() < 0.4:
@@ -81,17 +81,17 @@ def chain_part(
     rng.shuffle(asked)
     for value in asked:
         names = chains[value]
-        if not short:
-            questions.add(
-                pen.ids(
-                    f"\nQuestion: Find all variables that are assigned the value {value} in the text "
-                    "above. Answer: According to the chain(s) of variable assignment in the text above, "
-                    f"{len(names)} variables are assigned the value {value}, they are:"
-                ),
-                0,
-            )
+        if short and rng.random() < 0.5:
+            questions.add(pen.ids(f"\nWhat is {value}"), 0)
         else:
-            questions.add(pen.ids(f"\nthe value {value}, they are:"), 0)
+            words = (
+                f"\nQuestion: Find all variables that are assigned the value {value} in the text "
+                "above. Answer: According to the chain(s) of variable assignment in the text above, "
+                f"{len(names)} variables are assigned the value {value}, they are:"
+            )
+            questions.add(pen.ids(f"\nthe value {value}, they are:" if short else words), 0)
+            # As with needles: what stands just before is looked up sooner than what must be carried over.
+            pen.answer(questions, f" {value}")
         for name in names:
             pen.answer(questions, f" {name}")
         questions.add(pen.ids("."), 1)

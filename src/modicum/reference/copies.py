@@ -1,4 +1,4 @@
-"""What came before, once more: copies, and tables read out in another order."""
+"""What came before, once more: copies, and tables read out in another order or from right to left."""
 
 from __future__ import annotations
 
@@ -90,4 +90,47 @@ def token_table(pen: Pen, made: Sequence, length: int, rng: random.Random) -> Se
             made.add([keys[i], *between], 0)
             made.add([values[i]], 2 if turn else 0)
             made.add(after, 0)
+    return made
+
+
+def back(pen: Pen, length: int, rng: random.Random) -> Sequence:
+    """Short tables, each followed by its values, and which key has each.
+
+    To answer, a value must have been seen with the key before it, and in an early layer, so that a later one
+    can look for the value. Of chains of variables that is never learnt, but of two tokens side by side it is,
+    and from there it spreads to names of several tokens and to more words between.
+    """
+    made = pen.open("back")
+    while len(made.ids) < length:
+        count = rng.randint(3, 5 if length < 128 else rng.choice((4, 8, 24)))
+        if rng.random() < (0.8 if length < 128 else 0.4):
+            tokens = rng.sample(range(1, pen.words), 2 * count)
+            keys, values = ([[token] for token in half] for half in (tokens[:count], tokens[count:]))
+        else:
+            size, digits = rng.choice((1, 1, 2, 3, 5)), rng.choice((2, 3, 5))
+            names: set[str] = set()
+            while len(names) < min(2 * count, 20 if size == 1 else 48):
+                names.add(f" {lots.letters(rng, size)}")
+            drawn = [pen.ids(name) for name in sorted(names)]
+            rng.shuffle(drawn)
+            keys = drawn[: len(drawn) // 2]
+            values = drawn[len(keys) :][: len(keys)]
+            if rng.random() < 0.5:
+                numbers = rng.sample(range(10 ** (digits - 1), 10**digits), len(keys))
+                values = [pen.ids(f" {number}") for number in numbers]
+        before, between, after = (
+            pen.ids(piece)
+            for piece in rng.choice(
+                (("", "", ""), ("", "", ","), ("", " =", ";"), ("", " is", "."), (" VAR", " =", ""))
+                + ((" VAR", " = VAR", ""),) * 2
+            )
+        )
+        rows = list(zip(keys, values, strict=True))
+        made.add(pen.ids("\n"), 0)
+        for key, value in rows:
+            made.add(before + key + between + value + after, 0)
+        rng.shuffle(rows)
+        for key, value in rows:
+            made.add(pen.ids("\nWhat is") + value, 0)
+            made.answer(key, pen.space)
     return made

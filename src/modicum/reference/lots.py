@@ -30,6 +30,10 @@ def noun(rng: random.Random) -> str:
 
 
 def number(rng: random.Random) -> str:
+    """Seven digits; often few different ones, which teaches to count a repeated digit out."""
+    if rng.random() < 0.3:
+        few = rng.sample(string.digits, rng.randint(2, 3))
+        return rng.choice("123456789") + "".join(rng.choice(few) for _ in range(6))
     return str(rng.randint(1_000_000, 9_999_999))
 
 

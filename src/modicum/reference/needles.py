@@ -32,10 +32,12 @@ def keys(pen: Pen, length: int, rng: random.Random) -> Sequence:
         shape = "\n{} is: {}." if dense else " One of the special magic {}s for {} is: {}."
         made.add(pen.ids(shape.format(*(() if dense else (what,)), one, other)), 0)
     asked: list[str] = []
+    lists = 0.4 if length >= 256 else 0
     while len(made.ids) < length:
         asked = asked or rng.sample(list(facts), len(facts))
-        one = asked.pop()
-        ask(pen, made, [one], [[facts[one]]], what, rng, short=0.9 if length < 256 else 0.4)
+        count = min(len(asked), rng.randint(2, 6)) if rng.random() < lists else 1
+        ones, asked = asked[:count], asked[count:]
+        ask(pen, made, ones, [[facts[one]] for one in ones], what, rng, short=0.9 if length < 256 else 0.4)
     return made
 
 
@@ -91,7 +93,7 @@ def ask_all(
         asked = list(facts)
         rng.shuffle(asked)
         while asked:
-            several = 1 if plain or rng.random() < 0.6 else min(len(asked), rng.randint(2, 4))
+            several = 1 if plain or rng.random() < 0.5 else min(len(asked), rng.randint(2, 5))
             keys, asked = asked[:several], asked[several:]
             values = [facts[key] for key in keys]
             if len(made.ids) > room and (turn or len(made.ids) > 0):
@@ -137,17 +139,20 @@ def ask(
 
 
 def tell(pen: Pen, made: Sequence, keys: list[str], values: list[list[str]], *, direct: bool) -> None:
-    """The value alone, or values with their keys, one after the other."""
+    """The value alone, or each key with its values: "a: 1, b: 2 and 3"; a comma always goes on to the next
+    key, as a model that repeats a key for each of its values never learns to leave it."""
     if direct:
         pen.answer(made, f" {values[0][0]}")
     else:
-        pairs = [(key, value) for key, its in zip(keys, values, strict=True) for value in its]
-        for i, (key, value) in enumerate(pairs):
+        for i, (key, its) in enumerate(zip(keys, values, strict=True)):
             if i:
                 made.add(pen.ids(","), 1)
             pen.answer(made, f" {key}")
             made.add(pen.ids(":"), 1)
-            pen.answer(made, f" {value}")
+            for j, value in enumerate(its):
+                if j:
+                    made.add(pen.ids(" and"), 1)
+                pen.answer(made, f" {value}")
     made.add(pen.ids("."), 1)
 
 

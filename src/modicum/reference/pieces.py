@@ -30,6 +30,12 @@ class Sequence:
         self.ids += ids
         self.marks += [mark] * len(ids)
 
+    def answer(self, ids: list[int], space: list[int]) -> None:
+        """An answer, and which of its tokens chooses it: before a digit `space` is a token of its own."""
+        choice = 1 if ids[:1] == space else 0
+        self.ids += ids
+        self.marks += [2 if i == choice else 1 for i in range(len(ids))]
+
 
 class Pen:
     """Writes pieces of sequences.
@@ -47,7 +53,7 @@ class Pen:
         self._end = end
         self.words = tokenizer.get_vocab_size()
         self._known: dict[str, list[int]] = {}
-        self._space = self.ids(" ")
+        self.space = self.ids(" ")
 
     def open(self, kind: str) -> Sequence:
         made = Sequence(kind)
@@ -101,10 +107,8 @@ class Pen:
         return joined[:room] if exact else joined
 
     def answer(self, made: Sequence, text: str) -> None:
-        ids = self.ids(text)
-        made.ids += ids
-        choice = 1 if ids[:1] == self._space else 0  # before a digit the space is a token of its own
-        made.marks += [2 if i == choice else 1 for i in range(len(ids))]
+        """Tokens of an answer, marked so."""
+        made.answer(self.ids(text), self.space)
 
     def ids(self, text: str) -> list[int]:
         known = self._known.get(text)

@@ -30,6 +30,17 @@ class Stage:
 _SHORT = {"copy": 0.4, "table": 0.6}
 _EARLY = {"copy": 0.1, "table": 0.3, "keys": 0.25, "needle": 0.2, "chain": 0.1, "text": 0.05}
 _MIDDLE = {"copy": 0.04, "table": 0.04, "keys": 0.32, "needle": 0.28, "chain": 0.26, "text": 0.06}
+_BACK = {"copy": 0.1, "table": 0.2, "back": 0.7}
+_BACK_SOON = {"copy": 0.05, "table": 0.1, "back": 0.45, "keys": 0.1, "chain": 0.3}
+_AGAIN = {
+    "copy": 0.03,
+    "table": 0.03,
+    "back": 0.12,
+    "keys": 0.27,
+    "needle": 0.24,
+    "chain": 0.27,
+    "text": 0.04,
+}
 _LONG = {
     "copy": 0.04,
     "table": 0.03,
@@ -49,6 +60,13 @@ def _stages() -> tuple[Stage, ...]:
         Stage(512, 4096, _MIDDLE, 6_400_000, 0.5),
         Stage(1024, 8192, _LONG, 3_300_000, 0.6),
         Stage(2048, 8192, _LONG, 1_200_000, 0.6),
+        Stage(64, 4096, _BACK, 1_500_000, 0.6),
+        Stage(128, 4096, _BACK_SOON, 1_500_000, 0.6),
+        Stage(256, 4096, _AGAIN, 4_000_000, 0.6),
+        Stage(512, 4096, _AGAIN, 1_500_000, 0.6),
+        Stage(1024, 8192, _LONG, 2_500_000, 0.6),
+        Stage(2048, 8192, _LONG, 1_100_000, 0.6),
+        Stage(4096, 8192, _LONG, 1_500_000, 0.6),
     )
 
 
@@ -104,8 +122,8 @@ class Recipe:
     text_weight: float = 0.4
     other_weight: float = 0.05
     warmup: int = 30
-    cooldown: float = 0.15
-    total_tokens: int = 22_000_000
+    cooldown: float = 0.12
+    total_tokens: int = 41_700_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
