@@ -6,6 +6,7 @@ import random
 
 from modicum.reference import lots
 from modicum.reference.pieces import Pen, Sequence
+from modicum.tasks.words import pair
 
 
 def copy(pen: Pen, length: int, rng: random.Random) -> Sequence:
@@ -102,35 +103,67 @@ def back(pen: Pen, length: int, rng: random.Random) -> Sequence:
     """
     made = pen.open("back")
     while len(made.ids) < length:
-        count = rng.randint(3, 5 if length < 128 else rng.choice((4, 8, 24)))
-        if rng.random() < (0.8 if length < 128 else 0.4):
-            tokens = rng.sample(range(1, pen.words), 2 * count)
-            keys, values = ([[token] for token in half] for half in (tokens[:count], tokens[count:]))
-        else:
-            size, digits = rng.choice((1, 1, 2, 3, 5)), rng.choice((2, 3, 5))
-            names: set[str] = set()
-            while len(names) < min(2 * count, 20 if size == 1 else 48):
-                names.add(f" {lots.letters(rng, size)}")
-            drawn = [pen.ids(name) for name in sorted(names)]
-            rng.shuffle(drawn)
-            keys = drawn[: len(drawn) // 2]
-            values = drawn[len(keys) :][: len(keys)]
-            if rng.random() < 0.5:
-                numbers = rng.sample(range(10 ** (digits - 1), 10**digits), len(keys))
-                values = [pen.ids(f" {number}") for number in numbers]
-        before, between, after = (
-            pen.ids(piece)
-            for piece in rng.choice(
-                (("", "", ""), ("", "", ","), ("", " =", ";"), ("", " is", "."), (" VAR", " =", ""))
-                + ((" VAR", " = VAR", ""),) * 2
-            )
-        )
-        rows = list(zip(keys, values, strict=True))
-        made.add(pen.ids("\n"), 0)
-        for key, value in rows:
-            made.add(before + key + between + value + after, 0)
+        rows = _rows(pen, length, rng)
+        _tell(pen, made, rows, rng)
         rng.shuffle(rows)
         for key, value in rows:
             made.add(pen.ids("\nWhat is") + value, 0)
             made.answer(key, pen.space)
     return made
+
+
+def several(pen: Pen, length: int, rng: random.Random) -> Sequence:
+    """Short tables, and questions for several of their keys at once: which is next must be learnt as well."""
+    made = pen.open("several")
+    comma, colon = pen.ids(","), pen.ids(":")
+    while len(made.ids) < length:
+        rows = _rows(pen, length, rng)
+        _tell(pen, made, rows, rng)
+        rng.shuffle(rows)
+        while rows and len(made.ids) < length:
+            count = rng.randint(2, 6)
+            asked, rows = rows[:count], rows[count:]
+            made.add(pen.ids("\nfor"), 0)
+            for i, (key, _) in enumerate(asked):
+                join = [] if not i else pen.ids(", and") if i == len(asked) - 1 else comma
+                made.add(join + key, 0)
+            made.add(pen.ids(rng.choice((":", " are"))), 0)
+            for i, (key, value) in enumerate(asked):
+                made.add(comma if i else [], 1)
+                made.answer(key, pen.space)
+                made.add(colon, 1)
+                made.answer(value, pen.space)
+            made.add(pen.ids("."), 1)
+    return made
+
+
+_Row = tuple[list[int], list[int]]
+
+
+def _rows(pen: Pen, length: int, rng: random.Random) -> list[_Row]:
+    """Keys and values, all different: single tokens of any sort, letters, numbers, words."""
+    count = rng.randint(3, 5 if length < 128 else rng.choice((4, 8, 24) if length > 128 else (4, 6)))
+    if rng.random() < (0.8 if length < 128 else 0.4):
+        tokens = rng.sample(range(1, pen.words), 2 * count)
+        return [([key], [value]) for key, value in zip(tokens[:count], tokens[count:], strict=True)]
+    if length >= 128 and rng.random() < 0.3:
+        names = {f" {pair(rng)}" for _ in range(2 * min(count, 8))}
+    else:
+        size = rng.choice((1, 1, 2, 3, 5))
+        names = {f" {lots.letters(rng, size)}" for _ in range(2 * min(count, 10))}
+    drawn = [pen.ids(name) for name in sorted(names)]
+    rng.shuffle(drawn)
+    half = len(drawn) // 2
+    values = drawn[half:]
+    if rng.random() < 0.5:
+        digits = rng.choice((2, 3, 5))
+        values = [pen.ids(f" {n}") for n in rng.sample(range(10 ** (digits - 1), 10**digits), half)]
+    return list(zip(drawn[:half], values, strict=False))
+
+
+def _tell(pen: Pen, made: Sequence, rows: list[_Row], rng: random.Random) -> None:
+    forms = (("", "", ""), ("", "", ","), ("", " =", ";"), ("", " is", "."), (" VAR", " =", ""))
+    before, between, after = (pen.ids(p) for p in rng.choice((*forms, *((" VAR", " = VAR", ""),) * 2)))
+    made.add(pen.ids("\n"), 0)
+    for key, value in rows:
+        made.add(before + key + between + value + after, 0)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tokenizers import Tokenizer
 
 from modicum.reference.chains import chain
-from modicum.reference.copies import back, copy, table
+from modicum.reference.copies import back, copy, several, table
 from modicum.reference.counts import count
 from modicum.reference.needles import keys, needle
 from modicum.reference.pieces import Pen, Sequence
@@ -30,6 +30,7 @@ _MAKERS: dict[str, Callable[[Pen, int, random.Random], Sequence]] = {
     "copy": copy,
     "table": table,
     "back": back,
+    "several": several,
     "keys": keys,
     "needle": needle,
     "chain": chain,

@@ -41,6 +41,9 @@ _AGAIN = {
     "chain": 0.27,
     "text": 0.04,
 }
+_LISTS = {"copy": 0.08, "table": 0.1, "back": 0.12, "several": 0.7}
+_LISTS_SOON = {"copy": 0.05, "back": 0.15, "several": 0.45, "keys": 0.15, "chain": 0.2}
+_ALL = {"copy": 0.03, "back": 0.07, "several": 0.1, "keys": 0.27, "needle": 0.25, "chain": 0.24, "text": 0.04}
 _LONG = {
     "copy": 0.04,
     "table": 0.03,
@@ -49,6 +52,15 @@ _LONG = {
     "chain": 0.26,
     "count": 0.02,
     "text": 0.13,
+}
+_LAST = {
+    "copy": 0.03,
+    "several": 0.04,
+    "keys": 0.19,
+    "needle": 0.38,
+    "chain": 0.22,
+    "count": 0.02,
+    "text": 0.12,
 }
 
 
@@ -62,11 +74,14 @@ def _stages() -> tuple[Stage, ...]:
         Stage(2048, 8192, _LONG, 1_200_000, 0.6),
         Stage(64, 4096, _BACK, 1_500_000, 0.6),
         Stage(128, 4096, _BACK_SOON, 1_500_000, 0.6),
-        Stage(256, 4096, _AGAIN, 4_000_000, 0.6),
-        Stage(512, 4096, _AGAIN, 1_500_000, 0.6),
-        Stage(1024, 8192, _LONG, 2_500_000, 0.6),
-        Stage(2048, 8192, _LONG, 1_100_000, 0.6),
-        Stage(4096, 8192, _LONG, 1_500_000, 0.6),
+        Stage(256, 4096, _AGAIN, 1_300_000, 0.6),
+        Stage(64, 4096, _LISTS, 800_000, 0.6),
+        Stage(128, 4096, _LISTS_SOON, 700_000, 0.6),
+        Stage(256, 4096, _ALL, 3_000_000, 0.6),
+        Stage(512, 4096, _ALL, 1_300_000, 0.6),
+        Stage(1024, 8192, _LAST, 2_200_000, 0.6),
+        Stage(2048, 8192, _LAST, 1_000_000, 0.6),
+        Stage(4096, 8192, _LAST, 1_400_000, 0.6),
     )
 
 
@@ -123,7 +138,7 @@ class Recipe:
     other_weight: float = 0.05
     warmup: int = 30
     cooldown: float = 0.12
-    total_tokens: int = 41_700_000
+    total_tokens: int = 43_400_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
