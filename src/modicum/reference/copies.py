@@ -146,8 +146,10 @@ def _rows(pen: Pen, length: int, rng: random.Random) -> list[_Row]:
     if rng.random() < (0.8 if length < 128 else 0.4):
         tokens = rng.sample(range(1, pen.words), 2 * count)
         return [([key], [value]) for key, value in zip(tokens[:count], tokens[count:], strict=True)]
-    if length >= 128 and rng.random() < 0.3:
+    digits = rng.choice((2, 3, 5))
+    if length >= 128 and rng.random() < 0.6:
         names = {f" {pair(rng)}" for _ in range(2 * min(count, 8))}
+        digits = 2
     else:
         size = rng.choice((1, 1, 2, 3, 5))
         names = {f" {lots.letters(rng, size)}" for _ in range(2 * min(count, 10))}
@@ -155,8 +157,7 @@ def _rows(pen: Pen, length: int, rng: random.Random) -> list[_Row]:
     rng.shuffle(drawn)
     half = len(drawn) // 2
     values = drawn[half:]
-    if rng.random() < 0.5:
-        digits = rng.choice((2, 3, 5))
+    if rng.random() < (0.5 if digits > 2 else 0.8):
         values = [pen.ids(f" {n}") for n in rng.sample(range(10 ** (digits - 1), 10**digits), half)]
     return list(zip(drawn[:half], values, strict=False))
 

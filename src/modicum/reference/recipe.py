@@ -53,6 +53,7 @@ _LONG = {
     "count": 0.02,
     "text": 0.13,
 }
+_MORE = {"back": 0.05, "several": 0.3, "keys": 0.25, "needle": 0.22, "chain": 0.15, "text": 0.03}
 _LAST = {
     "copy": 0.03,
     "several": 0.04,
@@ -78,10 +79,11 @@ def _stages() -> tuple[Stage, ...]:
         Stage(64, 4096, _LISTS, 800_000, 0.6),
         Stage(128, 4096, _LISTS_SOON, 700_000, 0.6),
         Stage(256, 4096, _ALL, 3_000_000, 0.6),
-        Stage(512, 4096, _ALL, 1_300_000, 0.6),
-        Stage(1024, 8192, _LAST, 2_200_000, 0.6),
-        Stage(2048, 8192, _LAST, 1_000_000, 0.6),
-        Stage(4096, 8192, _LAST, 1_400_000, 0.6),
+        Stage(256, 4096, _MORE, 1_200_000, 0.6),
+        Stage(512, 4096, _ALL, 800_000, 0.6),
+        Stage(1024, 8192, _LAST, 1_800_000, 0.6),
+        Stage(2048, 8192, _LAST, 700_000, 0.6),
+        Stage(4096, 8192, _LAST, 1_300_000, 0.6),
     )
 
 
@@ -138,7 +140,7 @@ class Recipe:
     other_weight: float = 0.05
     warmup: int = 30
     cooldown: float = 0.12
-    total_tokens: int = 43_400_000
+    total_tokens: int = 43_900_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
