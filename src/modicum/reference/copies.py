@@ -115,7 +115,6 @@ def back(pen: Pen, length: int, rng: random.Random) -> Sequence:
 def several(pen: Pen, length: int, rng: random.Random) -> Sequence:
     """Short tables, and questions for several of their keys at once: which is next must be learnt as well."""
     made = pen.open("several")
-    comma, colon = pen.ids(","), pen.ids(":")
     while len(made.ids) < length:
         rows = _rows(pen, length, rng)
         _tell(pen, made, rows, rng)
@@ -125,15 +124,9 @@ def several(pen: Pen, length: int, rng: random.Random) -> Sequence:
             asked, rows = rows[:count], rows[count:]
             made.add(pen.ids("\nfor"), 0)
             for i, (key, _) in enumerate(asked):
-                join = [] if not i else pen.ids(", and") if i == len(asked) - 1 else comma
-                made.add(join + key, 0)
+                made.add(pen.ids(pen.joint(i, len(asked))) + key, 0)
             made.add(pen.ids(rng.choice((":", " are"))), 0)
-            for i, (key, value) in enumerate(asked):
-                made.add(comma if i else [], 1)
-                made.answer(key, pen.space)
-                made.add(colon, 1)
-                made.answer(value, pen.space)
-            made.add(pen.ids("."), 1)
+            pen.answer_list(made, [key for key, _ in asked], [[value] for _, value in asked])
     return made
 
 

@@ -122,7 +122,7 @@ def ask(
     is learnt far sooner than to carry a key over "mentioned in the provided text is".
     """
     many = sum(map(len, values)) > 1
-    names = keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + f", and {keys[-1]}"
+    names = "".join(f"{pen.joint(i, len(keys))} {key}" for i, key in enumerate(keys)).strip()
     whats, verb = (f"{what}s", "are") if many else (what, "is")
     direct = rng.random() < short
     if direct:
@@ -135,25 +135,12 @@ def ask(
         tail = " ".join(("", *words))
         made.add(pen.ids("\n" + (f"{opening}{asked}{tail}?" if rng.random() < 0.6 else "")), 0)
         made.add(pen.ids(f" The{asked}{tail} {verb}"), 0)
-    tell(pen, made, keys, values, direct=direct and not many)
-
-
-def tell(pen: Pen, made: Sequence, keys: list[str], values: list[list[str]], *, direct: bool) -> None:
-    """The value alone, or each key with its values: "a: 1, b: 2 and 3"; a comma always goes on to the next
-    key, as a model that repeats a key for each of its values never learns to leave it."""
-    if direct:
+    if direct and not many:
         pen.answer(made, f" {values[0][0]}")
+        made.add(pen.ids("."), 1)
     else:
-        for i, (key, its) in enumerate(zip(keys, values, strict=True)):
-            if i:
-                made.add(pen.ids(","), 1)
-            pen.answer(made, f" {key}")
-            made.add(pen.ids(":"), 1)
-            for j, value in enumerate(its):
-                if j:
-                    made.add(pen.ids(" and"), 1)
-                pen.answer(made, f" {value}")
-    made.add(pen.ids("."), 1)
+        told = [[pen.ids(f" {value}") for value in its] for its in values]
+        pen.answer_list(made, [pen.ids(f" {key}") for key in keys], told)
 
 
 def fact(pen: Pen, length: int, rng: random.Random) -> Sequence:

@@ -117,3 +117,26 @@ class Pen:
             if len(self._known) < 50_000:
                 self._known[text] = known
         return known
+
+    def answer_list(self, made: Sequence, keys: list[list[int]], values: list[list[list[int]]]) -> None:
+        """Each key with its values: "a: 1; a, b: 2 and 3; b, and c: 4."
+
+        Which key is next hangs on the last one, which is some tokens back by then; said once more, it is just
+        before, and the next follows it in the question's list as here. A comma always leaves the last key.
+        """
+        for i, (key, its) in enumerate(zip(keys, values, strict=True)):
+            if i:
+                made.add(self.ids(";"), 1)
+                made.answer(keys[i - 1], self.space)
+                made.add(self.ids(self.joint(i, len(keys))), 1)
+            made.answer(key, self.space)
+            made.add(self.ids(":"), 1)
+            for j, value in enumerate(its):
+                made.add(self.ids(" and") if j else [], 1)
+                made.answer(value, self.space)
+        made.add(self.ids("."), 1)
+
+    @staticmethod
+    def joint(at: int, count: int) -> str:
+        """What stands before the entry `at` of a list of so many, as in RULER's questions."""
+        return "" if not at else ", and" if at == count - 1 else ","
