@@ -17,6 +17,7 @@ from modicum.errors import InputError
 from modicum.reference.corpus import read_texts, sentences, unwrap
 from modicum.reference.documents import KINDS, Writer
 from modicum.reference.muon import Muon, orthogonal
+from modicum.reference.pieces import Pen
 from modicum.reference.recipe import Recipe, Stage
 from modicum.reference.tokenizer import END, train_tokenizer, wrap
 from modicum.reference.train import Training, build, hidden_states, spread_positions
@@ -121,10 +122,54 @@ def test_answers_are_in_what_came_before(
                 continue
             before = tokenizer.decode(drawn.ids[:start])
             answer = tokenizer.decode(drawn.ids[start:stop])
-            for word in re.findall(r"[^\s,.:]+", answer.replace(" and ", " ")):
+            for word in re.findall(r"[^\s,.:;]+", answer.replace(" and ", " ")):
                 assert word in before, (word, before[-300:])
                 found += 1
     assert found > 5
+
+
+def test_tables_read_backwards(writer: Writer, tokenizer: Tokenizer) -> None:
+    """After a value comes the key before which it stands in the table."""
+    asks = tokenizer.encode("\nWhat is", add_special_tokens=False).ids
+    found = 0
+    for seed in range(16):
+        ids, marks = (drawn := writer.draw("back", 256, random.Random(seed))).ids, drawn.marks
+        for start, stop in _runs(marks):
+            asked = next(i for i in range(start, 0, -1) if ids[i : i + len(asks)] == asks)
+            key, value = ids[start:stop], ids[asked + len(asks) : start]
+            told = [i for i in range(asked) if ids[i : i + len(value)] == value]
+            if stop < len(ids):
+                assert any(ids[i - len(key) - gap : i - gap] == key for i in told for gap in range(7))
+                found += 1
+    assert found > 50
+
+
+def test_a_list_says_the_last_key_before_the_next(writer: Writer, tokenizer: Tokenizer) -> None:
+    pen = Pen(tokenizer, [])
+    made = pen.open("several")
+    keys, values = ["one", "two", "three"], [["1"], ["2", "3"], ["4"]]
+    pen.answer_list(
+        made, [pen.ids(f" {key}") for key in keys], [[pen.ids(f" {v}") for v in its] for its in values]
+    )
+    assert tokenizer.decode(made.ids[1:]) == " one: 1; one, two: 2 and 3; two, and three: 4."
+    assert made.marks[1:].count(2) == 3 + 2 + 4
+    assert min(made.marks[1:]) == 1
+
+
+@pytest.mark.parametrize("length", [64, 128, 512])
+def test_lists_have_their_answers_in_the_table(writer: Writer, tokenizer: Tokenizer, length: int) -> None:
+    """Keys in the order of the question, each with what follows it in the table."""
+    opens = tokenizer.encode("\nfor", add_special_tokens=False).ids
+    found = 0
+    for seed in range(12):
+        drawn = writer.draw("several", length, random.Random(seed))
+        for start, stop in _runs(drawn.marks):
+            asked = next(i for i in range(start, 0, -1) if drawn.ids[i : i + len(opens)] == opens)
+            for i in range(start, stop):
+                if drawn.marks[i] == 2:  # the first token, or the second where a blank stands alone
+                    assert drawn.ids[i] in drawn.ids[:asked]
+                    found += 1
+    assert found > 12
 
 
 def test_copies_are_copies(writer: Writer) -> None:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from tokenizers import Tokenizer
 
 from modicum.reference.chains import chain
-from modicum.reference.copies import back, copy, several, table
+from modicum.reference.copies import copy
 from modicum.reference.counts import count
 from modicum.reference.needles import keys, needle
 from modicum.reference.pieces import Pen, Sequence
+from modicum.reference.tables import back, several, table
 
 
 def text(pen: Pen, length: int, rng: random.Random) -> Sequence:
