@@ -139,8 +139,8 @@ class Recipe:
     text_weight: float = 0.4
     other_weight: float = 0.05
     warmup: int = 30
-    cooldown: float = 0.06
-    total_tokens: int = 45_400_000
+    cooldown: float = 0.03
+    total_tokens: int = 46_400_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
