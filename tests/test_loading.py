@@ -262,22 +262,28 @@ class TestReference:
         assert sum(path.stat().st_size for path in folder.iterdir()) < 24 * 2**20
 
     @pytest.mark.parametrize(
-        ("tasks", "least"), [("niah_single_1,niah_single_2", 7), ("niah_multikey_1:keys=8", 4)]
+        ("tasks", "new", "least"),
+        [
+            ("niah_single_1,niah_single_2", 24, 7),
+            ("niah_multikey_1:keys=8", 24, 6),
+            ("niah_multiquery", 128, 6.5),
+            ("vt:hops=2", 30, 6),
+        ],
     )
-    def test_finds_needles(self, tasks, least):
+    def test_finds_what_it_is_asked_for(self, tasks, new, least):
         """What it was trained for, on eight samples it has not seen; how often is in its README. By chance
-        one in eight keys would be right."""
+        one in eight keys would be right, and no list or chain."""
         model, tokenizer = load_model("reference", device="cpu")
         right = 0
         kinds = modicum.tasks.parse_task(tasks)
         for task in kinds:
             for index in range(8 // len(kinds)):
                 sample = task.sample(index, 700, tokenizer, seed=11)
-                cache = modicum.prefill(model, tokenizer, sample.context, policy="full", budget=800)
+                cache = modicum.prefill(model, tokenizer, sample.context, policy="full", budget=900)
                 answer = modicum.generate(
-                    model, tokenizer, question=sample.question, cache=cache, max_new_tokens=24
+                    model, tokenizer, question=sample.question, cache=cache, max_new_tokens=new
                 )
-                right += sample.answers[0] in answer.text
+                right += sum(wanted in answer.text for wanted in sample.answers) / len(sample.answers)
         assert right >= least
 
 
