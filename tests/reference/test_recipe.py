@@ -108,7 +108,7 @@ def test_a_sequence_has_its_length(writer: Writer, kind: str, length: int) -> No
         assert again.ids == drawn.ids
 
 
-@pytest.mark.parametrize("kind", ["table", "keys", "needle", "chain"])
+@pytest.mark.parametrize("kind", ["table", "exact", "keys", "needle", "chain"])
 @pytest.mark.parametrize("length", [400, 1024, 2048])
 def test_answers_are_in_what_came_before(
     writer: Writer, tokenizer: Tokenizer, kind: str, length: int

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tokenizers import Tokenizer
 
 from modicum.reference.chains import chain
-from modicum.reference.copies import copy
+from modicum.reference.copies import copy, exact
 from modicum.reference.counts import count
 from modicum.reference.needles import keys, needle
 from modicum.reference.pieces import Pen, Sequence
@@ -29,6 +29,7 @@ def text(pen: Pen, length: int, rng: random.Random) -> Sequence:
 
 _MAKERS: dict[str, Callable[[Pen, int, random.Random], Sequence]] = {
     "copy": copy,
+    "exact": exact,
     "table": table,
     "back": back,
     "several": several,

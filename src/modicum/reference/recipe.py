@@ -54,6 +54,7 @@ _LONG = {
     "text": 0.13,
 }
 _MORE = {"back": 0.05, "several": 0.3, "keys": 0.25, "needle": 0.22, "chain": 0.15, "text": 0.03}
+_EXACT = {"copy": 0.05, "exact": 0.65, "back": 0.1, "several": 0.1, "table": 0.1}
 _LAST = {
     "copy": 0.03,
     "several": 0.04,
@@ -83,7 +84,8 @@ def _stages() -> tuple[Stage, ...]:
         Stage(512, 4096, _ALL, 800_000, 0.6),
         Stage(1024, 8192, _LAST, 1_250_000, 0.6),
         Stage(2048, 8192, _LAST, 700_000, 0.6),
-        Stage(4096, 8192, _LAST, 2_000_000, 0.6),
+        Stage(4096, 8192, _LAST, 2_600_000, 0.6),
+        Stage(64, 4096, _EXACT, 3_000_000, 0.6),
     )
 
 
@@ -140,7 +142,7 @@ class Recipe:
     other_weight: float = 0.05
     warmup: int = 30
     cooldown: float = 0.03
-    total_tokens: int = 46_400_000
+    total_tokens: int = 60_000_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1

@@ -227,8 +227,8 @@ class Training:
         with torch.no_grad():
             right = logits.argmax(-1) == targets
             rows = torch.arange(len(drawn))[:, None].expand_as(marks)[keep]
-            # A copy has no choice to make; for the others what follows the choice says little.
-            copies = torch.tensor([one.kind == "copy" for one in drawn])[rows]
+            # In copies every token counts; for the others what follows the choice says little.
+            copies = torch.tensor([one.kind in ("copy", "exact") for one in drawn])[rows]
             answer = (marks_kept == 2) | (copies & (marks_kept == 1))
             hits: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
             good = torch.bincount(rows[answer & right], minlength=len(drawn)).tolist()
