@@ -144,7 +144,7 @@ def test_tables_read_backwards(writer: Writer, tokenizer: Tokenizer) -> None:
     assert found > 50
 
 
-def test_a_list_says_the_last_key_before_the_next(writer: Writer, tokenizer: Tokenizer) -> None:
+def test_a_list_says_the_last_key_before_the_next(tokenizer: Tokenizer) -> None:
     pen = Pen(tokenizer, [])
     made = pen.open("several")
     keys, values = ["one", "two", "three"], [["1"], ["2", "3"], ["4"]]
@@ -158,7 +158,7 @@ def test_a_list_says_the_last_key_before_the_next(writer: Writer, tokenizer: Tok
 
 @pytest.mark.parametrize("length", [64, 128, 512])
 def test_lists_have_their_answers_in_the_table(writer: Writer, tokenizer: Tokenizer, length: int) -> None:
-    """Keys in the order of the question, each with what follows it in the table."""
+    """What chooses a key or a value in an answer stands in what came before the question."""
     opens = tokenizer.encode("\nfor", add_special_tokens=False).ids
     found = 0
     for seed in range(12):
