@@ -242,9 +242,12 @@ def measure_all(
     same settings left in `begun` is taken from there."""
     found: dict[Cell, Any] = {}
     seconds = 0.0
-    lines = begun.read_text(encoding="utf-8").splitlines() if begun is not None and begun.is_file() else []
+    # What follows the last line break is a line cut short by a kill: it is dropped, its cell measured again.
+    old = begun.read_text(encoding="utf-8") if begun is not None and begun.is_file() else ""
+    lines = old.split("\n")[:-1]
     head = json.dumps(told)
-    if lines[:1] == [head]:
+    if begun is not None and lines[:1] == [head]:
+        begun.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         for cell, row, spent in map(json.loads, lines[1:]):
             found[tuple(cell)] = row
             seconds += spent
@@ -272,11 +275,11 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
         tried = {}
         for length in settings.lengths:
             bench = Bench(asked.model, settings, length)
-            tried[length] = fmean(bench.measure("many questions", "full", None).right)
+            wholes = {use: bench.measure(use, "full", None) for use in which_page.USES}
+            tried[length] = fmean(wholes["many questions"].right)
             if tried[length] >= 0.75:
                 break
-        for use in which_page.USES:
-            whole = bench.measure(use, "full", None)
+        for use, whole in wholes.items():
             uses[use] = {"full": common.scored(whole) | {"nbytes": whole.full_nbytes}, "policies": {}}
     full = {use: part["full"]["nbytes"] for use, part in uses.items()}
     cells: list[Cell] = [(u, p, s) for u in uses for p in settings.policies for s in settings.shares]

@@ -14,8 +14,10 @@ from tokenizers import Tokenizer
 
 import modicum
 from modicum.errors import InputError
+from modicum.reference import lots
 from modicum.reference.corpus import read_texts, sentences, unwrap
 from modicum.reference.documents import KINDS, Writer
+from modicum.reference.exact import mark_choices
 from modicum.reference.muon import Muon, orthogonal
 from modicum.reference.pieces import Pen
 from modicum.reference.recipe import Recipe, Stage
@@ -170,6 +172,39 @@ def test_lists_have_their_answers_in_the_table(writer: Writer, tokenizer: Tokeni
                     assert drawn.ids[i] in drawn.ids[:asked]
                     found += 1
     assert found > 12
+
+
+def test_a_key_answers_with_its_own_value(writer: Writer, tokenizer: Tokenizer) -> None:
+    """Also when it comes once more after it."""
+    asked = 0
+    for seed in range(40):
+        drawn = writer.draw("exact", 64, random.Random(seed))
+        told: dict[str, str] = {}
+        for line in tokenizer.decode(drawn.ids[1:]).split("\n")[1:-1]:
+            key, value, *echo = line.replace(":", "").split()
+            asked += key in told
+            assert told.setdefault(key, value) == value
+            assert echo in ([], [key])
+    assert asked > 40
+
+
+def test_a_sign_that_could_be_another_is_a_choice(tokenizer: Tokenizer) -> None:
+    pen = Pen(tokenizer, [])
+    made = pen.open("exact")
+    pen.answer(made, " 6123456")
+    mark_choices(pen, made, 0, "6123456", ["6123456", "8412799"])
+    assert made.marks[-7:] == [2, 2, 1, 2, 1, 1, 1]  # 12 is followed by 3 here and by 7 there
+
+
+def test_values_are_alike_and_never_twice() -> None:
+    begins = 0
+    for seed in range(20):
+        value = lots.alike(random.Random(seed))
+        values = [value() for _ in range(60)]
+        assert len(set(values)) == 60
+        assert all(re.fullmatch("[1-9][0-9]{6}|[A-Z]{5}", one) for one in values)
+        begins += len({one[:4] for one in values})
+    assert begins < 1000  # of 1,200, nearly all of which differ where values are drawn at random
 
 
 def test_copies_are_copies(writer: Writer) -> None:

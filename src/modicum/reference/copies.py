@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import string
 
 from modicum.reference.pieces import Pen, Sequence
 
@@ -29,30 +28,4 @@ def copy(pen: Pen, length: int, rng: random.Random) -> Sequence:
             segment = pen.filler(size, rng, exact=True)
             made.add(segment, -1)
         segments.append(segment)
-    return made
-
-
-def exact(pen: Pen, length: int, rng: random.Random) -> Sequence:
-    """Numbers and names of few different digits or letters, some with a common beginning, then each again.
-
-    Two or three tokens back do not tell which digit is next in 5655678; more must be looked at, or counted.
-    """
-    made = pen.open("exact")
-    while len(made.ids) < length:
-        digits = rng.random() < 0.65
-        signs = rng.sample(string.digits[1:] if digits else string.ascii_uppercase, rng.randint(2, 4))
-        size = 7 if digits else 5
-        values: list[str] = []
-        for _ in range(rng.randint(2, 3 if length < 128 else 6)):
-            begin = rng.choice(values)[: rng.randint(1, 4)] if values and rng.random() < 0.5 else ""
-            value = begin + "".join(rng.choice(signs) for _ in range(size - len(begin)))
-            if value not in values:
-                values.append(value)
-        keys = [f" {key}" for key in rng.sample(string.ascii_lowercase, len(values))]
-        made.add(pen.ids("\n"), 0)
-        for key, value in zip(keys, values, strict=True):
-            made.add(pen.ids(f"{key}: {value},"), 0)
-        for key, value in rng.sample(list(zip(keys, values, strict=True)), len(values)):
-            made.add(pen.ids(f"\n{key}:"), 0)
-            pen.answer(made, f" {value}")
     return made

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from tokenizers import Tokenizer
 
 from modicum.reference.chains import chain
-from modicum.reference.copies import copy, exact
+from modicum.reference.copies import copy
 from modicum.reference.counts import count
+from modicum.reference.exact import exact
 from modicum.reference.needles import keys, needle
 from modicum.reference.pieces import Pen, Sequence
 from modicum.reference.tables import back, several, table

@@ -54,7 +54,9 @@ _LONG = {
     "text": 0.13,
 }
 _MORE = {"back": 0.05, "several": 0.3, "keys": 0.25, "needle": 0.22, "chain": 0.15, "text": 0.03}
-_EXACT = {"copy": 0.05, "exact": 0.65, "back": 0.1, "several": 0.1, "table": 0.1}
+_EXACT = {"copy": 0.03, "exact": 0.7, "several": 0.07, "back": 0.05, "chain": 0.15}
+_CARRY = {"exact": 0.85, "back": 0.1, "several": 0.05}
+_ALL_EXACT = _ALL | {"exact": 0.4}
 _LAST = {
     "copy": 0.03,
     "several": 0.04,
@@ -64,6 +66,7 @@ _LAST = {
     "count": 0.02,
     "text": 0.12,
 }
+_LAST_EXACT = _LAST | {"exact": 0.1}
 
 
 def _stages() -> tuple[Stage, ...]:
@@ -85,7 +88,16 @@ def _stages() -> tuple[Stage, ...]:
         Stage(1024, 8192, _LAST, 1_250_000, 0.6),
         Stage(2048, 8192, _LAST, 700_000, 0.6),
         Stage(4096, 8192, _LAST, 2_600_000, 0.6),
-        Stage(64, 4096, _EXACT, 3_000_000, 0.6),
+        Stage(256, 4096, _EXACT, 3_000_000, 0.6),
+        Stage(256, 4096, _ALL_EXACT, 1_450_000, 0.6),
+        Stage(256, 4096, _EXACT, 2_200_000, 0.6),
+        Stage(256, 4096, _ALL_EXACT, 2_200_000, 0.6),
+        Stage(256, 4096, _EXACT, 2_000_000, 0.6),
+        Stage(64, 4096, _CARRY, 3_600_000, 0.6),
+        Stage(256, 4096, _ALL_EXACT, 2_000_000, 0.6),
+        Stage(1024, 8192, _LAST_EXACT, 1_200_000, 0.6),
+        Stage(2048, 8192, _LAST_EXACT, 1_200_000, 0.6),
+        Stage(4096, 8192, _LAST_EXACT, 600_000, 0.6),
     )
 
 
@@ -141,8 +153,8 @@ class Recipe:
     text_weight: float = 0.4
     other_weight: float = 0.05
     warmup: int = 30
-    cooldown: float = 0.03
-    total_tokens: int = 60_000_000
+    cooldown: float = 0.05
+    total_tokens: int = 68_300_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
