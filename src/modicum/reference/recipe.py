@@ -97,7 +97,7 @@ def _stages() -> tuple[Stage, ...]:
         Stage(256, 4096, _ALL_EXACT, 2_000_000, 0.6),
         Stage(1024, 8192, _LAST_EXACT, 1_200_000, 0.6),
         Stage(2048, 8192, _LAST_EXACT, 1_200_000, 0.6),
-        Stage(4096, 8192, _LAST_EXACT, 600_000, 0.6),
+        Stage(4096, 8192, _LAST_EXACT, 2_200_000, 0.5),
     )
 
 
@@ -153,8 +153,8 @@ class Recipe:
     text_weight: float = 0.4
     other_weight: float = 0.05
     warmup: int = 30
-    cooldown: float = 0.05
-    total_tokens: int = 68_300_000
+    cooldown: float = 0.023
+    total_tokens: int = 69_750_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
