@@ -244,10 +244,11 @@ def measure_all(
     seconds = 0.0
     # What follows the last line break is a line cut short by a kill: it is dropped, its cell measured again.
     old = begun.read_text(encoding="utf-8") if begun is not None and begun.is_file() else ""
-    lines = old.split("\n")[:-1]
+    whole = old[: old.rfind("\n") + 1]
+    lines = whole.splitlines()
     head = json.dumps(told)
     if begun is not None and lines[:1] == [head]:
-        begun.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.truncate(begun, len(whole.encode()))
         for cell, row, spent in map(json.loads, lines[1:]):
             found[tuple(cell)] = row
             seconds += spent

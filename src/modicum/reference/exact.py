@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from functools import partial
 
 from modicum.reference import lots, needles
@@ -30,7 +31,7 @@ def exact(pen: Pen, length: int, rng: random.Random) -> Sequence:
         for one in rng.sample(list(facts), len(facts)):
             start = len(made.ids)
             needles.ask(pen, made, [one], [[facts[one]]], "number", rng, short=0.9)
-            mark_choices(pen, made, start, facts[one], list(facts.values()))
+            mark_choices(pen, made, start, facts[one], facts.values())
     return made
 
 
@@ -60,13 +61,13 @@ def carry(pen: Pen, made: Sequence, length: int, rng: random.Random) -> Sequence
             start = len(made.ids)
             made.add(pen.ids(f"\n{one}:"), 0)
             pen.answer(made, f" {facts[one]}")
-            mark_choices(pen, made, start, facts[one], list(facts.values()))
+            mark_choices(pen, made, start, facts[one], facts.values())
             if rng.random() < echo:
                 pen.answer(made, f" {one}")
     return made
 
 
-def mark_choices(pen: Pen, made: Sequence, start: int, value: str, values: list[str]) -> None:
+def mark_choices(pen: Pen, made: Sequence, start: int, value: str, values: Iterable[str]) -> None:
     """Each sign of the answer after `start` chooses, if the two before it stand elsewhere with another one
     after them, or if it is the first or second."""
     signs = pen.ids(f" {value}")

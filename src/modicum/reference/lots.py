@@ -40,7 +40,7 @@ def number(rng: random.Random) -> str:
 def alike(rng: random.Random, least: int = 7) -> Callable[[], str]:
     """Numbers of seven digits, or names of five letters, that are easily taken for each other: most begin as
     another does or hold a part of it, and some have few different signs, so that the last two or three do
-    not tell the next. At `least` so many signs, if that is fewer."""
+    not tell the next. At `least` so many signs, three or more, if that is fewer."""
     signs, most = (string.digits, 7) if rng.random() < 0.75 else (string.ascii_uppercase, 5)
     few = "".join(rng.sample(signs, rng.randint(2, 5))) if rng.random() < 0.35 else signs
     drawn: list[str] = []
@@ -51,14 +51,14 @@ def alike(rng: random.Random, least: int = 7) -> Callable[[], str]:
             fresh = [rng.choice(among) for _ in range(size)]
             luck = rng.random()
             if drawn and luck < 0.4:
-                begin = rng.choice(drawn)[: rng.randint(1, max(1, size - 1))]
+                begin = rng.choice(drawn)[: rng.randint(1, size - 1)]
                 fresh[: len(begin)] = begin
             elif drawn and luck < 0.85 and size > 3:
                 other, count = rng.choice(drawn), rng.randint(2, min(4, size - 2))
                 start = rng.randrange(size - count)
                 part = other[start if rng.random() < 0.3 else rng.randrange(len(other)) :][:count]
                 fresh[start : start + len(part)] = part
-            value = "".join(fresh)[:most]
+            value = "".join(fresh)
             if value[0] != "0" and value not in drawn:
                 break
         drawn.append(value)
