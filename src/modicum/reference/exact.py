@@ -36,15 +36,20 @@ def exact(pen: Pen, length: int, rng: random.Random) -> Sequence:
 
 
 def carry(pen: Pen, made: Sequence, length: int, rng: random.Random) -> Sequence:
-    """Short keys and values of any size, after which the key often comes once more.
+    """Keys, short or of two words, and values of any size, after which the key often comes once more.
 
     That must be known at each sign, as it may be the last: so each learns whose it is, which tells values
     apart that begin alike.
     """
     key = rng.choice((partial(lots.letters, rng, 1), partial(lots.letters, rng, 2), partial(lots.noun, rng)))
-    if length >= 128 and rng.random() < 0.5:
+    if rng.random() < 0.6:
         key = partial(pair, rng)
-    value = lots.alike(rng, 3)
+    value = lots.alike(rng, rng.choice((3, 7)))
+    shapes = ["\n{}:", "\n{} is:"]
+    if length >= 128:
+        shapes.append(" One of the special magic numbers for {} is:")
+    told = rng.choice(shapes)
+    asked = rng.choice((told, shapes[0]))
     echo = rng.choice((0, 1, 1))
     facts: dict[str, str] = {}
     room = length * rng.uniform(0.35, 0.5)
@@ -52,14 +57,14 @@ def carry(pen: Pen, made: Sequence, length: int, rng: random.Random) -> Sequence
         one = key()
         if one not in facts:
             facts[one] = value()
-            made.add(pen.ids(f"\n{one}:"), 0)
+            made.add(pen.ids(told.format(one)), 0)
             made.add(pen.ids(f" {facts[one]}"), 0)
             if rng.random() < echo:
                 pen.answer(made, f" {one}")
     while len(made.ids) < length:
         for one in rng.sample(list(facts), len(facts)):
             start = len(made.ids)
-            made.add(pen.ids(f"\n{one}:"), 0)
+            made.add(pen.ids(asked.format(one)), 0)
             pen.answer(made, f" {facts[one]}")
             mark_choices(pen, made, start, facts[one], facts.values())
             if rng.random() < echo:

@@ -55,7 +55,7 @@ _LONG = {
 }
 _MORE = {"back": 0.05, "several": 0.3, "keys": 0.25, "needle": 0.22, "chain": 0.15, "text": 0.03}
 _EXACT = {"copy": 0.03, "exact": 0.7, "several": 0.07, "back": 0.05, "chain": 0.15}
-_CARRY = {"exact": 0.85, "back": 0.1, "several": 0.05}
+_CARRY = {"exact": 0.8, "back": 0.1, "several": 0.05, "chain": 0.05}
 _ALL_EXACT = _ALL | {"exact": 0.4}
 _LAST = {
     "copy": 0.03,
@@ -98,6 +98,11 @@ def _stages() -> tuple[Stage, ...]:
         Stage(1024, 8192, _LAST_EXACT, 1_200_000, 0.6),
         Stage(2048, 8192, _LAST_EXACT, 1_200_000, 0.6),
         Stage(4096, 8192, _LAST_EXACT, 2_200_000, 0.5),
+        Stage(128, 4096, _CARRY, 4_000_000, 0.6),
+        Stage(256, 4096, _ALL_EXACT, 1_500_000, 0.6),
+        Stage(1024, 8192, _LAST_EXACT, 1_000_000, 0.6),
+        Stage(2048, 8192, _LAST_EXACT, 1_000_000, 0.6),
+        Stage(4096, 8192, _LAST_EXACT, 2_100_000, 0.5),
     )
 
 
@@ -123,6 +128,8 @@ class Recipe:
         answer_weight: weight of an answer's other tokens; a number of seven digits must be right in each.
         text_weight: weight of a token of plain text.
         other_weight: weight of a generated token that cannot be known beforehand, or only by its form.
+        guided: heads, each as layer and query head, that are told where to look (see `guide`).
+        guide_weight: weight of the loss that tells them.
         warmup: steps in which the rates rise.
         cooldown: the share of `total_tokens` at whose end the rates fall to a twentieth.
         total_tokens: the length of the run.
@@ -152,9 +159,11 @@ class Recipe:
     answer_weight: float = 3.0
     text_weight: float = 0.4
     other_weight: float = 0.05
+    guided: tuple[tuple[int, int], ...] = ((4, 4), (4, 6))
+    guide_weight: float = 1.0
     warmup: int = 30
-    cooldown: float = 0.023
-    total_tokens: int = 69_750_000
+    cooldown: float = 0.027
+    total_tokens: int = 79_250_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1

@@ -27,6 +27,7 @@ from modicum.errors import InputError
 from modicum.reference.corpus import read_texts, sentences
 from modicum.reference.crew import Crew, together
 from modicum.reference.documents import Writer
+from modicum.reference.guide import looks, sources
 from modicum.reference.muon import Muon
 from modicum.reference.recipe import Recipe, Stage
 from modicum.reference.start import prepare
@@ -64,16 +65,34 @@ def build(recipe: Recipe) -> Any:
     return model
 
 
-def hidden_states(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+def hidden_states(
+    model: Any, ids: Tensor, positions: Tensor, guided: tuple[tuple[int, int], ...] = ()
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """The last hidden states, [B, N, hidden], for positions with gaps, which the model itself would take for
-    several sequences packed into one."""
+    several sequences packed into one; and queries and keys, [B, H, N, head_dim], of the H guided heads."""
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
     inner = model.model
     hidden = inner.embed_tokens(ids)
     turns = inner.rotary_emb(hidden, positions)
-    for layer in inner.layers:
+    found: list[tuple[Tensor, Tensor]] = []
+    for number, layer in enumerate(inner.layers):
+        heads = [head for at, head in guided if at == number]
+        if heads:
+            attention = layer.self_attn
+            normed = layer.input_layernorm(hidden)
+            query, key = (
+                projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+                for projection in (attention.q_proj, attention.k_proj)
+            )
+            query, key = apply_rotary_pos_emb(query, key, *turns)
+            found.append((query[:, heads], key[:, [h // attention.num_key_value_groups for h in heads]]))
         hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=turns)
-    normed: Tensor = inner.norm(hidden)
-    return normed
+    last: Tensor = inner.norm(hidden)
+    if not found:
+        return last, None
+    queries, keys = zip(*found, strict=True)
+    return last, (torch.cat(queries, 1), torch.cat(keys, 1))
 
 
 def optimisers(model: Any, recipe: Recipe, crew: Crew | None = None) -> tuple[Muon, torch.optim.AdamW]:
@@ -186,6 +205,7 @@ class Training:
             "length": stage.length,
             "loss": losses["all"],
             "text_loss": losses.get("text"),
+            "guide_loss": losses.get("guide"),
             "right": {kind: round(_share(self.right[kind]), 4) for kind in sorted(self.right)},
             "rate": rate,
             "seconds": round(time.monotonic() - began, 3),
@@ -207,7 +227,8 @@ class Training:
         drawn, positions = self.crew.share(drawn), self.crew.share(gaps)
         ids = torch.tensor([one.ids for one in drawn])
         marks = torch.tensor([one.marks for one in drawn])[:, 1:]
-        hidden = hidden_states(self.model, ids[:, :-1], positions[:, :-1])
+        guided = self.recipe.guided if self.recipe.guide_weight else ()
+        hidden, guide = hidden_states(self.model, ids[:, :-1], positions[:, :-1], guided)
         # Of the tokens that weigh little only a sample goes through the head, with the weight of all.
         luck = torch.rand(marks.shape, generator=torch.Generator().manual_seed(luck_seed))
         keep = (marks > 0) | ((marks == -1) & (luck < 0.5)) | ((marks == 0) & (luck < 0.1))
@@ -223,6 +244,14 @@ class Training:
         targets = ids[:, 1:][keep]
         each = functional.cross_entropy(logits, targets, reduction="none")
         loss = (each * weights).sum() / weights.sum()
+        losses = {"all": float(loss.detach())}
+        if guide is not None:
+            told = [sources(one.ids, one.marks) for one in drawn]
+            worth = [[1.0 if mark == 2 else 0.1 for mark in one.marks] for one in drawn]
+            missed, all_told = looks(*guide, told, worth)
+            if all_told:
+                losses["guide"] = float(missed.detach()) / all_told
+                loss = loss + self.recipe.guide_weight * missed / all_told
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             right = logits.argmax(-1) == targets
@@ -236,7 +265,6 @@ class Training:
             for one, g, a in zip(drawn, good, all_, strict=True):
                 if a:
                     hits[one.kind] = (hits[one.kind][0] + g, hits[one.kind][1] + a)
-            losses = {"all": float(loss)}
             if (marks_kept == -1).any():
                 losses["text"] = float(each[marks_kept == -1].mean())
         return losses, dict(hits)
