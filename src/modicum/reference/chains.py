@@ -12,7 +12,8 @@ from modicum.reference.pieces import Pen, Sequence
 def chain(pen: Pen, length: int, rng: random.Random) -> Sequence:
     """Variables that take each other's values; which of them have a value?"""
     made = pen.open("chain")
-    if length >= 128 and rng.random() < 0.6:
+    long = length >= 1024  # mostly as RULER has it: an example, then lines of noise
+    if length >= 128 and rng.random() < (0.2 if long else 0.6):
         # Little but assignments and short questions; with short names, which are sooner learnt, more of them.
         size = rng.choice((1, 2, 3, 5))
         count = min(8, length // (28 + 7 * size))  # of one letter there are 26 names
@@ -20,8 +21,8 @@ def chain(pen: Pen, length: int, rng: random.Random) -> Sequence:
         # To answer, one must know at the end of an assignment whose it was: often that is asked at once.
         chain_part(pen, made, length, dense, rng, short=True, echo=rng.choice((0, 0, 0.3, 0.6)))
         return made
-    lined = length >= 256 and rng.random() < 0.5  # each assignment on a line of its own, among lines of noise
-    if length >= 512 and rng.random() < 0.4:
+    lined = length >= 256 and rng.random() < (0.75 if long else 0.5)  # each assignment on a line of its own, among lines of noise
+    if length >= 512 and rng.random() < (0.75 if long else 0.4):
         chain_part(pen, made, 200, _chains(1, lambda: rng.randint(1, 3), 3, rng), rng, lined=True)
         made.add(pen.ids("\n\n"), 0)
     most = max(1, min(4, (length - len(made.ids)) // (100 if length < 256 else 150)))

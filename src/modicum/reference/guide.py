@@ -1,10 +1,11 @@
 """Where a head should look: at the token that an answer copies.
 
-Numbers that hold the same few digits are told apart only by whose they are, and no head came to look for that
-by itself: what is lost for an answer's few doubtful digits hardly reaches the queries and keys. So a few heads
-are told (in the spirit of Deshpande and Narasimhan 2020, "Guiding attention for self-supervised learning with
-transformers"): part of the loss is -log of their attention to the token that is to be said next, wherever in
-the text the answer's words stood before. What the heads write, and how, is left to the training.
+Numbers that hold the same few digits are told apart only by whose they are. The layers before know that, but
+no head came to look for it by itself: what is lost for an answer's few doubtful digits hardly reaches the
+queries and keys. So a few heads are told (in the spirit of Deshpande and Narasimhan 2020, "Guiding
+attention for self-supervised learning with transformers"): part of the loss is -log of their attention to
+the token that is to be said next, wherever the answer's words stood before. What the heads write, and how,
+is left to the training.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def looks(
         rows = [i for i, (_, before) in enumerate(kept) for _ in before]
         good[rows, [place for _, before in kept for place in before]] = True
         aimed = scores.masked_fill(~good, -torch.inf).logsumexp(-1)
-        worth = torch.tensor([weigh[place + 1] for place, _ in kept])
+        worth = torch.tensor([weigh[place + 1] for place, _ in kept], dtype=query.dtype)
         total = total + ((scores.logsumexp(-1) - aimed).mean(0) * worth).sum()
         whole += float(worth.sum())
     return total, whole

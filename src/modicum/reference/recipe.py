@@ -67,6 +67,7 @@ _LAST = {
     "text": 0.12,
 }
 _LAST_EXACT = _LAST | {"exact": 0.1}
+_LAST_CHAINS = _LAST_EXACT | {"chain": 0.4, "exact": 0.05, "several": 0.02, "copy": 0.02, "text": 0.08}
 
 
 def _stages() -> tuple[Stage, ...]:
@@ -102,7 +103,9 @@ def _stages() -> tuple[Stage, ...]:
         Stage(256, 4096, _ALL_EXACT, 1_500_000, 0.6),
         Stage(1024, 8192, _LAST_EXACT, 1_000_000, 0.6),
         Stage(2048, 8192, _LAST_EXACT, 1_000_000, 0.6),
-        Stage(4096, 8192, _LAST_EXACT, 2_100_000, 0.5),
+        Stage(4096, 8192, _LAST_EXACT, 2_000_000, 0.5),
+        Stage(2048, 8192, _LAST_CHAINS, 400_000, 0.35),
+        Stage(4096, 8192, _LAST_CHAINS, 900_000, 0.35),
     )
 
 
@@ -162,8 +165,8 @@ class Recipe:
     guided: tuple[tuple[int, int], ...] = ((4, 4), (4, 6))
     guide_weight: float = 1.0
     warmup: int = 30
-    cooldown: float = 0.027
-    total_tokens: int = 79_250_000
+    cooldown: float = 0.011
+    total_tokens: int = 80_550_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
@@ -174,6 +177,12 @@ class Recipe:
             raise InputError(
                 f"{self.heads} query heads cannot share {self.kv_heads} KV heads: give a multiple of them"
             )
+        for layer, head in self.guided:
+            if not (0 <= layer < self.layers and 0 <= head < self.heads):
+                raise InputError(
+                    f"there is no head {head} in layer {layer} to guide: the model has {self.layers} layers "
+                    f"of {self.heads} heads, counted from 0"
+                )
         if max(stage.length for stage in self.stages) > self.positions:
             raise InputError(f"a stage is longer than the model's {self.positions} positions")
 
