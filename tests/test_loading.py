@@ -265,8 +265,8 @@ class TestReference:
         ("tasks", "new", "least"),
         [
             ("niah_single_1,niah_single_2", 24, 7),
-            ("niah_multikey_1:keys=8", 24, 6),
-            ("niah_multiquery", 128, 6.5),
+            ("niah_multikey_1:keys=8", 24, 7),
+            ("niah_multiquery", 128, 7),
             ("vt:hops=2", 30, 6),
         ],
     )
