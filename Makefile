@@ -49,7 +49,7 @@ bench: venv
 
 # The same samples through kvpress and transformers' own caches, each in an environment of its own.
 bench-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
-	$(VENV)/bin/python benchmarks/peers/compare.py --length 1024 --tasks niah_single_2:max_new_tokens=10 --together \
+	$(VENV)/bin/python benchmarks/peers/compare.py --length 1024 --tasks niah_multikey_1:max_new_tokens=24,keys=8 --together \
 		--minutes 11 --docs docs/peers.md --json docs/peers_joint.json
 
 .venv-kvpress/.stamp:

@@ -54,15 +54,16 @@ MIXED = (
     f"adakv+{DEFENSIVE}",
     f"adakv+caote+{DEFENSIVE}",
     "auto",
-    "razor(base=snapkv)",
-    f"razor(base=caote({DEFENSIVE}))",
+    "razor(base=snapkv,strong=0.2)",
+    f"razor(base=caote({DEFENSIVE}),strong=0.2)",
 )
 PARTS = (
-    "razor(compensate=False)",
-    "razor(base=manifoldkv,compensate=False)",
+    "razor(base=manifoldkv)",
+    "razor(strong=0.2)",
+    "razor(base=manifoldkv,strong=0.2,compensate=False)",
     "razor(base=manifoldkv,induction=0.3)",
 )
-"""`auto` is `razor(base=manifoldkv)`; these leave one of its parts out or change it."""
+"""`auto` is `razor(base=manifoldkv,strong=0.2)`; these leave one of its parts out or change it."""
 _FACT = re.compile(
     re.escape(NEEDLE.format(type_needle_v="numbers", key="@", value="%"))
     .replace("@", r"([^.:]+?)")

@@ -21,7 +21,9 @@ from modicum.kv.shape import Shape
 from modicum.tasks.sample import Sample
 
 N_SINK, RECENT = 4, 32
-"""Protected tokens, the defaults of a cache. Like a press has it (`grown`), only StreamingLLM has sinks."""
+"""Protected tokens, the defaults of a cache."""
+_KEPT = {"streamingllm": (N_SINK, 0), "auto": (N_SINK, RECENT)}
+"""What a policy keeps by its nature. Like a press has it (`grown`), the others protect nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ def measure(
     asked = cell
     if setting.share is not None:
         nbytes = allowance(model, case, setting)
-        sinks = 0 if setting.grown and setting.policy != "streamingllm" else N_SINK
-        recent = 0 if setting.grown else RECENT
+        sinks, recent = _KEPT.get(setting.policy, (0, 0)) if setting.grown else (N_SINK, RECENT)
         asked = replace(cell, budget=f"{nbytes}B", n_sink=sinks, recent=recent, evict_every=1)
     try:
         row = run(model, tokenizer, case.sample, case.prompt, asked, metric)

@@ -30,6 +30,7 @@ METHODS = (
     Method("Ada-KV(SnapKV)", "AdaKVPress(SnapKVPress)", "adakv+snapkv"),
     Method("Ada-KV(KeyDiff)", "AdaKVPress(KeyDiffPress)", "adakv+keydiff"),
     Method("CAOTE(SnapKV)", None, "caote+snapkv"),
+    Method("RazorAttention (auto)", None, "auto"),
     Method("Expected attention", "ExpectedAttentionPress", None),
     Method("Compactor", "CompactorPress", None),
 )
@@ -65,7 +66,7 @@ def transformers_settings(shares: list[float], chunk: int) -> list[Setting]:
 
 def our_settings(methods: list[Method], shares: list[float], chunk: int) -> list[Setting]:
     """The full cache; every policy in chunks and in one shot at a press's bytes, and in one shot with room
-    for question and answer on top and no protected tokens, as a press has it.
+    for question and answer on top and few protected tokens, as a press has it.
     """
     made = [Setting(FULL, FULL, None, chunk), Setting(FULL, FULL)]
     for share in shares:

@@ -43,6 +43,18 @@ def test_retrieval_heads_are_the_union_of_both_tops() -> None:
     assert chosen(policy.retrieval(table)) == {(0, 1), (1, 1), (0, 0)}
 
 
+def test_strong_heads_retrieve_however_many_they_are() -> None:
+    table = scores(
+        [[0.0, 0.9, 0.0], [0.9, 0.0, 0.0], [0.0] * 3], [[0.6, 0.0, 0.2], [0.5, 0.19, 0.3], [1.0, 0.0, 0.0]]
+    )
+    best = RazorAttention(echo=0.0, induction=0.1).retrieval(table)
+    assert chosen(best) == {(2, 0)}
+    more = RazorAttention(echo=0.0, induction=0.1, strong=0.2)
+    assert chosen(more.retrieval(table)) == {(2, 0), (0, 0), (0, 2), (1, 0), (1, 2)}
+    left_out = scores(table.echo, table.induction, skipped=(1,))  # type: ignore[arg-type]
+    assert chosen(more.retrieval(left_out)) == {(2, 0), (0, 0), (0, 2)}
+
+
 @pytest.mark.parametrize(
     ("layers", "heads", "share", "number"),
     [(10, 10, 0.14, 14), (4, 8, 0.14, 5), (4, 8, 0.01, 1), (7, 1, 1.0, 7), (3, 3, 0.0, 0), (1, 1, 1e-3, 1)],
@@ -188,6 +200,7 @@ def test_razor_is_registered_and_needs_no_base() -> None:
     [
         {"echo": -0.1},
         {"induction": 1.5},
+        {"strong": 1.1},
         {"share": 0.5},
         {"share": math.nan},
         {"base": "keydiff"},

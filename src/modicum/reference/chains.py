@@ -21,7 +21,8 @@ def chain(pen: Pen, length: int, rng: random.Random) -> Sequence:
         # To answer, one must know at the end of an assignment whose it was: often that is asked at once.
         chain_part(pen, made, length, dense, rng, short=True, echo=rng.choice((0, 0, 0.3, 0.6)))
         return made
-    lined = length >= 256 and rng.random() < (0.75 if long else 0.5)  # each assignment on a line of its own, among lines of noise
+    # Each assignment on a line of its own, among lines of noise.
+    lined = length >= 256 and rng.random() < (0.75 if long else 0.5)
     if length >= 512 and rng.random() < (0.75 if long else 0.4):
         chain_part(pen, made, 200, _chains(1, lambda: rng.randint(1, 3), 3, rng), rng, lined=True)
         made.add(pen.ids("\n\n"), 0)

@@ -47,6 +47,9 @@ class RazorAttention(Policy):
     """Scores the tokens of retrieval heads once they no longer all fit."""
     echo: float = 0.01
     induction: float = 0.14
+    strong: float = 1
+    """Heads whose induction score is as high as this retrieve too, however many they are; not in the paper,
+    whose shares are of a thousand heads. At 1 there are none."""
     share: float = 5
     compensate: bool = True
     heads: str | None = None
@@ -60,7 +63,7 @@ class RazorAttention(Policy):
                 f"razor: {self.base} never evicts, so it cannot serve as fallback: use 'keydiff'"
             )
         object.__setattr__(self, "base", self.base.per_head())
-        check_between(self, 0, 1, echo=self.echo, induction=self.induction)
+        check_between(self, 0, 1, echo=self.echo, induction=self.induction, strong=self.strong)
         check_between(self, 1, math.inf, share=self.share)
         check_flag(self, compensate=self.compensate)
         if self.heads is not None and not isinstance(self.heads, str):
@@ -73,6 +76,7 @@ class RazorAttention(Policy):
         for part, table in ((self.echo, scores.echo), (self.induction, scores.induction)):
             number = math.ceil(part * len(heads) - 1e-9)  # 0.14 · 100 is a little more than 14
             chosen.update(sorted(heads, key=lambda at: -table[at[0]][at[1]])[:number])
+        chosen.update((i, j) for i, j in heads if scores.induction[i][j] >= self.strong < 1)
         return [[(i, j) in chosen for j in range(n)] for i, n in enumerate(scores.heads)]
 
     def head_budgets(self, scores: HeadScores, budget: int, sinks: int, recent: int) -> list[list[int]]:
@@ -146,4 +150,4 @@ class RazorAttention(Policy):
 
 
 alias("razorattention", "razor")
-alias("auto", "razor(base=manifoldkv)")  # the best of docs/experiments/which.md
+alias("auto", "razor(base=manifoldkv,strong=0.2)")  # the best of docs/experiments/which.md
