@@ -28,7 +28,7 @@ $(COMPAT)/.stamp: pyproject.toml constraints-compat.txt
 	touch $@
 
 run: venv
-	$(VENV)/bin/modicum run --prompt-file $(PASSAGE) --policy razor --budget 256 --beside-full -n 18 \
+	$(VENV)/bin/modicum run --prompt-file $(PASSAGE) --policy auto --budget 256 --beside-full -n 18 \
 		--question " What is the special magic number for colossal-banana mentioned in the provided text? The special magic number for colossal-banana mentioned in the provided text is"
 
 lint: venv
