@@ -184,11 +184,11 @@ def test_a_key_answers_with_its_own_value(writer: Writer, tokenizer: Tokenizer) 
         drawn = writer.draw("exact", 64, random.Random(seed))
         told: dict[str, str] = {}
         for line in tokenizer.decode(drawn.ids[1:]).split("\n")[1:-1]:
-            key, value, *echo = line.replace(":", "").split()
+            key, value, *echo = line.replace(" is:", ":").replace(":", "").split()
             asked += key in told
             assert told.setdefault(key, value) == value
             assert echo in ([], [key])
-    assert asked > 40
+    assert asked > 20
 
 
 def test_a_sign_that_could_be_another_is_a_choice(tokenizer: Tokenizer) -> None:
@@ -289,13 +289,13 @@ def test_hidden_states_are_the_models_own() -> None:
 
 def test_guided_heads_are_the_models_own() -> None:
     model = build(TINY)
-    model.set_attn_implementation("eager")
     ids = torch.randint(0, 512, (2, 20))
     _, guide = hidden_states(model, ids, torch.arange(20)[None].expand(2, -1), ((0, 3), (1, 0), (1, 2)))
     assert guide is not None
     query, key = guide
     future = torch.ones(20, 20).triu(1).bool()
     ours = (query @ key.transpose(-1, -2) * 8**-0.5).masked_fill(future, -torch.inf).softmax(-1)
+    model.set_attn_implementation("eager")  # only after: without a mask it would look ahead
     with torch.no_grad():
         maps = model(ids, output_attentions=True).attentions
     assert torch.allclose(ours, torch.stack([maps[0][:, 3], maps[1][:, 0], maps[1][:, 2]], 1), atol=1e-5)

@@ -46,7 +46,8 @@ def _longest(
     ids: list[int], start: int, end: int, index: dict[tuple[int, ...], list[int]]
 ) -> tuple[int, list[int]]:
     """The most tokens from `start`, before `end`, that occur before it too, and where they begin there."""
-    most, places = 0, []
+    most = 0
+    places: list[int] = []
     for place in index[tuple(ids[start : start + _LEAST])]:
         if place + _LEAST > start or start + _LEAST > end:
             continue
