@@ -96,25 +96,27 @@ def _best(raw: Raw) -> str:
 def _draw(raw: Raw) -> Any:
     import matplotlib.pyplot as plt
 
-    figure, panes = plt.subplots(1, len(USES), figsize=(11, 5.2), sharey=True)
+    figure, panes = plt.subplots(1, len(USES), figsize=(11, 3.6), sharey=True)
     shares = raw["settings"]["shares"]
+    extra = {"auto": "#000000", "manifoldkv": "#7f3c8d", "razor": "#999933"}  # beside the policies that every picture has
+    shown = [p for p in ranked(raw, "many questions") if p in common.COLOURS or p in extra]
     for pane, use in zip(panes, USES, strict=True):
         part = raw["uses"][use]
-        shown = [p for p in ranked(raw, use) if p in common.COLOURS or p in ranked(raw, use)[:3]]
-        others = iter(("#000000", "#7f3c8d", "#999933"))
         for policy in shown:
+            if policy not in part["policies"]:
+                continue
             cells = [part["policies"][policy][str(s)] for s in shares]
             pane.plot(
                 [c["nbytes"] / 2**20 for c in cells],
                 [100 * c["right"]["mean"] for c in cells],
-                color=common.COLOURS.get(policy) or next(others),
+                color=common.COLOURS.get(policy) or extra[policy],
                 marker=common.MARKERS.get(policy, "*"),
                 label=policy,
             )
         pane.axhline(100 * part["full"]["right"]["mean"], color="#5b6570", linestyle=":", label="full cache")
         pane.set_title(use)
         pane.set_xlabel("MiB held per context")
-        pane.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    panes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     panes[0].set_ylabel("right answers, %")
     figure.tight_layout()
     return figure
