@@ -98,7 +98,8 @@ def _draw(raw: Raw) -> Any:
 
     figure, panes = plt.subplots(1, len(USES), figsize=(11, 3.6), sharey=True)
     shares = raw["settings"]["shares"]
-    extra = {"auto": "#000000", "manifoldkv": "#7f3c8d", "razor": "#999933"}  # beside the policies that every picture has
+    # Beside the policies that every picture has.
+    extra = {"auto": "#000000", "manifoldkv": "#7f3c8d", "razor": "#999933"}
     shown = [p for p in ranked(raw, "many questions") if p in common.COLOURS or p in extra]
     for pane, use in zip(panes, USES, strict=True):
         part = raw["uses"][use]
