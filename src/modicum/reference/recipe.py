@@ -132,7 +132,8 @@ class Recipe:
         text_weight: weight of a token of plain text.
         other_weight: weight of a generated token that cannot be known beforehand, or only by its form.
         guided: heads, each as layer and query head, that are told where to look (see `guide`).
-        guide_weight: weight of the loss that tells them.
+        guide_weight: weight of the loss that tells them, in which an answer's tokens that are in no doubt
+            count a tenth of those that choose.
         warmup: steps in which the rates rise.
         cooldown: the share of `total_tokens` at whose end the rates fall to a twentieth.
         total_tokens: the length of the run.
