@@ -48,9 +48,11 @@ def _longest(
     """The most tokens from `start`, before `end`, that occur before it too, and where they begin there."""
     most = 0
     places: list[int] = []
+    if start + _LEAST > end:
+        return most, places
     for place in index[tuple(ids[start : start + _LEAST])]:
-        if place + _LEAST > start or start + _LEAST > end:
-            continue
+        if place + _LEAST > start:
+            break  # the places rise
         size = _LEAST
         while start + size < end and place + size < start and ids[place + size] == ids[start + size]:
             size += 1
