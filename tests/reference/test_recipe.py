@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import random
 import re
 from dataclasses import replace
@@ -13,60 +11,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-import modicum
 from modicum.errors import InputError
-from modicum.reference import lots
 from modicum.reference.corpus import read_texts, sentences, unwrap
 from modicum.reference.documents import KINDS, Writer
 from modicum.reference.exact import mark_choices
-from modicum.reference.guide import looks, sources
 from modicum.reference.muon import Muon, orthogonal
 from modicum.reference.pieces import Pen
-from modicum.reference.recipe import Recipe, Stage
-from modicum.reference.tokenizer import END, train_tokenizer, wrap
-from modicum.reference.train import Training, build, hidden_states, spread_positions
-
-LONG = {"copy": 1.0, "table": 1.0, "needle": 2.0, "chain": 1.0, "count": 0.5, "text": 1.0}
-TINY = Recipe(
-    vocabulary=512,
-    hidden=32,
-    mlp=48,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    positions=256,
-    stages=(Stage(64, 256, {"copy": 1.0, "table": 1.0}, 1024), Stage(128, 256, LONG, 10_000)),
-    guided=((1, 0), (1, 3)),
-    warmup=2,
-    total_tokens=4096,
-    held_back=("held",),
-)
-
-
-@pytest.fixture(scope="module")
-def book() -> str:
-    return modicum.sample_text().read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(book: str) -> Tokenizer:
-    return train_tokenizer([book], 512)
-
-
-@pytest.fixture(scope="module")
-def writer(book: str, tokenizer: Tokenizer) -> Writer:
-    cut = sentences(unwrap(book))
-    return Writer(tokenizer, [[e.ids for e in tokenizer.encode_batch(cut, add_special_tokens=False)]])
-
-
-@pytest.fixture
-def data(tmp_path: Path, book: str) -> Path:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    (folder / "learnt.txt").write_text(book[:40_000], encoding="utf-8")
-    (folder / "held-back.txt").write_text(book[40_000:60_000], encoding="utf-8")
-    return folder
+from modicum.reference.recipe import Recipe
+from modicum.reference.tokenizer import END, wrap
+from modicum.reference.train import build, hidden_states, spread_positions
+from tests.reference.tiny import TINY
 
 
 def test_digits_stand_alone_and_text_comes_back(tokenizer: Tokenizer, book: str) -> None:
@@ -199,17 +153,6 @@ def test_a_sign_that_could_be_another_is_a_choice(tokenizer: Tokenizer) -> None:
     assert made.marks[-7:] == [2, 2, 1, 2, 1, 1, 1]  # 12 is followed by 3 here and by 7 there
 
 
-def test_values_are_alike_and_never_twice() -> None:
-    begins = 0
-    for seed in range(20):
-        value = lots.alike(random.Random(seed))
-        values = [value() for _ in range(60)]
-        assert len(set(values)) == 60
-        assert all(re.fullmatch("[1-9][0-9]{6}|[A-Z]{5}", one) for one in values)
-        begins += len({one[:4] for one in values})
-    assert begins < 1000  # of 1,200, nearly all of which differ where values are drawn at random
-
-
 def test_copies_are_copies(writer: Writer) -> None:
     right = wrong = 0
     for seed in range(10):
@@ -285,124 +228,6 @@ def test_hidden_states_are_the_models_own() -> None:
     ours, guide = hidden_states(model, ids, torch.arange(20)[None].expand(3, -1))
     assert guide is None
     assert torch.allclose(ours, model.model(ids).last_hidden_state, atol=1e-5)
-
-
-def test_guided_heads_are_the_models_own() -> None:
-    model = build(TINY)
-    ids = torch.randint(0, 512, (2, 20))
-    _, guide = hidden_states(model, ids, torch.arange(20)[None].expand(2, -1), ((0, 3), (1, 0), (1, 2)))
-    assert guide is not None
-    query, key = guide
-    future = torch.ones(20, 20).triu(1).bool()
-    ours = (query @ key.transpose(-1, -2) * 8**-0.5).masked_fill(future, -torch.inf).softmax(-1)
-    model.set_attn_implementation("eager")  # only after: without a mask it would look ahead
-    with torch.no_grad():
-        maps = model(ids, output_attentions=True).attentions
-    assert torch.allclose(ours, torch.stack([maps[0][:, 3], maps[1][:, 0], maps[1][:, 2]], 1), atol=1e-5)
-
-
-def test_sources_are_where_the_answers_words_stood() -> None:
-    #      0  1  2  3  4  5  6  7  8  9 10 11 12 13 14
-    ids = [9, 1, 2, 3, 4, 8, 1, 2, 5, 6, 7, 1, 2, 5, 6]
-    marks = [0] * 11 + [2, 1, 2, 1]
-    assert sources(ids, marks) == [(11, [6]), (12, [7]), (13, [8]), (14, [9])]
-    # Longer in one place than in the other; then a new piece; two tokens are no piece.
-    ids = [1, 2, 3, 0, 1, 2, 3, 4, 0, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 1, 2]
-    marks = [0] * 13 + [1] * 9
-    found = sources(ids, marks)
-    assert found == [(13 + i, [4 + i]) for i in range(4)] + [(17 + i, [9 + i]) for i in range(3)]
-    assert sources([1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3], [0] * 8 + [1] * 3)[0] == (8, [0, 4])
-
-
-@pytest.mark.parametrize("kind", ["exact", "keys", "needle", "copy"])
-def test_sources_hold_the_token(writer: Writer, kind: str) -> None:
-    for seed in range(6):
-        made = writer.draw(kind, 512, random.Random(seed))
-        found = sources(made.ids, made.marks)
-        assert len(found) > 0.5 * sum(mark > 0 for mark in made.marks)
-        for at, places in found:
-            assert places
-            assert all(place < at and made.ids[place] == made.ids[at] for place in places)
-
-
-def test_looks_against_loops() -> None:
-    generator = torch.Generator().manual_seed(3)
-    query, key = torch.randn(2, 2, 3, 12, 8, generator=generator).double()
-    told = [[(4, [1, 2]), (9, [6]), (13, [2])], [(7, [0])]]  # 13: after the last query
-    weights = [[0.1 * i for i in range(14)], [1.0] * 14]
-    total, whole = looks(query, key, told, weights)
-    expected = norm = 0.0
-    for row, places in enumerate(told):
-        for at, before in places:
-            if at > 12:
-                continue
-            norm += weights[row][at]
-            for head in range(3):
-                scores = [
-                    math.exp(
-                        sum(
-                            float(q * k)
-                            for q, k in zip(query[row, head, at - 1], key[row, head, n], strict=True)
-                        )
-                        / 8**0.5
-                    )
-                    for n in range(at)
-                ]
-                missed = -math.log(sum(scores[n] for n in before) / sum(scores))
-                expected += weights[row][at] * missed / 3
-    assert float(total) == pytest.approx(expected, rel=1e-9)
-    assert whole == pytest.approx(norm)
-
-
-def test_a_stopped_run_goes_on_as_if_never_stopped(data: Path, tmp_path: Path) -> None:
-    whole = Training(TINY, [data], tmp_path / "whole")
-    for _ in range(8):
-        whole.advance()
-    first = Training(TINY, [data], tmp_path / "parts")
-    for _ in range(5):
-        first.advance()
-    first.save()
-    first.advance()  # killed before the next checkpoint: logged, but lost
-    second = Training(TINY, [data], tmp_path / "parts")
-    assert second.step == 5
-    while second.step < 8:
-        second.advance()
-    for (name, one), two in zip(
-        whole.model.state_dict().items(), second.model.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, two), name
-    logged = [json.loads(line)["step"] for line in (tmp_path / "parts/log.jsonl").read_text().splitlines()]
-    assert logged == list(range(1, 9))
-
-
-def test_a_run_ends_with_its_tokens_and_promotes(data: Path, tmp_path: Path) -> None:
-    training = Training(TINY, [data], tmp_path / "run")
-    training.run()
-    assert training.tokens >= TINY.total_tokens
-    lengths = [json.loads(line)["length"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    assert lengths[:4] == [64] * 4  # 1,024 tokens in steps of 256, as no mark was passed
-    assert set(lengths[4:]) == {128}
-
-
-def test_another_models_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
-    Training(TINY, [data], tmp_path / "run").save()
-    with pytest.raises(InputError, match="trained with hidden 32, not 48"):
-        Training(replace(TINY, hidden=48), [data], tmp_path / "run")
-
-
-def test_an_exported_model_loads_and_is_the_same(data: Path, tmp_path: Path) -> None:
-    training = Training(TINY, [data], tmp_path / "run")
-    training.export(tmp_path / "model")
-    model, tokenizer = modicum.load(tmp_path / "model", device="cpu")
-    assert model.dtype == torch.float32  # bfloat16 on disk only: it is slow where a CPU lacks it
-    ids = torch.tensor([tokenizer("Buster Bear yawned")["input_ids"]])
-    with torch.no_grad():
-        ours = training.model(ids).logits
-        theirs = model(ids).logits
-    assert torch.allclose(ours, theirs, atol=0.05)
-    assert (tmp_path / "model/model.safetensors").stat().st_size < 2.2 * sum(
-        p.numel() for p in training.model.parameters()
-    )
 
 
 def test_bad_recipes() -> None:

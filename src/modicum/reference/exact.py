@@ -8,7 +8,6 @@ from functools import partial
 
 from modicum.reference import lots, needles
 from modicum.reference.pieces import Pen, Sequence
-from modicum.tasks.words import pair
 
 
 def exact(pen: Pen, length: int, rng: random.Random) -> Sequence:
@@ -17,7 +16,7 @@ def exact(pen: Pen, length: int, rng: random.Random) -> Sequence:
     if length < 128 or rng.random() < 0.35:
         return carry(pen, made, length, rng)
     key, _, _ = lots.draws(rng, length)
-    key = partial(pair, rng) if rng.random() < 0.4 else key
+    key = partial(lots.two_words(rng), rng) if rng.random() < 0.4 else key
     value = lots.alike(rng)
     shape = "\n{} is: {}." if rng.random() < 0.7 else " One of the special magic numbers for {} is: {}."
     facts: dict[str, str] = {}
@@ -43,7 +42,7 @@ def carry(pen: Pen, made: Sequence, length: int, rng: random.Random) -> Sequence
     """
     key = rng.choice((partial(lots.letters, rng, 1), partial(lots.letters, rng, 2), partial(lots.noun, rng)))
     if rng.random() < 0.6:
-        key = partial(pair, rng)
+        key = partial(lots.two_words(rng), rng)
     value = lots.alike(rng, rng.choice((3, 7)))
     shapes = ["\n{}:", "\n{} is:"]
     if length >= 128:

@@ -15,7 +15,7 @@ def draws(rng: random.Random, length: int) -> tuple[Callable[[], str], Callable[
     keys: list[Callable[[random.Random], str]] = [noun, short_number, letters]
     values: list[Callable[[random.Random], str]] = [short_number, noun]
     if length >= 128:
-        keys += [pair] * (4 if length < 256 else 8)
+        keys += [two_words(rng)] * (4 if length < 256 else 8)
         values += [number] * (3 if length < 256 else 7) + [hex]
     if length >= 512:
         keys.append(uuid)
@@ -23,6 +23,38 @@ def draws(rng: random.Random, length: int) -> tuple[Callable[[], str], Callable[
     key, value = rng.choice(keys), rng.choice(values)
     called: dict[Callable[[random.Random], str], str] = {noun: "word", uuid: "uuid"}
     return lambda: key(rng), lambda: value(rng), called.get(value, "number")
+
+
+def two_words(rng: random.Random) -> Callable[[random.Random], str]:
+    """Keys of two words, as RULER has them; in two sequences of five ones that are easily run together."""
+    luck = rng.random()
+    if luck < 0.6:
+        return pair
+    if luck < 0.8:
+        return twin
+    # Of few words, so that each stands in several keys; now and then one more, so that keys never run out.
+    words = {kind: rng.sample(listed(kind), 4) for kind in ("adjective", "noun")}
+
+    def kin(rng: random.Random) -> str:
+        for kind, known in words.items():
+            if rng.random() < 0.15:
+                known.append(rng.choice(listed(kind)))
+        return "-".join(rng.choice(known) for known in words.values())
+
+    return kin
+
+
+def twin(rng: random.Random) -> str:
+    """A pair of which one word comes twice, or ends or begins as the other does, or is one of the noise."""
+    adjective, noun = pair(rng).split("-", 1)
+    luck = rng.random()
+    if luck < 0.25:
+        return f"{adjective}-{noun}-{noun}"
+    if luck < 0.5:
+        return f"{adjective}-{rng.choice(('green', 'blue', 'yellow', 'grass', 'sky', 'sun'))}"
+    part = adjective[-2:] if luck < 0.75 else adjective[:3]
+    same = [n for n in rng.sample(listed("noun"), 400) if (n.endswith if luck < 0.75 else n.startswith)(part)]
+    return f"{adjective}-{rng.choice(same) if same else noun}"
 
 
 def noun(rng: random.Random) -> str:

@@ -75,7 +75,7 @@ class Pen:
             for needle in needles:
                 made.add(needle, 0)
             return
-        if noise or rng.random() < 0.15:
+        if noise or rng.random() < 0.25:
             straw = [self.ids(sentence) for sentence in _NOISE]
             hay = [straw[i % len(straw)] for i in range(room // 5)]
         else:

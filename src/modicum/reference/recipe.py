@@ -18,6 +18,7 @@ class Stage:
         shares: how often each kind of sequence comes (see `documents.KINDS`); they need not sum to 1.
         tokens: at most so many tokens are spent here before going on anyway.
         rate: factor of the learning rates.
+        whole: all of the tokens are spent, however many answers are right.
     """
 
     length: int
@@ -25,6 +26,7 @@ class Stage:
     shares: dict[str, float]
     tokens: int
     rate: float = 1.0
+    whole: bool = False
 
 
 _SHORT = {"copy": 0.4, "table": 0.6}
@@ -68,6 +70,7 @@ _LAST = {
 }
 _LAST_EXACT = _LAST | {"exact": 0.1}
 _LAST_CHAINS = _LAST_EXACT | {"chain": 0.4, "exact": 0.05, "several": 0.02, "copy": 0.02, "text": 0.08}
+_LAST_PAIRS = _LAST | {"needle": 0.5, "chain": 0.26, "keys": 0.17, "exact": 0.03, "text": 0.14}
 
 
 def _stages() -> tuple[Stage, ...]:
@@ -106,6 +109,10 @@ def _stages() -> tuple[Stage, ...]:
         Stage(4096, 8192, _LAST_EXACT, 2_000_000, 0.5),
         Stage(2048, 8192, _LAST_CHAINS, 400_000, 0.35),
         Stage(4096, 8192, _LAST_CHAINS, 900_000, 0.35),
+        Stage(256, 4096, _ALL_EXACT, 600_000, 0.5, whole=True),
+        Stage(1024, 8192, _LAST_PAIRS, 700_000, 0.5, whole=True),
+        Stage(2048, 8192, _LAST_PAIRS, 600_000, 0.5, whole=True),
+        Stage(4096, 8192, _LAST_PAIRS, 3_000_000, 0.5, whole=True),
     )
 
 
@@ -166,8 +173,8 @@ class Recipe:
     guided: tuple[tuple[int, int], ...] = ((4, 4), (4, 6))
     guide_weight: float = 1.0
     warmup: int = 30
-    cooldown: float = 0.011
-    total_tokens: int = 80_550_000
+    cooldown: float = 0.0216
+    total_tokens: int = 74_100_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1

@@ -125,23 +125,52 @@ def spread_positions(count: int, length: int, recipe: Recipe, rng: random.Random
 
 
 class Training:
-    """One run: its model, optimisers, place in the curriculum and folder."""
+    """One run: its model, optimisers, place in the curriculum and folder.
 
-    def __init__(self, recipe: Recipe, data: list[Path], out: Path, crew: Crew | None = None) -> None:
+    Args:
+        recipe: what is trained and how.
+        data: folders of texts.
+        out: where checkpoints and the log go; a run that is there goes on.
+        crew: the workers that share each step; alone if nothing is said.
+        start: an exported model whose weights and tokenizer a new run starts from.
+        stage: where in the curriculum a new run begins.
+        bfloat16: whether products are computed in bfloat16.
+
+    Raises:
+        InputError: the data hold no text, the run in `out` or the model in `start` has other sizes than the
+            recipe, or there is no such stage.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: list[Path],
+        out: Path,
+        crew: Crew | None = None,
+        *,
+        start: Path | None = None,
+        stage: int = 0,
+        bfloat16: bool = False,
+    ) -> None:
+        if not 0 <= stage < len(recipe.stages):
+            raise InputError(f"there is no stage {stage}: the recipe has 0 to {len(recipe.stages) - 1}")
         self.recipe = recipe
         self.crew = crew or Crew()
         self.out = out
+        self.bfloat16 = bfloat16
         out.mkdir(parents=True, exist_ok=True)
         texts, self.held_back = read_texts(data, recipe.held_back)
-        self.tokenizer = _tokenizer(out, texts, recipe)
+        self.tokenizer = _tokenizer(out, texts, recipe, start)
         cut = [sentences(text) for text in texts.values()]
         ids = [[e.ids for e in self.tokenizer.encode_batch(s, add_special_tokens=False)] for s in cut if s]
         self.writer = Writer(self.tokenizer, ids)
         self.model = build(recipe)
+        if start is not None:
+            _load(self.model, start)
         self.muon, self.adam = optimisers(self.model, recipe, self.crew)
         self.step = 0
-        self.tokens = 0
-        self.stage = 0
+        self.tokens = sum(one.tokens for one in recipe.stages[:stage])
+        self.stage = stage
         self.spent = 0  # tokens in this stage
         self.right: dict[str, deque[tuple[int, int]]] = _windows()
         self._resume()
@@ -186,7 +215,9 @@ class Training:
         began = time.monotonic()
         stage = self.recipe.stages[self.stage]
         rng = random.Random(f"{self.recipe.seed}/{self.step}")
-        losses, hits = self.crew.join(self.model, *self._gradients(stage, rng))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            found = self._gradients(stage, rng)
+        losses, hits = self.crew.join(self.model, *found)
         rate = stage.rate * self._rate()
         for optimiser, base in ((self.muon, self.recipe.matrix_rate), (self.adam, self.recipe.vector_rate)):
             for group in optimiser.param_groups:
@@ -277,7 +308,7 @@ class Training:
     def _promote(self, stage: Stage) -> None:
         judged = [self.right[kind] for kind in stage.shares if kind not in ("text", "count")]
         full = all(len(window) >= _WINDOW // 2 for window in judged)
-        passed = full and sum(map(_share, judged)) / len(judged) >= self.recipe.pass_mark
+        passed = full and not stage.whole and sum(map(_share, judged)) / len(judged) >= self.recipe.pass_mark
         if (passed or self.spent >= stage.tokens) and self.stage + 1 < len(self.recipe.stages):
             self.stage += 1
             self.spent = 0
@@ -344,13 +375,36 @@ def _share(window: deque[tuple[int, int]]) -> float:
     return sum(g for g, _ in window) / total if total else 0.0
 
 
-def _tokenizer(out: Path, texts: dict[str, str], recipe: Recipe) -> Tokenizer:
+def _tokenizer(out: Path, texts: dict[str, str], recipe: Recipe, start: Path | None) -> Tokenizer:
+    """That of the run in `out`; a new run takes the one of `start`, or learns its own."""
     path = out / "tokenizer.json"
-    if not path.is_file():
+    if path.is_file():
+        return Tokenizer.from_file(str(path))
+    if start is not None:
+        tokenizer = Tokenizer.from_file(str(_exported(start, "tokenizer.json")))
+    else:
         # The lists' words are no more frequent than a text's, but keys are made of them.
         words = [f" {a}-{n} {n}" for a, n in zip(listed("adjective") * 8, listed("noun"), strict=False)]
-        train_tokenizer([*texts.values(), " ".join(words)], recipe.vocabulary).save(str(path))
-    return Tokenizer.from_file(str(path))
+        tokenizer = train_tokenizer([*texts.values(), " ".join(words)], recipe.vocabulary)
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+def _exported(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"there is no {path}: give a folder that --export wrote")
+    return path
+
+
+def _load(model: Any, folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    path = _exported(folder, "model.safetensors")
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} does not have the sizes of the recipe: {error}") from error
 
 
 def _cut_log(path: Path, step: int) -> None:
@@ -361,9 +415,11 @@ def _cut_log(path: Path, step: int) -> None:
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def work(crew: Crew, recipe: Recipe, data: list[Path], out: Path, minutes: float | None) -> None:
+def work(
+    crew: Crew, recipe: Recipe, data: list[Path], out: Path, minutes: float | None, options: dict[str, Any]
+) -> None:
     """What each worker does."""
-    training = Training(recipe, data, out, crew)
+    training = Training(recipe, data, out, crew, **options)
     with suppress(KeyboardInterrupt):
         training.run(minutes)
 
@@ -375,16 +431,20 @@ def main(
     total_tokens: Annotated[int | None, typer.Option(help="Length of the whole run.")] = None,
     export: Annotated[Path | None, typer.Option(help="Write the model here at the end.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that share each step, one thread each.")] = 1,
+    start: Annotated[Path | None, typer.Option(help="An exported model to start a new run from.")] = None,
+    stage: Annotated[int, typer.Option(help="Where in the curriculum a new run begins, from 0.")] = 0,
+    bfloat16: Annotated[bool, typer.Option(help="Products in bfloat16: for CPUs made for it.")] = False,
 ) -> None:
     """Train the reference model; start again with the same --out to go on."""
     recipe = Recipe()
     if total_tokens is not None:
         recipe = replace(recipe, total_tokens=total_tokens)
     out.mkdir(parents=True, exist_ok=True)
+    options = {"start": start, "stage": stage, "bfloat16": bfloat16}
     if minutes != 0:
-        together(workers, work, recipe, data, out, minutes)
+        together(workers, work, recipe, data, out, minutes, options)
     if export is not None:
-        Training(recipe, data, out).export(export)
+        Training(recipe, data, out, start=start, stage=stage).export(export)
 
 
 if __name__ == "__main__":
