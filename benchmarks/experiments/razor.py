@@ -46,7 +46,7 @@ class Settings:
     """Random sets of other heads."""
     shares: tuple[float, ...] = (0, 1 / 12, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 3 / 4)
     random_orders: int = 1
-    ablated: tuple[float, ...] = (1 / 12, 1 / 6)
+    ablated: tuple[float, ...] = (1 / 12, 1 / 6, 1 / 4, 1 / 3)
     texts: int = 12
     text_length: int = 576
     seed: int = 7
