@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from modicum import BudgetCache, Policy
@@ -125,7 +126,7 @@ def _tensors(x: Any, name: str, known: set[int]) -> Iterator[tuple[str, Tensor]]
     if isinstance(x, Tensor):
         yield name, x
         return
-    if isinstance(x, PreTrainedConfig | Policy | str | int | float | type(None)) or id(x) in known:
+    if isinstance(x, PreTrainedConfig | Policy | Module | str | int | float | type(None)) or id(x) in known:
         return
     known.add(id(x))
     if isinstance(x, dict):

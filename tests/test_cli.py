@@ -295,6 +295,7 @@ BAD: list[tuple[list[str], str]] = [
     (["run", "Hi", "--temperature", "-1"], "at least 0"),
     (["run", "Hi", "--top-k", "0"], "at least 1"),
     (["run", "Hi", "--top-p", "2"], "from 0 to 1"),
+    (["run", "Hi", "--positions", "new"], "choose one of original, renumbered"),
     (["heads", "--copies", "1"], "copies"),
     (["heads", "--out", "missing/scores.json"], "no folder missing"),
     (["keep"], "give one prompt"),

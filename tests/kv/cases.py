@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from modicum import BudgetCache, parse_policy, policies
 from modicum.kv import bank, contest
 from modicum.kv.policies.razor import RazorAttention
+from modicum.kv.turning import NUMBERINGS
 from tests import zoo
 from tests.driver import feed
 
@@ -62,6 +63,7 @@ class Case:
     """For each call, how many tokens each row says; shorter rows are padded on the left."""
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    positions: str = "original"
 
     @property
     def net(self) -> PreTrainedModel:
@@ -75,6 +77,7 @@ class Case:
             "n_sink": self.n_sink,
             "recent": self.recent,
             "evict_every": self.evict_every,
+            "positions": self.positions,
         }
         return BudgetCache(self.net, **{**settings, **changes})
 
@@ -183,6 +186,7 @@ def cases(
         tuple(turns),
         draw(st.sampled_from(dtypes)),
         draw(st.integers(0, 9)),
+        draw(st.sampled_from(NUMBERINGS)),
     )
 
 

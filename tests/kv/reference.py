@@ -96,27 +96,39 @@ class Decoder:
     def rms(self, x: Vector, weight: Vector) -> Vector:
         return weight * x / math.sqrt(dot(x, x) / len(x) + self.eps)
 
-    def heads_of(self, x: Vector, weight: np.ndarray, position: int | None = None) -> list[Vector]:
-        """The projection of x, head by head, turned to its position (RoPE: dimension i with i + d/2)."""
-        split = list((weight @ x).reshape(-1, self.dim))
-        if position is None:
-            return split
-        half, out = self.dim // 2, []
+    def heads_of(self, x: Vector, weight: np.ndarray) -> list[Vector]:
+        """The projection of x, head by head."""
+        return list((weight @ x).reshape(-1, self.dim))
+
+    def turned(self, v: Vector, position: int) -> Vector:
+        """A query or key at its position (RoPE: dimension i with i + d/2)."""
+        half = self.dim // 2
         angle = np.array([position * self.theta ** (-2 * i / self.dim) for i in range(half)])
-        for v in split:
-            a, b = v[:half], v[half:]
-            turned = [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)]
-            out.append(np.concatenate(turned))
-        return out
+        a, b = v[:half], v[half:]
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+
+    def renumber(self, layer: Layer) -> None:
+        """Turn each key to its rank in its head, and each query to that of its token (or the last before)."""
+        for tokens in layer.heads:
+            for rank, token in enumerate(sorted(tokens, key=lambda t: t.position)):
+                token.key = self.turned(token.plain, rank)
+        for query in layer.queries:
+            for member, plain in enumerate(query.plain):
+                held = layer.heads[member // layer.group]
+                rank = sum(token.position <= query.position for token in held) - 1
+                query.heads[member] = self.turned(plain, max(rank, 0))
 
     def attention(self, layer: Layer, xs: list[Vector], positions: range) -> list[Vector]:
         """Append, attend, score, evict."""
         w, outs = layer.weights, []
         for x, at in zip(xs, positions, strict=True):
-            layer.queries.append(Query(at, self.heads_of(x, w["q"], at)))
-            keys, values = self.heads_of(x, w["k"], at), self.heads_of(x, w["v"])
+            plain = self.heads_of(x, w["q"])
+            layer.queries.append(Query(at, [self.turned(q, at) for q in plain], plain))
+            keys, values = self.heads_of(x, w["k"]), self.heads_of(x, w["v"])
             for head, key, value in zip(layer.heads, keys, values, strict=True):
-                head.append(Token(at, key, value))
+                head.append(Token(at, self.turned(key, at), value, key))
+        if self.rules.renumbered:
+            self.renumber(layer)
         new = layer.queries[-len(xs) :]
         for query in new:
             parts = [self.attend(layer, query, member) for member in range(len(query.heads))]
@@ -139,7 +151,10 @@ class Decoder:
         values = [t.value for t in seen]
         gone = layer.gone[head] if getattr(self.method, "compensate", False) else []
         if gone:
-            z.append(dot(q, mean([t.key for t in gone])) / math.sqrt(self.dim) + math.log(len(gone)))
+            virtual = mean([t.key for t in gone])
+            if self.rules.renumbered:  # right after the sinks
+                virtual = self.turned(mean([t.plain for t in gone]), self.rules.n_sink)
+            z.append(dot(q, virtual) / math.sqrt(self.dim) + math.log(len(gone)))
             values.append(mean([t.value for t in gone]))
         return sum(a * v for a, v in zip(softmax(z), values, strict=True))
 

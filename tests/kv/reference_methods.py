@@ -3,7 +3,7 @@
 Slow, in float64, with plain lists, and without a line of modicum: what the engine is held against. A KV head
 holds a list of tokens in the order of their positions. Higher scores stay; ties keep the more recent token.
 z = q·k/√d, a = softmax(z) over the tokens at hand that came no later than the query; q and k after RoPE at
-their original positions; all logarithms natural.
+their original positions, or at their ranks in the KV head; all logarithms natural.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ FIRST = 1e30
 
 @dataclass(eq=False)
 class Token:
-    """What a KV head holds of one token; `received` is the attention it got so far (H2O)."""
+    """What a KV head holds of one token; `received` is the attention it got so far (H2O), `plain` the key
+    before RoPE."""
 
     position: int
     key: Vector
     value: Vector
+    plain: Vector
     received: float = 0.0
 
 
 @dataclass
 class Query:
-    """A token's query vectors, one per query head of the layer."""
+    """A token's query vectors, one per query head of the layer; `plain` before RoPE."""
 
     position: int
     heads: list[Vector]
+    plain: list[Vector]
 
 
 @dataclass
@@ -49,6 +52,7 @@ class Rules:
     n_sink: int
     recent: int
     evict_every: int = 1
+    renumbered: bool = False
 
 
 @dataclass

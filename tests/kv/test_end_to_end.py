@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,9 +63,14 @@ class ExactNorm(nn.Module):
 class ExactRotary(nn.Module):
     """RoPE's cosines and sines in float64; transformers' are fp32."""
 
+    attention_scaling = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inv_freq = 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        speed = 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
-        angle = (position_ids[..., None] * speed).repeat(1, 1, 2)
+        angle = (position_ids[..., None] * self.inv_freq).repeat(1, 1, 2)
         return angle.cos(), angle.sin()
 
 
@@ -266,6 +271,7 @@ def check(model: LlamaForCausalLM, policy: str, setup: Setup, make: Callable[[],
         n_sink=rules.n_sink,
         recent=rules.recent,
         evict_every=rules.evict_every,
+        positions="renumbered" if rules.renumbered else "original",
     )
     mask = torch.zeros(rows, 0, dtype=torch.long)
     for number, (call, expect) in enumerate(zip(ids, after, strict=True)):
@@ -303,6 +309,13 @@ def test_engine_follows_reference(model: LlamaForCausalLM, policy: str, name: st
 def test_engine_follows_reference_whatever_the_calls(model: LlamaForCausalLM, policy: str) -> None:
     rng = random.Random(zlib.crc32(policy.encode()))
     check(model, policy, drawn(rng, POLICIES[policy]()), POLICIES[policy])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["long call", "padded slack"])
+def test_engine_follows_reference_renumbered(model: LlamaForCausalLM, policy: str, name: str) -> None:
+    setup = SETUPS[name]
+    check(model, policy, replace(setup, rules=replace(setup.rules, renumbered=True)), POLICIES[policy])
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "full"])

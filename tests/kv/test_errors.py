@@ -31,6 +31,7 @@ from modicum import (
     SnapshotError,
 )
 from modicum.kv.heads import HeadScores
+from modicum.kv.snapshot import _checksum
 from tests import zoo
 from tests.driver import all_kept, budget_layers, check_limits, feed
 
@@ -657,7 +658,7 @@ def test_a_newer_format_is_refused_by_its_number(saved: Any, tmp_path: Path) -> 
     model, raw, _ = saved[SAVED[0]]
     path = tmp_path / "newer.safetensors"
     rewrite(raw, path, lambda header: header.update(format=9, added="later"))
-    with pytest.raises(SnapshotError, match="has format 9, this version reads up to 1: upgrade modicum"):
+    with pytest.raises(SnapshotError, match="has format 9, this version reads up to 2: upgrade modicum"):
         BudgetCache.load(path, model)
     for odd in ("1", None, [1]):
         rewrite(raw, path, lambda header, odd=odd: header.update(format=odd))
@@ -665,7 +666,23 @@ def test_a_newer_format_is_refused_by_its_number(saved: Any, tmp_path: Path) -> 
             BudgetCache.load(path, model)
 
 
-@pytest.mark.parametrize("key", ["policy", "budget", "shape", "batch", "layers", "capacities", "checksum"])
+def test_a_cache_of_the_first_format_is_read(saved: Any, tmp_path: Path) -> None:
+    """Which knew no positions but the original ones."""
+    model, raw, _ = saved[SAVED[0]]
+    path = tmp_path / "first.safetensors"
+
+    def older(header: dict[str, Any]) -> None:
+        del header["positions"], header["checksum"]
+        header["format"] = 1
+        header["checksum"] = _checksum(header, load_file(path))
+
+    rewrite(raw, path, older)
+    assert BudgetCache.load(path, model).numbering == "original"
+
+
+@pytest.mark.parametrize(
+    "key", ["policy", "budget", "shape", "positions", "batch", "layers", "capacities", "checksum"]
+)
 def test_a_header_that_was_meddled_with_is_refused(key: str, saved: Any, tmp_path: Path) -> None:
     model, raw, _ = saved[SAVED[0]]
     path = tmp_path / "meddled.safetensors"

@@ -107,7 +107,7 @@ def in_hand(case: Case, cache: BudgetCache) -> int:
 @examples(3)
 def test_every_slot_holds_the_keys_values_and_state_of_its_position(policy: str, data: st.DataObject) -> None:
     case = data.draw(cases(policy, models=zoo.FULL, dtypes=HALF))
-    cache = case.cache()
+    cache = case.cache(positions="original")
     _, mask, _ = case.batch
     came: dict[int, list[tuple[Tensor, Tensor]]] = {i: [] for i, _ in budget_layers(cache)}
     for i, layer in budget_layers(cache):
@@ -418,7 +418,7 @@ def test_one_token_let_go_is_the_lowest_by_the_plain_rule(policy: str, data: st.
     def plain(bank: Bank, setting: Setting, view: Candidates) -> None:
         live = [min(n, bank.arena.capacity) for n in bank.arena.live]
         keep = best(bank.score(setting, view), view.positions, torch.tensor(live)[:, None])
-        bank._fold(view.parts, ~keep if view.valid is None else ~keep & view.valid)
+        bank._fold(~keep if view.valid is None else ~keep & view.valid)
         bank.arena.absorb(keep, live)
 
     quick, slow = case.cache(), case.cache()
@@ -547,9 +547,18 @@ def test_the_cases_reach_what_they_are_for() -> None:
             found.add("ragged heads")
         if case.evict_every > 1:
             found.add("slack")
+        found.add(case.positions)
 
     look()
-    wanted = {"pads", "a row without a token in a call", "evictions", "ragged heads", "slack"}
+    wanted = {
+        "renumbered",
+        "original",
+        "pads",
+        "a row without a token in a call",
+        "evictions",
+        "ragged heads",
+        "slack",
+    }
     assert wanted <= found
     assert {str(dtype) for dtype in HALF} <= found
     assert len(found & set(zoo.ALL)) >= 8

@@ -21,6 +21,12 @@ ChunkOption = Annotated[int, typer.Option(help="Tokens of the prompt taken in at
 SinkOption = Annotated[int, typer.Option("--n-sink", help="First tokens that always stay.")]
 RecentOption = Annotated[int, typer.Option(help="Newest tokens that always stay.")]
 EvictEveryOption = Annotated[int, typer.Option("--evict-every", help="Tokens let go at a time in decode.")]
+PositionsOption = Annotated[
+    str,
+    typer.Option(
+        help="original, or renumbered: each token's rank among those held, for streams of any length."
+    ),
+]
 DtypeOption = Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="Such as cpu or cuda; auto takes a GPU if there is one.")]
 FileOption = Annotated[
@@ -34,12 +40,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing
 
 
 def cache_settings(
-    policy: str, budget: str, chunk: int, n_sink: int, recent: int, evict_every: int
+    policy: str,
+    budget: str,
+    chunk: int,
+    n_sink: int,
+    recent: int,
+    evict_every: int,
+    positions: str = "original",
 ) -> dict[str, Any]:
     """The arguments of a cache, checked before a model takes its time to load."""
     import modicum.kv.policies  # noqa: F401  # registers them
     from modicum.kv.budget import Budget
     from modicum.kv.registry import parse_policy
+    from modicum.kv.turning import check_numbering
 
     settings = {"chunk": chunk, "n_sink": n_sink, "recent": recent, "evict_every": evict_every}
-    return {"policy": parse_policy(policy), "budget": Budget.of(budget, **settings)}
+    return {
+        "policy": parse_policy(policy),
+        "budget": Budget.of(budget, **settings),
+        "positions": check_numbering(positions),
+    }

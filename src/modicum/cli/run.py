@@ -22,6 +22,7 @@ from modicum.cli.options import (
     JsonOption,
     ModelOption,
     PolicyOption,
+    PositionsOption,
     RecentOption,
     SampleOption,
     SinkOption,
@@ -53,6 +54,7 @@ def run(
     n_sink: SinkOption = 4,
     recent: RecentOption = 32,
     evict_every: EvictEveryOption = 1,
+    positions: PositionsOption = "original",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")] = 128,
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; 0 is greedy.")
@@ -75,7 +77,7 @@ def run(
     """
     questions = list(question or [])
     text = _context(prompt, prompt_file, sample, questions)
-    settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every)
+    settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions)
     lm, tokenizer = load(model, dtype, device)
     import torch
 

@@ -69,6 +69,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     n_sink: int = 4,
     recent: int = 32,
     evict_every: int = 1,
+    positions: str = "original",
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
@@ -80,7 +81,8 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
 
     Args:
         prompt: text; or a list, answered as one batch, each as it would be alone. None to go on with `cache`.
-        policy, budget, chunk, n_sink, recent, evict_every: of a new `BudgetCache`; not read with `cache`.
+        policy, budget, chunk, n_sink, recent, evict_every, positions: of a new `BudgetCache`; not read with
+            `cache`.
         max_new_tokens: by default what `generation_config` says, else 128.
         question: text added after the prompt has been compressed, without special tokens. With a list, the
             prompt is compressed once and every question answered from a copy; the answers' `cache` is then
@@ -106,7 +108,14 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
         prompt,
         cache,
         lambda: BudgetCache(
-            model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
+            model,
+            policy,
+            budget,
+            chunk=chunk,
+            n_sink=n_sink,
+            recent=recent,
+            evict_every=evict_every,
+            positions=positions,
         ),
         generation_config,
         add_special_tokens,
@@ -140,6 +149,7 @@ def stream(
     n_sink: int = 4,
     recent: int = 32,
     evict_every: int = 1,
+    positions: str = "original",
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
@@ -159,7 +169,14 @@ def stream(
         prompt,
         cache,
         lambda: BudgetCache(
-            model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
+            model,
+            policy,
+            budget,
+            chunk=chunk,
+            n_sink=n_sink,
+            recent=recent,
+            evict_every=evict_every,
+            positions=positions,
         ),
         generation_config,
         add_special_tokens,
@@ -189,6 +206,7 @@ def prefill(
     n_sink: int = 4,
     recent: int = 32,
     evict_every: int = 1,
+    positions: str = "original",
     progress: Progress = None,
     add_special_tokens: bool | None = None,
 ) -> BudgetCache:
@@ -206,7 +224,14 @@ def prefill(
         prompt,
         cache,
         lambda: BudgetCache(
-            model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
+            model,
+            policy,
+            budget,
+            chunk=chunk,
+            n_sink=n_sink,
+            recent=recent,
+            evict_every=evict_every,
+            positions=positions,
         ),
         None,
         add_special_tokens,

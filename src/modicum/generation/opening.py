@@ -95,6 +95,9 @@ class Opening:
         last = max(self.reader.cache.row_seen, default=0) + new
         last += 0 if self.prompt is None else max(self.prompt.counts)
         last += max((max(block.counts) for block in questions), default=0)
+        cache = self.reader.cache
+        if cache.numbering == "renumbered":  # no rank goes beyond what is held and the chunk in hand
+            last = min(last, cache.most_slots + cache.budget.chunk)
         check_positions(self.reader.model, last)
 
     def _block(self, texts: list[str], what: str, first: bool = True) -> Block:

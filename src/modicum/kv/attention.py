@@ -89,7 +89,8 @@ def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             )
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         with lasting(), torch.no_grad():
-            return layer.attend(module, query, attention_mask, factor, kwargs.get("softcap")), None
+            at = kwargs.get("position_ids")
+            return layer.attend(module, query, attention_mask, factor, kwargs.get("softcap"), at), None
 
     return attention
 

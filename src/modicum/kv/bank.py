@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from modicum.errors import PolicyError
-from modicum.kv import attend, compensation
+from modicum.kv import attend, compensation, turning
 from modicum.kv.arena import Arena
 from modicum.kv.budget import Budget
 from modicum.kv.call import Piece
 from modicum.kv.choice import best, worst
 from modicum.kv.policy import Policy
+from modicum.kv.turning import Turning
 from modicum.kv.view import View
 
 _INFINITY = torch.tensor(math.inf)  # a tensor costs less than a number that becomes one at each step
@@ -71,6 +72,11 @@ class Moment:
     output_weight: Tensor | None
     group: int
     """Query heads per KV head"""
+    sinks: int = 0
+    turning: Turning | None = None
+    """With which queries and keys, not turned yet, are turned to their ranks; None where the model's own
+    positions stand.
+    """
 
 
 class Candidates(View):
@@ -143,21 +149,22 @@ class Bank:
         else:
             goal = torch.tensor(live, device=key.device)[:, None]
             keep = best(self.score(setting, view), view.positions, goal)
-            self._fold(view.parts, ~keep if view.valid is None else ~keep & view.valid)
+            self._fold(~keep if view.valid is None else ~keep & view.valid, key, value)
         self.take(keep, live, moment, key, value, view.state)
         return out
 
     def _step(self, setting: Setting, moment: Moment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One token per row: write it, attend, and let one go per head if the head is over its capacity."""
         arena = self.arena
-        state = self._token_state(setting, moment, key, value)
+        turned_query, turned = self._turned(moment, query, key)
+        state = self._token_state(setting, moment, turned, value)
         arena.append(key, value, moment.piece.positions[self._line(moment)], state)
         n = arena.used
         valid = arena.valid(n)
         whole = n > arena.capacity  # every slot is taken
-        keys = arena.keys if whole else arena.keys[:, :, :n]
+        keys = self._held_keys(moment, arena.keys if whole else arena.keys[:, :, :n], valid)
         values = arena.values if whole else arena.values[:, :, :n]
-        query = query[:, :, :, 0]
+        query = turned_query[:, :, :, 0]
         if self.virtual is None and moment.softcap is None and keys.shape[-1] == values.shape[-1]:
             out = attend.decode(query, keys, values, moment.scaling, valid)
         else:
@@ -181,13 +188,13 @@ class Bank:
             victim = worst(self._guarded(setting, view, ranking), view.positions)
             if self.virtual is not None:
                 gone = torch.zeros_like(view.protected).scatter_(-1, victim.unsqueeze(-1), True)
-                self._fold(view.parts, gone)
+                self._fold(gone)
             arena.drop(victim)
             return
         live = [m if m <= arena.capacity else m - setting.budget.evict_every for m in arena.live]
         count = torch.tensor(live, device=view.positions.device)[:, None]
         keep = best(self.score(setting, view), view.positions, count)
-        self._fold(view.parts, ~keep if view.valid is None else ~keep & view.valid)
+        self._fold(~keep if view.valid is None else ~keep & view.valid)
         arena.absorb(keep, live)
 
     def look(
@@ -198,7 +205,10 @@ class Bank:
         arena.settle()
         n = arena.used
         held_valid = arena.valid(n) if n else None
-        held = (arena.keys[:, :, :n], arena.values[:, :, :n]) if n else None
+        held = None
+        if n:
+            held = self._held_keys(moment, arena.keys[:, :, :n], held_valid), arena.values[:, :, :n]
+        query, key = self._turned(moment, query, key)
         fresh_valid = None if piece.valid is None else piece.valid[self.rows]
         out, lse = attend.chunk(
             query, held, held_valid, key, value, fresh_valid, moment.scaling, moment.softcap
@@ -210,6 +220,30 @@ class Bank:
         view = self._chunk_view(setting, moment, held, held_valid, key, value, fresh_valid)
         self._observe(setting, view)
         return out, view
+
+    def _turned(self, moment: Moment, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """A piece's queries [B, H, G, m, Dk] and keys [B, H, m, Dk] at their ranks, after those held."""
+        if moment.turning is None:
+            return query, key
+        piece = moment.piece
+        valid = None if piece.valid is None else piece.valid[self.rows]
+        ranks = turning.fresh_ranks(self.arena.live, piece.length, valid, key.device)[:, None]  # [B, 1, m]
+        most = self.arena.used + piece.length
+        return moment.turning.grouped(query, ranks, most), moment.turning.to(key, ranks, most)
+
+    def _held_keys(self, moment: Moment, keys: Tensor, valid: Tensor | None) -> Tensor:
+        """The first slots' keys [B, H, n, Dk] as attention and policies see them."""
+        if moment.turning is None:
+            return keys
+        n = keys.shape[2]
+        return moment.turning.to(keys, turning.held_ranks(self.arena.positions[:, :, :n], valid), n)
+
+    def _asked(self, moment: Moment, positions: Tensor, valid: Tensor | None) -> Tensor | None:
+        """The queries that the policy reads, each at the rank of its token among those at hand."""
+        if moment.turning is None or moment.queries is None or moment.query_positions is None:
+            return moment.queries
+        ranks = turning.query_ranks(moment.query_positions, positions, valid)  # [B, H, R]
+        return moment.turning.grouped(moment.queries, ranks, positions.shape[2])
 
     def take(
         self, keep: Tensor, live: list[int], moment: Moment, key: Tensor, value: Tensor, state: Tensor | None
@@ -284,7 +318,7 @@ class Bank:
             layers=setting.layers,
             scaling=moment.scaling,
             softcap=moment.softcap,
-            queries=moment.queries,
+            queries=self._asked(moment, positions, valid),
             query_positions=moment.query_positions,
             newcomers=newcomers,
             output_weight=moment.output_weight,
@@ -329,16 +363,23 @@ class Bank:
         """Add the virtual token's share: query [B, H, M, Dk], out [B, H, M, Dv], lse [B, H, M]."""
         if self.virtual is None:
             return out
-        v = self.virtual
-        logit = compensation.virtual_logit(query, v.key, v.count, moment.scaling, moment.softcap)
+        v, mean = self.virtual, self.virtual.key
+        if moment.turning is not None:  # right after the sinks, where what it stands for was when it left
+            sinks = moment.sinks
+            rank = torch.full((1, 1, 1), sinks, device=mean.device)
+            mean = moment.turning.to(mean[:, :, None], rank, sinks + 1)[:, :, 0]
+        logit = compensation.virtual_logit(query, mean, v.count, moment.scaling, moment.softcap)
         return compensation.merge(out, lse, v.value, logit)
 
-    def _fold(self, parts: tuple[tuple[Tensor, Tensor], ...], gone: Tensor) -> None:
-        """Fold what is let go into the virtual token; gone [B, H, N] over the parts."""
+    def _fold(self, gone: Tensor, key: Tensor | None = None, value: Tensor | None = None) -> None:
+        """Fold what is let go into the virtual token; gone [B, H, N] over the first slots, then the fresh
+        key [B, H, m, Dk] and value.
+        """
         if self.virtual is None:
             return
-        start, v = 0, self.virtual
-        for key, value in parts:
-            mask = gone[:, :, start : start + key.shape[2]]
-            v.key, v.value, v.count = compensation.fold(v.key, v.value, v.count, key, value, mask)
-            start += key.shape[2]
+        v, n = self.virtual, gone.shape[2] - (0 if key is None else key.shape[2])
+        parts = [(self.arena.keys[:, :, :n], self.arena.values[:, :, :n], gone[:, :, :n])]
+        if key is not None and value is not None:
+            parts.append((key, value, gone[:, :, n:]))
+        for some_keys, some_values, mask in parts:
+            v.key, v.value, v.count = compensation.fold(v.key, v.value, v.count, some_keys, some_values, mask)

@@ -24,6 +24,7 @@ from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 from modicum.kv.shape import Shape
 from modicum.kv.shared import Shared, lasting
+from modicum.kv.turning import Turning, check_numbering
 from modicum.kv.window import WindowLayer
 
 _probed: WeakKeyDictionary[PreTrainedModel, HeadScores] = WeakKeyDictionary()
@@ -46,6 +47,9 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         n_sink: first tokens of a sequence that always stay.
         recent: newest tokens that always stay.
         evict_every: tokens let go at a time in decode; the slack comes out of the budget.
+        positions: "original", where the model saw each token; or "renumbered", the rank of each token among
+            those held, in every head, so that no distance grows beyond the budget and a chunk, however long
+            the stream (rotary models only).
 
     Raises:
         BudgetError: a budget that cannot be kept, with the minimum for this model.
@@ -63,13 +67,17 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         n_sink: int = 4,
         recent: int = 32,
         evict_every: int = 1,
+        positions: str = "original",
     ) -> None:
+        self.numbering = check_numbering(positions)
         self.policy = parse_policy(policy)
         self.budget = Budget.of(budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every)
         self.shape = Shape.of(model)
         scores = _head_scores(model, self.policy)
         self.plan: Plan = plan(self.shape, self.policy, self.budget, scores)
         self.shared = Shared(model.config.get_text_config(decoder=True))
+        if self.numbering == "renumbered":
+            self.shared.turning = Turning.of(model)
         super().__init__(layers=self._build())
         attach(model)
 
@@ -141,10 +149,18 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Per layer, [B, H_kv] int: slots in use, a virtual token's included."""
         return [layer.held for layer in self.layers]
 
+    @property
+    def most_slots(self) -> int:
+        """Slots of the head that has most; where heads compete, it may get all of its layer's."""
+        layers = self.plan.capacities
+        compete = self.policy.head_shares() is not None
+        return max((sum(caps) if compete else max(caps) for caps in layers), default=0)
+
     def positions(self, layer: int) -> Tensor:
         """[B, H_kv, N] int64: absolute positions of what a layer holds, in no particular order.
 
-        -1 for an empty or virtual slot. A position counts the tokens of its row, not its padding.
+        -1 for an empty or virtual slot. A position counts the tokens of its row, not its padding; it is the
+        original one under "renumbered" too.
         """
         return self.layers[layer].positions  # type: ignore[no-any-return]
 
@@ -221,7 +237,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def __repr__(self) -> str:
         held = self.budget.tokens if self.budget.tokens is not None else f"{self.budget.nbytes} bytes"
-        return f"BudgetCache({self.policy}, budget={held}, seen={self.seen}, nbytes={self.nbytes})"
+        how = "" if self.numbering == "original" else f", positions={self.numbering}"
+        return f"BudgetCache({self.policy}, budget={held}{how}, seen={self.seen}, nbytes={self.nbytes})"
 
 
 def _head_scores(model: PreTrainedModel, policy: Policy) -> HeadScores | None:

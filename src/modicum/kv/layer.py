@@ -287,16 +287,24 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         mask: Tensor | None,
         scaling: float,
         softcap: float | None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Attend, score, evict, piece by piece; query [B, Hq, q, Dk], mask [B, columns] or None ->
-        [B, q, Hq, Dv].
+        [B, q, Hq, Dv]. `positions` [B|1, q] are those at which the model turned queries and keys.
         """
         if self._incoming is None:
             raise CacheError("attention without keys: update() comes first")
         key, value = self._incoming
         self._incoming = None
         b, h, q, _ = key.shape
-        grouped = query.view(b, h, -1, q, query.shape[-1])  # [B, H, G, q, Dk]
+        if self.shared.turning is not None:
+            if positions is None:
+                raise ModelError(
+                    f"{type(module).__name__} does not tell its attention the positions, so they cannot be "
+                    "renumbered: leave positions='original'"
+                )
+            query, key = (self.shared.turning.back(x, positions) for x in (query, key))
+        grouped = query.reshape(b, h, -1, q, query.shape[-1])  # [B, H, G, q, Dk]
         call = self.shared.read(
             self.row_seen, q, self.setting.budget.chunk, self.setting.recent, mask, self.device
         )
@@ -363,7 +371,20 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         for bank in self.banks:
             queries, at = self._queries(query, piece, bank)
             own = weight if weight is None or len(self.banks) == 1 else weight[bank.heads]
-            moments.append(Moment(piece, bank.rows, scaling, softcap, queries, at, own, g))
+            moments.append(
+                Moment(
+                    piece,
+                    bank.rows,
+                    scaling,
+                    softcap,
+                    queries,
+                    at,
+                    own,
+                    g,
+                    setting.budget.n_sink,
+                    self.shared.turning,
+                )
+            )
         share = policy.head_shares()
         if share is not None and (m > 1 or piece.valid is not None):
             budget = self.capacities[0]

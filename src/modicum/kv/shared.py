@@ -14,6 +14,7 @@ from modicum.kv.call import Call, read_call
 
 if TYPE_CHECKING:
     from modicum.kv.layer import BudgetLayer
+    from modicum.kv.turning import Turning
 
 
 def lasting() -> AbstractContextManager[Any]:
@@ -45,6 +46,8 @@ class Shared:
     """Bytes allocated."""
     peak: int = 0
     """Most bytes ever in use, a chunk in hand and both sides of a reallocation included."""
+    turning: Turning | None = None
+    """With which keys are renumbered; None where they keep their original positions."""
     last_call: tuple[Any, ...] | None = None
     call: Call | None = field(default=None)
 
@@ -82,6 +85,8 @@ class Shared:
     def forget(self) -> None:
         """Let the layout of the call go: it holds a position per token, and the caller's mask."""
         self.last_call = self.call = None
+        if self.turning is not None:
+            self.turning.forget()
 
 
 class Handle:

@@ -24,7 +24,8 @@ from modicum.kv.layer import BudgetLayer
 if TYPE_CHECKING:
     from modicum.kv.cache import BudgetCache
 
-FORMAT = 1
+FORMAT = 2
+"""1 knew no positions but the original ones, and is still read."""
 _KEY = "modicum"
 
 C = TypeVar("C", bound="BudgetCache")
@@ -56,6 +57,7 @@ def save(cache: BudgetCache, path: Path) -> None:
         "format": FORMAT,
         "policy": str(cache.policy),
         "budget": asdict(cache.budget),
+        "positions": cache.numbering,
         "shape": cache.shape.to_json(),
         "batch": cache.batch_size,
         "layers": layers,
@@ -78,7 +80,8 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
     """Read a cache back for its model."""
     header, tensors = _read(path)
     try:
-        cache = cls(model, header["policy"], Budget(**header["budget"]))
+        numbering = header.get("positions", "original")
+        cache = cls(model, header["policy"], Budget(**header["budget"]), positions=numbering)
         wanted, have = header["shape"], cache.shape.to_json()
         for key, what in (
             ("model_type", "model type"),
