@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from modicum.errors import BudgetError, CacheError, InputError, ModelError
-from modicum.kv import contest
+from modicum.errors import BudgetError, CacheError, ModelError
+from modicum.kv import admission, contest
 from modicum.kv.arena import Arena
 from modicum.kv.bank import Bank, Moment, Setting, Virtual
 from modicum.kv.call import Piece
@@ -147,7 +146,11 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Handle, Handle]:
         """Take a call's keys and values [B, H, q, D] in hand; the attention function does the rest."""
-        self._check(key_states, value_states)
+        index = self.setting.layer
+        admission.check_shape(index, key_states, value_states, self.shape)
+        if self.is_initialized:
+            admission.check_like(index, key_states, self.batch, self.dtype, self.device)
+        admission.check_finite(index, key_states)
         if not self.is_initialized:
             self._allocate(key_states, value_states)
         self._incoming = (key_states, value_states)
@@ -164,37 +167,6 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                 f"there is no memory for the {sum(self.capacities)} slots of layer {self.setting.layer} "
                 f"({key.shape[0]} rows, {key.dtype}, {key.device}): give a smaller budget"
             ) from error
-
-    def _check(self, key: Tensor, value: Tensor) -> None:
-        name, shape = f"layer {self.setting.layer}", self.shape
-        if (
-            key.shape[1] != shape.kv_heads
-            or key.shape[3] != shape.key_dim
-            or value.shape[3] != shape.value_dim
-        ):
-            raise CacheError(
-                f"{name} got {key.shape[1]} heads of {key.shape[3]} and {value.shape[3]}, the cache was "
-                f"built for {shape.kv_heads} of {shape.key_dim} and {shape.value_dim}: build one for this "
-                "model"
-            )
-        if self.is_initialized and key.shape[0] != self.batch:
-            raise CacheError(
-                f"{name} got a batch of {key.shape[0]}, the cache holds {self.batch}: use a new cache, or "
-                "cache.reset()"
-            )
-        if self.is_initialized and (key.dtype != self.dtype or key.device != self.device):
-            raise CacheError(
-                f"{name} got {key.dtype} on {key.device}, the cache holds {self.dtype} on {self.device}: use "
-                "a new cache for the new dtype or device"
-            )
-        # A finite sum means finite terms. On a GPU each look costs a wait, so decode goes without.
-        if (key.shape[2] > 1 or not key.is_cuda) and not math.isfinite(key.sum().item()):
-            bad = int((~torch.isfinite(key)).sum())
-            if bad:
-                raise InputError(
-                    f"{name}: {bad} of {key.numel()} key values are not finite (nan or inf), so nothing can "
-                    "be scored: check the weights and the dtype (fp16 overflows at 65504; bfloat16 does not)"
-                )
 
     def get_seq_length(self, *args: Any) -> int:
         """Columns seen, pads included, whatever is held: so positions and later turns go on where
@@ -309,7 +281,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             self.row_seen, q, self.setting.budget.chunk, self.setting.recent, mask, self.device
         )
         if not self.setting.policy.evicts:
-            self._check_room(max(call.after))
+            admission.check_room(max(call.after), self.shared.room)
         outs = []
         for piece in call.pieces:
             part = slice(piece.start, piece.stop)
@@ -337,19 +309,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         """Raise if a policy that never evicts has no room for a call, before any layer has taken it."""
         if self.setting.policy.evicts:
             return
-        if mask is None:
-            self._check_room(max(self.row_seen, default=0) + columns)
-            return
-        new = mask[:, -columns:].sum(1).tolist()
-        self._check_room(max(map(sum, zip(self.row_seen or (0,) * len(new), new, strict=False))))
-
-    def _check_room(self, most: int) -> None:
-        room = self.shared.room
-        if most > room:
-            raise BudgetError(
-                f"the policy 'full' never evicts, and {most} tokens do not fit a budget of {room}: "
-                f"give a budget of at least {most} tokens, or a policy that lets go (keydiff, snapkv, …)"
-            )
+        new = [columns] * max(1, self.batch) if mask is None else mask[:, -columns:].sum(1).tolist()
+        seen = self.row_seen or (0,) * len(new)
+        admission.check_room(max(map(sum, zip(seen, new, strict=False))), self.shared.room)
 
     def _piece(
         self,
