@@ -71,6 +71,7 @@ _LAST = {
 _LAST_EXACT = _LAST | {"exact": 0.1}
 _LAST_CHAINS = _LAST_EXACT | {"chain": 0.4, "exact": 0.05, "several": 0.02, "copy": 0.02, "text": 0.08}
 _LAST_PAIRS = _LAST | {"needle": 0.5, "chain": 0.26, "keys": 0.17, "exact": 0.03, "text": 0.14}
+_LAST_TURN = {"chain": 0.55, "needle": 0.25, "keys": 0.1, "several": 0.02, "text": 0.08}
 
 
 def _stages() -> tuple[Stage, ...]:
@@ -113,6 +114,8 @@ def _stages() -> tuple[Stage, ...]:
         Stage(1024, 8192, _LAST_PAIRS, 700_000, 0.5, whole=True),
         Stage(2048, 8192, _LAST_PAIRS, 600_000, 0.5, whole=True),
         Stage(4096, 8192, _LAST_PAIRS, 3_000_000, 0.5, whole=True),
+        Stage(2048, 8192, _LAST_TURN, 900_000, 0.4, whole=True),
+        Stage(4096, 8192, _LAST_TURN, 500_000, 0.4, whole=True),
     )
 
 
@@ -173,8 +176,8 @@ class Recipe:
     guided: tuple[tuple[int, int], ...] = ((4, 4), (4, 6))
     guide_weight: float = 1.0
     warmup: int = 30
-    cooldown: float = 0.0216
-    total_tokens: int = 74_100_000
+    cooldown: float = 0.0093
+    total_tokens: int = 75_500_000
     first_heads: bool = True
     gaps: float = 0.5
     seed: int = 1
