@@ -70,6 +70,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     recent: int = 32,
     evict_every: int = 1,
     positions: str = "original",
+    store: str = "model",
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
@@ -81,8 +82,8 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
 
     Args:
         prompt: text; or a list, answered as one batch, each as it would be alone. None to go on with `cache`.
-        policy, budget, chunk, n_sink, recent, evict_every, positions: of a new `BudgetCache`; not read with
-            `cache`.
+        policy, budget, chunk, n_sink, recent, evict_every, positions, store: of a new `BudgetCache`; not read
+            with `cache`.
         max_new_tokens: by default what `generation_config` says, else 128.
         question: text added after the prompt has been compressed, without special tokens. With a list, the
             prompt is compressed once and every question answered from a copy; the answers' `cache` is then
@@ -116,6 +117,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
             recent=recent,
             evict_every=evict_every,
             positions=positions,
+            store=store,
         ),
         generation_config,
         add_special_tokens,
@@ -150,6 +152,7 @@ def stream(
     recent: int = 32,
     evict_every: int = 1,
     positions: str = "original",
+    store: str = "model",
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
@@ -177,6 +180,7 @@ def stream(
             recent=recent,
             evict_every=evict_every,
             positions=positions,
+            store=store,
         ),
         generation_config,
         add_special_tokens,
@@ -207,6 +211,7 @@ def prefill(
     recent: int = 32,
     evict_every: int = 1,
     positions: str = "original",
+    store: str = "model",
     progress: Progress = None,
     add_special_tokens: bool | None = None,
 ) -> BudgetCache:
@@ -232,6 +237,7 @@ def prefill(
             recent=recent,
             evict_every=evict_every,
             positions=positions,
+            store=store,
         ),
         None,
         add_special_tokens,
