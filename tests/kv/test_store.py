@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modicum import BudgetCache, generate
-from modicum.errors import InputError
+from modicum.errors import InputError, ModelError
 from modicum.kv.store import STORES, Store
 from tests import zoo
 from tests.driver import all_kept, check_limits, feed, full_cache
@@ -93,6 +93,18 @@ def test_the_models_own_form_is_left_alone() -> None:
 def test_other_names_are_refused(name: Any) -> None:
     with pytest.raises(InputError, match="choose one of model, int8, fp8"):
         BudgetCache(zoo.shared("llama"), budget=48, store=name)
+
+
+def test_a_device_that_lacks_eight_bits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(self: Store, x: Tensor) -> Tensor:
+        raise TypeError("no such dtype here")
+
+    monkeypatch.setattr(Store, "encode", lacking)
+    with pytest.raises(
+        ModelError, match=r"cpu cannot hold slots in fp8 \(no such dtype here\): choose another"
+    ):
+        BudgetCache(zoo.shared("llama"), budget=48, store="fp8")
+    BudgetCache(zoo.shared("llama"), budget=48)
 
 
 @pytest.mark.parametrize("store", CODED)

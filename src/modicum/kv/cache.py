@@ -74,6 +74,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         store: str = "model",
     ) -> None:
         self.store = Store(store)
+        if self.store.coded:
+            self.store.check(model.device)
         self.numbering = check_numbering(positions)
         self.policy = parse_policy(policy)
         self.budget = Budget.of(budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every)

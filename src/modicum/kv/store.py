@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modicum.errors import InputError
+from modicum.errors import InputError, ModelError
 
 _SCALE = 2  # bytes of a bfloat16
 
@@ -36,6 +36,19 @@ class Store:
     def coded(self) -> bool:
         """Whether vectors lie in another form than the model's."""
         return self.name != "model"
+
+    def check(self, device: torch.device) -> None:
+        """Try it.
+
+        Raises:
+            ModelError: the device cannot make such slots.
+        """
+        try:
+            self.decode(self.encode(torch.zeros(1, 2, device=device)), torch.float32)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise ModelError(
+                f"{device} cannot hold slots in {self.name} ({error}): choose another store"
+            ) from error
 
     def columns(self, dim: int) -> int:
         """Entries of a slot for a vector of so many numbers."""
