@@ -74,12 +74,12 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         store: str = "model",
     ) -> None:
         self.store = Store(store)
-        if self.store.coded:
-            self.store.check(model.device)
         self.numbering = check_numbering(positions)
         self.policy = parse_policy(policy)
         self.budget = Budget.of(budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every)
         self.shape = Shape.of(model)
+        if self.store.coded:
+            self.store.check(model.device)
         scores = _head_scores(model, self.policy)
         self.plan: Plan = plan(self.shape, self.policy, self.budget, scores, self.store)
         self.shared = Shared(model.config.get_text_config(decoder=True))
