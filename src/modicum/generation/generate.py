@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, overload
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -108,17 +109,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
         tokenizer,
         prompt,
         cache,
-        lambda: BudgetCache(
-            model,
-            policy,
-            budget,
-            chunk=chunk,
-            n_sink=n_sink,
-            recent=recent,
-            evict_every=evict_every,
-            positions=positions,
-            store=store,
-        ),
+        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store),
         generation_config,
         add_special_tokens,
     )
@@ -171,17 +162,7 @@ def stream(
         tokenizer,
         prompt,
         cache,
-        lambda: BudgetCache(
-            model,
-            policy,
-            budget,
-            chunk=chunk,
-            n_sink=n_sink,
-            recent=recent,
-            evict_every=evict_every,
-            positions=positions,
-            store=store,
-        ),
+        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store),
         generation_config,
         add_special_tokens,
     )
@@ -228,17 +209,7 @@ def prefill(
         tokenizer,
         prompt,
         cache,
-        lambda: BudgetCache(
-            model,
-            policy,
-            budget,
-            chunk=chunk,
-            n_sink=n_sink,
-            recent=recent,
-            evict_every=evict_every,
-            positions=positions,
-            store=store,
-        ),
+        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store),
         None,
         add_special_tokens,
     )
@@ -248,6 +219,14 @@ def prefill(
     if interrupt.asked:
         raise KeyboardInterrupt
     return opening.reader.cache
+
+
+def _builder(
+    model: PreTrainedModel, policy: str | Policy, budget: int | str | Budget, *settings: Any
+) -> Callable[[], BudgetCache]:
+    """Of a new cache; settings are chunk, n_sink, recent, evict_every, positions and store."""
+    names = ("chunk", "n_sink", "recent", "evict_every", "positions", "store")
+    return partial(BudgetCache, model, policy, budget, **dict(zip(names, settings, strict=True)))
 
 
 def _settings(
