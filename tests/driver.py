@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from modicum import BudgetCache, Policy
 from modicum.kv.arena import Arena
 from modicum.kv.layer import BudgetLayer
+from modicum.kv.turning import Rotary
 
 
 def full_cache(model: PreTrainedModel) -> DynamicCache:
@@ -126,7 +126,7 @@ def _tensors(x: Any, name: str, known: set[int]) -> Iterator[tuple[str, Tensor]]
     if isinstance(x, Tensor):
         yield name, x
         return
-    if isinstance(x, PreTrainedConfig | Policy | Module | str | int | float | type(None)) or id(x) in known:
+    if isinstance(x, PreTrainedConfig | Policy | Rotary | str | int | float | type(None)) or id(x) in known:
         return
     known.add(id(x))
     if isinstance(x, dict):

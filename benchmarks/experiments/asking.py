@@ -102,6 +102,7 @@ def ask(
     chunk: int = 128,
     n_sink: int = 4,
     recent: int = 32,
+    store: str = "model",
     prepare: Callable[[BudgetCache], None] | None = None,
 ) -> Outcome:
     """Read each context under the policy, then ask all its questions, each from the compressed context.
@@ -113,7 +114,7 @@ def ask(
     nbytes = full = 0
     for first in range(0, len(contexts), ROWS):
         part = contexts[first : first + ROWS]
-        cache = BudgetCache(model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent)
+        cache = BudgetCache(model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, store=store)
         reader = Reader(model, cache, len(part), 0)
         reader.take(Block.of([c.ids for c in part], 0), Interrupt(), lambda _: None)
         if prepare is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import modicum
 from modicum.errors import BudgetError, InputError, PolicyError
 from modicum.evaluation.allowance import Allowance
 from modicum.evaluation.grid import Grid
+from modicum.evaluation.row import Cell
 from modicum.evaluation.runner import cache_for
 from modicum.kv.registry import parse_policy
 from tests.evaluation.colours import Colours, Continued
@@ -84,6 +86,22 @@ def test_equal_settings_are_one() -> None:
     assert one == Grid(**SMALL | {"policies": ("caote(snapkv)",), "budgets": ("64",)})
 
 
+def test_positions_and_store_are_settings_of_a_cell(stories: Any) -> None:
+    grid = Grid(**SMALL | {"budgets": ("64", "full")}, recent=8, positions="renumbered", store="int8")
+    full, keydiff = grid.cells("m", "float32", Colours(), 100, 0)
+    assert (full.positions, full.store) == ("original", "int8")  # of all tokens a rank is a position
+    assert (keydiff.positions, keydiff.store) == ("renumbered", "int8")
+    cache = cache_for(stories[0], keydiff, 80, 100)
+    assert (cache.numbering, cache.store.name) == ("renumbered", "int8")
+    assert not grid.endless
+    assert Grid(**SMALL, positions="renumbered").endless
+    assert not Grid(**SMALL).endless
+    plain = Grid(**SMALL).cells("m", "float32", Colours(), 100, 0)[0]
+    older = asdict(plain)  # as rows were written before there was a choice
+    del older["positions"], older["store"]
+    assert Cell(**older) == plain
+
+
 def test_a_loss_is_not_asked_with_the_question_seen() -> None:
     grid = Grid(**SMALL, questions=("hidden", "seen"))
     assert [cell.question for cell in grid.cells("m", "float32", Colours(), None, 0)] == ["hidden", "seen"]
@@ -103,6 +121,8 @@ def test_a_loss_is_not_asked_with_the_question_seen() -> None:
         ({"limit": 0}, InputError, "limit"),
         ({"chunk": 0}, BudgetError, "chunk"),
         ({"recent": -1}, BudgetError, "recent"),
+        ({"positions": "new"}, InputError, "original, renumbered"),
+        ({"store": "int4"}, InputError, "model, int8, fp8"),
     ],
 )
 def test_bad_settings_are_refused(more: dict[str, Any], error: type[Exception], says: str) -> None:

@@ -177,6 +177,15 @@ def test_what_cannot_be_run_is_said_before_anything_is(
     assert not (tmp_path / "grid.json").exists()
 
 
+def test_renumbered_samples_may_be_longer_than_the_models_positions(tmp_path: Path) -> None:
+    """As no rank goes there, but where the full cache is asked for too."""
+    rows = small(tmp_path / "a", lengths=(700,), limit=1, policies=("keydiff",), positions="renumbered")
+    assert [row.context_tokens > 600 for row in rows] == [True] * len(rows)
+    assert {row.cell.positions for row in rows} == {"renumbered"}
+    with pytest.raises(InputError, match="700 is beyond the 512 positions"):
+        small(tmp_path / "b", lengths=(700,), policies=("full", "keydiff"), positions="renumbered")
+
+
 def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'taste'.*has, steps and loss"):
         small(tmp_path, [Colours(metric="taste")])

@@ -64,6 +64,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     seed: int = 0
     positions: str = "original"
+    store: str = "model"
 
     @property
     def net(self) -> PreTrainedModel:
@@ -78,6 +79,7 @@ class Case:
             "recent": self.recent,
             "evict_every": self.evict_every,
             "positions": self.positions,
+            "store": self.store,
         }
         return BudgetCache(self.net, **{**settings, **changes})
 
@@ -141,9 +143,11 @@ def cases(
     fits: bool = False,
     evict_every: int = 4,
     steps: int = 6,
+    stores: tuple[str, ...] = ("model",),
 ) -> Case:
     """A prompt of up to some 70 tokens per row, a few decode steps, a further turn, decode steps.
 
+    stores: 8 bits round two routes to one result apart, so only tests of one route have them.
     fits: nothing has to go anywhere, whatever the layer or head. Rows differ in length, and may be empty in a
     turn; not where the model has windows, which count pads.
     """
@@ -187,6 +191,7 @@ def cases(
         draw(st.sampled_from(dtypes)),
         draw(st.integers(0, 9)),
         draw(st.sampled_from(NUMBERINGS)),
+        draw(st.sampled_from(stores)),
     )
 
 

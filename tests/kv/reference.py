@@ -24,6 +24,7 @@ from tests.kv.reference_methods import (
     Vector,
     best,
     dot,
+    in_8_bits,
     mean,
     softmax,
 )
@@ -125,8 +126,8 @@ class Decoder:
             plain = self.heads_of(x, w["q"])
             layer.queries.append(Query(at, [self.turned(q, at) for q in plain], plain))
             keys, values = self.heads_of(x, w["k"]), self.heads_of(x, w["v"])
-            for head, key, value in zip(layer.heads, keys, values, strict=True):
-                head.append(Token(at, self.turned(key, at), value, key))
+            for head, plain_key, value in zip(layer.heads, keys, values, strict=True):
+                head.append(self.token(at, plain_key, value))
         if self.rules.renumbered:
             self.renumber(layer)
         new = layer.queries[-len(xs) :]
@@ -142,6 +143,13 @@ class Decoder:
             layer.gone[head] += [t for t in layer.heads[head] if layer.streams[head] and t not in keep]
             layer.heads[head] = keep
         return outs
+
+    def token(self, at: int, plain: Vector, value: Vector) -> Token:
+        """As it lies in its slot; a key that is to be renumbered lies there as it was before RoPE."""
+        key = self.turned(plain, at)
+        if self.rules.int8:
+            plain, key, value = in_8_bits(plain), in_8_bits(key), in_8_bits(value)
+        return Token(at, key, value, plain)
 
     def attend(self, layer: Layer, query: Query, member: int) -> Vector:
         """Σ a_j v_j over what is held and came no later; the virtual token weighs N times what one would."""

@@ -9,6 +9,7 @@ their original positions, or at their ranks in the KV head; all logarithms natur
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -53,6 +54,7 @@ class Rules:
     recent: int
     evict_every: int = 1
     renumbered: bool = False
+    int8: bool = False
 
 
 @dataclass
@@ -108,6 +110,23 @@ class Layer:
         """W_O^h [hidden, d]: the part of the output projection that reads query head h."""
         d = self.weights["o"].shape[1] // (self.group * len(self.heads))
         return self.weights["o"][:, member * d : (member + 1) * d]
+
+
+def in_8_bits(x: Vector) -> Vector:
+    """What is left of a vector that lies as whole numbers up to 127 and a scale in bfloat16, rounded up."""
+    scale = bfloat16(max(abs(float(a)) for a in x) * (1 + 2**-8) / 127)
+    if scale == 0:
+        return 0 * x
+    return np.array([max(-127, min(127, round(float(a) / scale))) * scale for a in x])
+
+
+def bfloat16(x: float) -> float:
+    """The nearest number whose mantissa has 8 bits; of two as near, the even one."""
+    bits = struct.unpack("<I", struct.pack("<f", x))[0]
+    low = bits & 0xFFFF
+    bits >>= 16
+    bits += low > 0x8000 or (low == 0x8000 and bits & 1)
+    return float(struct.unpack("<f", struct.pack("<I", bits << 16))[0])
 
 
 def dot(a: Vector, b: Vector) -> float:

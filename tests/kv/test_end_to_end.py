@@ -272,6 +272,7 @@ def check(model: LlamaForCausalLM, policy: str, setup: Setup, make: Callable[[],
         recent=rules.recent,
         evict_every=rules.evict_every,
         positions="renumbered" if rules.renumbered else "original",
+        store="int8" if rules.int8 else "model",
     )
     mask = torch.zeros(rows, 0, dtype=torch.long)
     for number, (call, expect) in enumerate(zip(ids, after, strict=True)):
@@ -316,6 +317,16 @@ def test_engine_follows_reference_whatever_the_calls(model: LlamaForCausalLM, po
 def test_engine_follows_reference_renumbered(model: LlamaForCausalLM, policy: str, name: str) -> None:
     setup = SETUPS[name]
     check(model, policy, replace(setup, rules=replace(setup.rules, renumbered=True)), POLICIES[policy])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("name", "renumbered"), [("slack", False), ("padded", True)])
+def test_engine_follows_reference_in_8_bits(
+    model: LlamaForCausalLM, policy: str, name: str, renumbered: bool
+) -> None:
+    setup = SETUPS[name]
+    rules = replace(setup.rules, renumbered=renumbered, int8=True)
+    check(model, policy, replace(setup, rules=rules), POLICIES[policy])
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "full"])

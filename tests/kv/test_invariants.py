@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from modicum import BudgetCache
 from modicum.kv.bank import Bank, Candidates, Setting
 from modicum.kv.choice import best
+from modicum.kv.store import STORES
 from tests import zoo
 from tests.driver import all_kept, budget_layers, check_limits, every, feed, full_cache
 from tests.kv.cases import CLEAR, EVERY, EVICTING, STACKED, WRAPPED, Case, cases, margins
@@ -56,7 +57,7 @@ HALF = (torch.float32, torch.bfloat16, torch.float16)
 def test_no_call_leaves_more_than_the_budget_and_what_is_protected_stays(
     policy: str, data: st.DataObject
 ) -> None:
-    case = data.draw(cases(policy, dtypes=HALF))
+    case = data.draw(cases(policy, dtypes=HALF, stores=STORES))
     cache = case.cache()
 
     def check() -> None:
@@ -91,13 +92,15 @@ def in_hand(case: Case, cache: BudgetCache) -> int:
     most = 0
     for i, shape in enumerate(cache.shape.layers):
         width = (shape.key_dim + shape.value_dim) * case.dtype.itemsize
+        slot = sum(cache.store.nbytes(dim, case.dtype.itemsize) for dim in (shape.key_dim, shape.value_dim))
         # A window layer takes a call as it comes; only budgeted layers cut it.
         longest = max(max(turn) for turn in case.turns)
         length = longest if shape.window else min(case.chunk, longest)
-        extra = case.rows * length * shape.kv_heads * width
+        both = width + slot * (cache.store.coded and shape.window is None)  # as it came and as it will lie
+        extra = case.rows * length * shape.kv_heads * both
         if shape.window is None and cache.policy.head_shares() is not None:
             slots = cache.plan.capacities[cache.shape.full.index(i)][0] * shape.kv_heads + 1
-            extra += slots * (width + 4 + 4 * cache.policy.state_width(shape.group))
+            extra += slots * (slot + 4 + 4 * cache.policy.state_width(shape.group))
         most = max(most, extra)
     return most
 
@@ -154,7 +157,7 @@ def test_every_slot_holds_the_keys_values_and_state_of_its_position(policy: str,
 @given(data=st.data())
 @examples(8)
 def test_a_budget_in_bytes_is_spent_to_the_last_token_that_fits(policy: str, data: st.DataObject) -> None:
-    case = data.draw(cases(policy, models=(*zoo.FULL, *zoo.HYBRID), dtypes=HALF))
+    case = data.draw(cases(policy, models=(*zoo.FULL, *zoo.HYBRID), dtypes=HALF, stores=STORES))
     floor = case.cache().plan
     size = data.draw(st.integers(floor.nbytes, 4 * floor.nbytes))
     cache = case.cache(budget=f"{size}B")
@@ -342,7 +345,7 @@ def test_the_watch_for_large_tensors_sees_a_full_map() -> None:
 def test_a_saved_cache_goes_on_as_if_never_stopped(
     policy: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    case = data.draw(cases(policy, dtypes=HALF))
+    case = data.draw(cases(policy, dtypes=HALF, stores=STORES))
     ids, mask, cuts = case.batch
     edges = [*cuts, ids.shape[1]]
     stop = data.draw(st.sampled_from(edges))
@@ -376,7 +379,7 @@ def more_of(case: Case, ids: Tensor, mask: Tensor | None, number: int) -> tuple[
 @given(data=st.data())
 @examples(3)
 def test_a_copy_and_its_original_know_nothing_of_each_other(policy: str, data: st.DataObject) -> None:
-    case = data.draw(cases(policy))
+    case = data.draw(cases(policy, stores=STORES))
     ids, mask, _ = case.batch
     cache = case.cache()
     case.run(cache)
@@ -435,7 +438,7 @@ def test_one_token_let_go_is_the_lowest_by_the_plain_rule(policy: str, data: st.
 @given(data=st.data())
 @examples(3)
 def test_after_reset_the_cache_is_new_and_takes_another_batch(policy: str, data: st.DataObject) -> None:
-    case = data.draw(cases(policy))
+    case = data.draw(cases(policy, stores=STORES))
     cache = case.cache()
     case.run(cache)
     cache.reset()
@@ -530,7 +533,7 @@ def test_the_cases_reach_what_they_are_for() -> None:
     """Evictions, pads, ragged heads and every family, so that the tests above can fail."""
     found: set[str] = set()
 
-    @given(case=cases("adakv+snapkv(window=4)", dtypes=HALF))
+    @given(case=cases("adakv+snapkv(window=4)", dtypes=HALF, stores=STORES))
     @examples(60)
     def look(case: Case) -> None:
         cache = case.cache()
@@ -547,7 +550,7 @@ def test_the_cases_reach_what_they_are_for() -> None:
             found.add("ragged heads")
         if case.evict_every > 1:
             found.add("slack")
-        found.add(case.positions)
+        found.update((case.positions, case.store))
 
     look()
     wanted = {
@@ -560,7 +563,7 @@ def test_the_cases_reach_what_they_are_for() -> None:
         "slack",
     }
     assert wanted <= found
-    assert {str(dtype) for dtype in HALF} <= found
+    assert {*map(str, HALF), *STORES} <= found
     assert len(found & set(zoo.ALL)) >= 8
     assert set(WRAPPED) | set(STACKED) <= set(EVERY)
     assert math.isfinite(CLEAR)

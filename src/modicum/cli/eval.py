@@ -18,8 +18,10 @@ from modicum.cli.options import (
     DtypeOption,
     EvictEveryOption,
     JsonOption,
+    PositionsOption,
     RecentOption,
     SinkOption,
+    StoreOption,
 )
 from modicum.errors import InputError
 
@@ -75,6 +77,8 @@ def evaluate(
     n_sink: SinkOption = 4,
     recent: RecentOption = 32,
     evict_every: EvictEveryOption = 1,
+    positions: PositionsOption = "original",
+    store: StoreOption = "model",
     stop_at_newline: Annotated[
         bool, typer.Option("--stop-at-newline", help="End answers at the first line break.")
     ] = False,
@@ -104,6 +108,8 @@ def evaluate(
         n_sink=n_sink,
         recent=recent,
         evict_every=evict_every,
+        positions=positions,
+        store=store,
         dtype=dtype,
         stop_at_newline=stop_at_newline,
     )

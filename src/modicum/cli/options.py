@@ -27,6 +27,9 @@ PositionsOption = Annotated[
         help="original, or renumbered: each token's rank among those held, for streams of any length."
     ),
 ]
+StoreOption = Annotated[
+    str, typer.Option(help="model: keys and values as the model gives them; int8 or fp8: in 8 bits.")
+]
 DtypeOption = Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="Such as cpu or cuda; auto takes a GPU if there is one.")]
 FileOption = Annotated[
@@ -47,11 +50,13 @@ def cache_settings(
     recent: int,
     evict_every: int,
     positions: str = "original",
+    store: str = "model",
 ) -> dict[str, Any]:
     """The arguments of a cache, checked before a model takes its time to load."""
     import modicum.kv.policies  # noqa: F401  # registers them
     from modicum.kv.budget import Budget
     from modicum.kv.registry import parse_policy
+    from modicum.kv.store import Store
     from modicum.kv.turning import check_numbering
 
     settings = {"chunk": chunk, "n_sink": n_sink, "recent": recent, "evict_every": evict_every}
@@ -59,4 +64,5 @@ def cache_settings(
         "policy": parse_policy(policy),
         "budget": Budget.of(budget, **settings),
         "positions": check_numbering(positions),
+        "store": Store(store).name,
     }

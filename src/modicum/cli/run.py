@@ -26,6 +26,7 @@ from modicum.cli.options import (
     RecentOption,
     SampleOption,
     SinkOption,
+    StoreOption,
     cache_settings,
 )
 from modicum.errors import InputError
@@ -55,6 +56,7 @@ def run(
     recent: RecentOption = 32,
     evict_every: EvictEveryOption = 1,
     positions: PositionsOption = "original",
+    store: StoreOption = "model",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")] = 128,
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; 0 is greedy.")
@@ -77,7 +79,7 @@ def run(
     """
     questions = list(question or [])
     text = _context(prompt, prompt_file, sample, questions)
-    settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions)
+    settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions, store)
     lm, tokenizer = load(model, dtype, device)
     import torch
 

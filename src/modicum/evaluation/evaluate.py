@@ -80,7 +80,7 @@ def evaluate(
                 continue
             model, tokenizer = models.get(batch.cells[0].model)
             sample = batch.sample(tokenizer)
-            prompt = Prompt.of(sample, model, tokenizer)
+            prompt = Prompt.of(sample, model, tokenizer, endless=grid.endless)
             for cell in cells:
                 row = run(
                     model,
@@ -177,7 +177,7 @@ def _check(
     """Refuse what could not be run, before anything is."""
     model, tokenizer = models.get(name)
     dtype = str(model.dtype).removeprefix("torch.")
-    most = max_positions(model)
+    most = None if grid.endless else max_positions(model)
     for length in grid.lengths:
         if most is not None and length is not None and length > most:
             raise InputError(
@@ -186,7 +186,7 @@ def _check(
     samples = {}
     for task, length, seed in product(tasks, grid.lengths, grid.seeds):
         sample = task.sample(0, length, tokenizer, seed)
-        Prompt.of(sample, model, tokenizer)
+        Prompt.of(sample, model, tokenizer, endless=grid.endless)
         judge = judges[sample.metric]
         if judge is not None:
             judge("", sample.answers)  # says what it lacks, if it lacks a package

@@ -11,6 +11,8 @@ from modicum.evaluation.allowance import FULL, Allowance
 from modicum.evaluation.row import Cell
 from modicum.kv.budget import Budget
 from modicum.kv.registry import parse_policy
+from modicum.kv.store import Store
+from modicum.kv.turning import check_numbering
 from modicum.tasks.sample import Task
 
 HIDDEN, SEEN = "hidden", "seen"
@@ -44,6 +46,10 @@ class Grid:
     n_sink: int = 4
     recent: int = 32
     evict_every: int = 1
+    positions: str = "original"
+    """Or "renumbered", as `BudgetCache` has them."""
+    store: str = "model"
+    """Or "int8" or "fp8", for the full cache too."""
     dtype: str = "auto"
     """Of the weights; "auto" for what the model was saved in."""
     stop_at_newline: bool = False
@@ -64,6 +70,8 @@ class Grid:
         keep("questions", (_question(value) for value in self.questions))
         keep("seeds", (_whole("seed", value, 0) for value in self.seeds))
         _whole("limit", self.limit, 1)
+        check_numbering(self.positions)
+        Store(self.store)
         Budget(
             nbytes=1,
             chunk=512 if self.chunk is None else self.chunk,
@@ -75,6 +83,11 @@ class Grid:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+    @property
+    def endless(self) -> bool:
+        """Whether samples may be longer than the model's positions: what is held never gets there."""
+        return self.positions == "renumbered" and all(FULL not in pair for pair in self.settings())
 
     def settings(self) -> list[tuple[str, str]]:
         """Pairs of policy and budget: the full cache first and once, if it is asked for at all."""
@@ -108,6 +121,8 @@ class Grid:
                         n_sink=self.n_sink if evicts else None,
                         recent=self.recent if evicts else None,
                         evict_every=self.evict_every if evicts else None,
+                        positions=self.positions if evicts else "original",
+                        store=self.store,
                     )
                 )
         return made

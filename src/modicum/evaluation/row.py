@@ -28,6 +28,8 @@ class Cell:
     n_sink: int | None = None
     recent: int | None = None
     evict_every: int | None = None
+    positions: str = "original"
+    store: str = "model"
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class Prompt:
     target: list[int]
 
     @classmethod
-    def of(cls, sample: Sample, model: Any, tokenizer: Any) -> Prompt:
-        """Encode the three texts apart from each other.
+    def of(cls, sample: Sample, model: Any, tokenizer: Any, *, endless: bool = False) -> Prompt:
+        """Encode the three texts apart from each other; `endless`: the model's positions are no limit.
 
         Raises:
             InputError: there is nothing to read, or it is too long for the model.
@@ -58,7 +58,7 @@ class Prompt:
             tokens(sample.question, not sample.context),
             tokens(sample.target, False),
         )
-        made._check(sample, max_positions(model))
+        made._check(sample, None if endless else max_positions(model))
         return made
 
     def total(self, sample: Sample) -> int:
@@ -179,7 +179,7 @@ def cache_for(model: Any, cell: Cell, context: int, total: int) -> BudgetCache:
         recent=cell.recent or 0,
         evict_every=cell.evict_every or 1,
     )
-    return BudgetCache(model, policy, budget)
+    return BudgetCache(model, policy, budget, positions=cell.positions, store=cell.store)
 
 
 def _read(reader: Reader, tokens: list[int]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, overload
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -70,6 +71,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     recent: int = 32,
     evict_every: int = 1,
     positions: str = "original",
+    store: str = "model",
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
@@ -81,8 +83,8 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
 
     Args:
         prompt: text; or a list, answered as one batch, each as it would be alone. None to go on with `cache`.
-        policy, budget, chunk, n_sink, recent, evict_every, positions: of a new `BudgetCache`; not read with
-            `cache`.
+        policy, budget, chunk, n_sink, recent, evict_every, positions, store: of a new `BudgetCache`; not read
+            with `cache`.
         max_new_tokens: by default what `generation_config` says, else 128.
         question: text added after the prompt has been compressed, without special tokens. With a list, the
             prompt is compressed once and every question answered from a copy; the answers' `cache` is then
@@ -107,16 +109,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
         tokenizer,
         prompt,
         cache,
-        lambda: BudgetCache(
-            model,
-            policy,
-            budget,
-            chunk=chunk,
-            n_sink=n_sink,
-            recent=recent,
-            evict_every=evict_every,
-            positions=positions,
-        ),
+        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store),
         generation_config,
         add_special_tokens,
     )
@@ -150,6 +143,7 @@ def stream(
     recent: int = 32,
     evict_every: int = 1,
     positions: str = "original",
+    store: str = "model",
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
@@ -168,16 +162,7 @@ def stream(
         tokenizer,
         prompt,
         cache,
-        lambda: BudgetCache(
-            model,
-            policy,
-            budget,
-            chunk=chunk,
-            n_sink=n_sink,
-            recent=recent,
-            evict_every=evict_every,
-            positions=positions,
-        ),
+        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store),
         generation_config,
         add_special_tokens,
     )
@@ -207,6 +192,7 @@ def prefill(
     recent: int = 32,
     evict_every: int = 1,
     positions: str = "original",
+    store: str = "model",
     progress: Progress = None,
     add_special_tokens: bool | None = None,
 ) -> BudgetCache:
@@ -223,16 +209,7 @@ def prefill(
         tokenizer,
         prompt,
         cache,
-        lambda: BudgetCache(
-            model,
-            policy,
-            budget,
-            chunk=chunk,
-            n_sink=n_sink,
-            recent=recent,
-            evict_every=evict_every,
-            positions=positions,
-        ),
+        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store),
         None,
         add_special_tokens,
     )
@@ -242,6 +219,14 @@ def prefill(
     if interrupt.asked:
         raise KeyboardInterrupt
     return opening.reader.cache
+
+
+def _builder(
+    model: PreTrainedModel, policy: str | Policy, budget: int | str | Budget, *settings: Any
+) -> Callable[[], BudgetCache]:
+    """Of a new cache; settings are chunk, n_sink, recent, evict_every, positions and store."""
+    names = ("chunk", "n_sink", "recent", "evict_every", "positions", "store")
+    return partial(BudgetCache, model, policy, budget, **dict(zip(names, settings, strict=True)))
 
 
 def _settings(

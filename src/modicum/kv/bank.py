@@ -15,6 +15,7 @@ from modicum.kv.budget import Budget
 from modicum.kv.call import Piece
 from modicum.kv.choice import best, worst
 from modicum.kv.policy import Policy
+from modicum.kv.store import Store
 from modicum.kv.turning import Turning
 from modicum.kv.view import View
 
@@ -72,6 +73,8 @@ class Moment:
     output_weight: Tensor | None
     group: int
     """Query heads per KV head"""
+    stored: tuple[Tensor, Tensor]
+    """The piece's keys and values as they are to lie in their slots"""
     sinks: int = 0
     turning: Turning | None = None
     """With which queries and keys, not turned yet, are turned to their ranks; None where the model's own
@@ -119,7 +122,14 @@ class Bank:
     """Some rows × some KV heads of one layer, in one arena."""
 
     def __init__(
-        self, rows: slice, heads: slice, arena: Arena, streaming: bool, virtual: Virtual | None
+        self,
+        rows: slice,
+        heads: slice,
+        arena: Arena,
+        streaming: bool,
+        virtual: Virtual | None,
+        store: Store,
+        dtype: torch.dtype,
     ) -> None:
         self.rows = rows
         self.heads = heads
@@ -127,6 +137,9 @@ class Bank:
         self.streaming = streaming
         """Sinks and newest tokens only, whatever the policy (RazorAttention's other heads)."""
         self.virtual = virtual
+        self.store = store
+        self.dtype = dtype
+        """Of keys and values as the model gives them."""
 
     @property
     def nbytes(self) -> int:
@@ -150,7 +163,7 @@ class Bank:
             goal = torch.tensor(live, device=key.device)[:, None]
             keep = best(self.score(setting, view), view.positions, goal)
             self._fold(~keep if view.valid is None else ~keep & view.valid, key, value)
-        self.take(keep, live, moment, key, value, view.state)
+        self.take(keep, live, moment, view.state)
         return out
 
     def _step(self, setting: Setting, moment: Moment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -158,12 +171,12 @@ class Bank:
         arena = self.arena
         turned_query, turned = self._turned(moment, query, key)
         state = self._token_state(setting, moment, turned, value)
-        arena.append(key, value, moment.piece.positions[self._line(moment)], state)
+        arena.append(*moment.stored, moment.piece.positions[self._line(moment)], state)
         n = arena.used
         valid = arena.valid(n)
         whole = n > arena.capacity  # every slot is taken
-        keys = self._held_keys(moment, arena.keys if whole else arena.keys[:, :, :n], valid)
-        values = arena.values if whole else arena.values[:, :, :n]
+        keys, values = self._held(n)
+        keys = self._ranked(moment, keys, valid)
         query = turned_query[:, :, :, 0]
         if self.virtual is None and moment.softcap is None and keys.shape[-1] == values.shape[-1]:
             out = attend.decode(query, keys, values, moment.scaling, valid)
@@ -207,7 +220,8 @@ class Bank:
         held_valid = arena.valid(n) if n else None
         held = None
         if n:
-            held = self._held_keys(moment, arena.keys[:, :, :n], held_valid), arena.values[:, :, :n]
+            keys, values = self._held(n)
+            held = self._ranked(moment, keys, held_valid), values
         query, key = self._turned(moment, query, key)
         fresh_valid = None if piece.valid is None else piece.valid[self.rows]
         out, lse = attend.chunk(
@@ -231,7 +245,14 @@ class Bank:
         most = self.arena.used + piece.length
         return moment.turning.grouped(query, ranks, most), moment.turning.to(key, ranks, most)
 
-    def _held_keys(self, moment: Moment, keys: Tensor, valid: Tensor | None) -> Tensor:
+    def _held(self, n: int) -> tuple[Tensor, Tensor]:
+        """Keys [B, H, n, Dk] and values of the first slots, in the model's dtype."""
+        whole = n > self.arena.capacity  # every slot: a view of it is not asked for
+        both = (self.arena.keys, self.arena.values)
+        keys, values = both if whole else (x[:, :, :n] for x in both)
+        return self.store.decode(keys, self.dtype), self.store.decode(values, self.dtype)
+
+    def _ranked(self, moment: Moment, keys: Tensor, valid: Tensor | None) -> Tensor:
         """The first slots' keys [B, H, n, Dk] as attention and policies see them."""
         if moment.turning is None:
             return keys
@@ -245,17 +266,15 @@ class Bank:
         ranks = turning.query_ranks(moment.query_positions, positions, valid)  # [B, H, R]
         return moment.turning.grouped(moment.queries, ranks, positions.shape[2])
 
-    def take(
-        self, keep: Tensor, live: list[int], moment: Moment, key: Tensor, value: Tensor, state: Tensor | None
-    ) -> None:
+    def take(self, keep: Tensor, live: list[int], moment: Moment, state: Tensor | None) -> None:
         """Absorb a piece's kept tokens; keep [B, H, held + m] over the slots in use, then the piece."""
-        n = keep.shape[2] - key.shape[2]
+        n = keep.shape[2] - moment.piece.length
         fresh_state = None
         if state is not None and state.shape[-1]:
             self.arena.state[:, :, :n] = state[:, :, :n]
             fresh_state = state[:, :, n:]
         positions = moment.piece.positions[self._line(moment)]
-        self.arena.absorb(keep, live, key, value, positions, fresh_state)
+        self.arena.absorb(keep, live, *moment.stored, positions, fresh_state)
 
     def _chunk_view(
         self,
@@ -378,7 +397,7 @@ class Bank:
         if self.virtual is None:
             return
         v, n = self.virtual, gone.shape[2] - (0 if key is None else key.shape[2])
-        parts = [(self.arena.keys[:, :, :n], self.arena.values[:, :, :n], gone[:, :, :n])]
+        parts = [(*self._held(n), gone[:, :, :n])]
         if key is not None and value is not None:
             parts.append((key, value, gone[:, :, n:]))
         for some_keys, some_values, mask in parts:

@@ -24,6 +24,7 @@ from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 from modicum.kv.shape import Shape
 from modicum.kv.shared import Shared, lasting
+from modicum.kv.store import Store
 from modicum.kv.turning import Turning, check_numbering
 from modicum.kv.window import WindowLayer
 
@@ -50,6 +51,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         positions: "original", where the model saw each token; or "renumbered", the rank of each token among
             those held, in every head, so that no distance grows beyond the budget and a chunk, however long
             the stream (rotary models only).
+        store: "model", keys and values as the model gives them; "int8" or "fp8", in 8 bits with a scale for
+            each token and head, so that as many bytes hold more tokens.
 
     Raises:
         BudgetError: a budget that cannot be kept, with the minimum for this model.
@@ -68,13 +71,17 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         recent: int = 32,
         evict_every: int = 1,
         positions: str = "original",
+        store: str = "model",
     ) -> None:
+        self.store = Store(store)
         self.numbering = check_numbering(positions)
         self.policy = parse_policy(policy)
         self.budget = Budget.of(budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every)
         self.shape = Shape.of(model)
+        if self.store.coded:
+            self.store.check(model.device)
         scores = _head_scores(model, self.policy)
-        self.plan: Plan = plan(self.shape, self.policy, self.budget, scores)
+        self.plan: Plan = plan(self.shape, self.policy, self.budget, scores, self.store)
         self.shared = Shared(model.config.get_text_config(decoder=True))
         if self.numbering == "renumbered":
             self.shared.turning = Turning.of(model)
@@ -92,7 +99,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
             rank = full.index(index)
             setting = Setting(self.policy, self.budget, index, len(self.shape.layers))
             caps, kinds = self.plan.capacities[rank], self.plan.streaming[rank]
-            layers.append(BudgetLayer(setting, shape, caps, kinds, self.shared))
+            layers.append(BudgetLayer(setting, shape, caps, kinds, self.shared, self.store))
         return layers
 
     def update(
@@ -238,6 +245,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     def __repr__(self) -> str:
         held = self.budget.tokens if self.budget.tokens is not None else f"{self.budget.nbytes} bytes"
         how = "" if self.numbering == "original" else f", positions={self.numbering}"
+        how += f", store={self.store.name}" if self.store.coded else ""
         return f"BudgetCache({self.policy}, budget={held}{how}, seen={self.seen}, nbytes={self.nbytes})"
 
 

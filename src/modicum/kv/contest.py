@@ -55,7 +55,7 @@ def take_in(
             if view.state is not None:
                 state = torch.cat([bank.arena.state[:, :, : bank.arena.used], view.state[:, :, -m:]], dim=2)
             joined = torch.cat([held, keep[-m:]])[None, None]
-            bank.take(joined, [live], moment, key[at], value[at], state)
+            bank.take(joined, [live], moment, state)
     return out
 
 

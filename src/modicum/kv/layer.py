@@ -19,8 +19,14 @@ from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
 from modicum.kv.shape import LayerShape
 from modicum.kv.shared import BudgetLength, Handle, Shared, lasting
+from modicum.kv.store import Store
 
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+
+
+def _block(both: tuple[Tensor, Tensor], bank: Bank) -> tuple[Tensor, Tensor]:
+    """A bank's rows and heads of keys and values."""
+    return both[0][bank.rows, bank.heads], both[1][bank.rows, bank.heads]
 
 
 def refuse_crop() -> NoReturn:
@@ -45,8 +51,10 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         capacities: list[int],
         streaming: list[bool],
         shared: Shared,
+        store: Store,
     ) -> None:
         super().__init__()
+        self.store = store
         self.setting = setting
         self.shape = shape
         self.capacities = capacities
@@ -121,8 +129,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     torch.zeros(*shape, device=self.device),
                 )
             kept = 0 if streaming else width
-            arena = Arena(*shape, capacity, key_dim, value_dim, kept, self.dtype, self.device)
-            self.banks.append(Bank(rows, heads, arena, streaming, virtual))
+            columns = self.store.columns(key_dim), self.store.columns(value_dim)
+            arena = Arena(*shape, capacity, *columns, kept, self.store.dtype(self.dtype), self.device)
+            self.banks.append(Bank(rows, heads, arena, streaming, virtual, self.store, self.dtype))
         if policy.query_rows > 0:
             self.ring = QueryRing(b, h, self.shape.group, policy.query_rows, key_dim, self.dtype, self.device)
         self.is_initialized = True
@@ -325,7 +334,13 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     ) -> Tensor:
         setting, policy = self.setting, self.setting.policy
         b, h, g, m, _ = query.shape
-        self.shared.in_hand(b * h * m * (key.shape[-1] + value.shape[-1]) * key.element_size())
+        in_hand = key[:, :, :1].nbytes + value[:, :, :1].nbytes
+        stored = self.store.encode(key), self.store.encode(value)
+        if self.store.coded:
+            # What is attended to now is what will be later: else it would hang on the chunks.
+            key, value = (self.store.decode(x, self.dtype) for x in stored)
+            in_hand += stored[0][:, :, :1].nbytes + stored[1][:, :, :1].nbytes
+        self.shared.in_hand(m * in_hand)
         if self.ring is not None:
             self.ring.write(query, piece)
         weight = self._output_weight(module) if policy.needs_output_weight else None
@@ -343,6 +358,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     at,
                     own,
                     g,
+                    stored if len(self.banks) == 1 else _block(stored, bank),
                     setting.budget.n_sink,
                     self.shared.turning,
                 )

@@ -10,6 +10,7 @@ from modicum.kv.heads import HeadScores
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
 from modicum.kv.shape import LayerShape, Shape
+from modicum.kv.store import PLAIN, Store
 
 _POSITION = 4  # bytes of an int32
 _FLOAT = 4
@@ -31,7 +32,11 @@ class Plan:
 
 
 def plan(
-    shape: Shape, policy: Policy, budget: Budget, scores: HeadScores | None = None, most: int | None = None
+    shape: Shape,
+    policy: Policy,
+    budget: Budget,
+    scores: HeadScores | None = None,
+    store: Store = PLAIN,
 ) -> Plan:
     """Work out the slots.
 
@@ -49,12 +54,12 @@ def plan(
                 "larger budget or a smaller window"
             )
         budget.check_tokens(budget.tokens, policy.window, "")
-        return _slots(shape, policy, budget, budget.tokens, scores)
+        return _slots(shape, policy, budget, budget.tokens, scores, store)
     assert budget.nbytes is not None
     least += bool(getattr(policy, "compensate", False))  # RazorAttention's virtual token
 
     def cost(tokens: int) -> Plan:
-        return _slots(shape, policy, budget, tokens, scores)
+        return _slots(shape, policy, budget, tokens, scores, store)
 
     smallest = cost(least)
     if smallest.nbytes > budget.nbytes:
@@ -78,7 +83,9 @@ def _window(policy: Policy, budget: Budget) -> int:
     return max(policy.window, budget.recent)
 
 
-def _slots(shape: Shape, policy: Policy, budget: Budget, tokens: int, scores: HeadScores | None) -> Plan:
+def _slots(
+    shape: Shape, policy: Policy, budget: Budget, tokens: int, scores: HeadScores | None, store: Store
+) -> Plan:
     full = [shape.layers[i] for i in shape.full]
     least = budget.least(_window(policy, budget))
     if isinstance(policy, RazorAttention):
@@ -103,7 +110,7 @@ def _slots(shape: Shape, policy: Policy, budget: Budget, tokens: int, scores: He
     compensates = bool(getattr(policy, "compensate", False))
     total = 0
     for layer, caps, kinds in zip(full, capacities, streaming, strict=True):
-        total += _layer_bytes(layer, caps, kinds, policy, itemsize, compensates)
+        total += _layer_bytes(layer, caps, kinds, policy, itemsize, compensates, store)
     for layer in shape.layers:
         if layer.window is not None:
             total += layer.kv_heads * max(layer.window - 1, 0) * (layer.key_dim + layer.value_dim) * itemsize
@@ -117,8 +124,10 @@ def _layer_bytes(
     policy: Policy,
     itemsize: int,
     compensates: bool,
+    store: Store,
 ) -> int:
     width = layer.key_dim + layer.value_dim
+    vectors = store.nbytes(layer.key_dim, itemsize) + store.nbytes(layer.value_dim, itemsize)
     state = policy.state_width(layer.group)
     total = 0
     for capacity, streams in zip(capacities, streaming, strict=True):
@@ -126,7 +135,7 @@ def _layer_bytes(
         if streams and compensates:
             slots -= 1
             total += (width + 1) * _FLOAT
-        total += slots * (width * itemsize + _POSITION + (0 if streams else state * _FLOAT))
+        total += slots * (vectors + _POSITION + (0 if streams else state * _FLOAT))
     if policy.query_rows > 0:
         total += policy.query_rows * (layer.kv_heads * layer.group * layer.key_dim * itemsize + _POSITION)
     return total

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from modicum.kv.cache import BudgetCache
 
 FORMAT = 2
-"""1 knew no positions but the original ones, and is still read."""
+"""1 knew original positions and the model's dtype only, and is still read."""
 _KEY = "modicum"
 
 C = TypeVar("C", bound="BudgetCache")
@@ -58,6 +58,7 @@ def save(cache: BudgetCache, path: Path) -> None:
         "policy": str(cache.policy),
         "budget": asdict(cache.budget),
         "positions": cache.numbering,
+        "store": cache.store.name,
         "shape": cache.shape.to_json(),
         "batch": cache.batch_size,
         "layers": layers,
@@ -80,8 +81,10 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
     """Read a cache back for its model."""
     header, tensors = _read(path)
     try:
-        numbering = header.get("positions", "original")
-        cache = cls(model, header["policy"], Budget(**header["budget"]), positions=numbering)
+        if header["format"] == 1:
+            header |= {"positions": "original", "store": "model"}
+        how = {key: header[key] for key in ("positions", "store")}
+        cache = cls(model, header["policy"], Budget(**header["budget"]), **how)
         wanted, have = header["shape"], cache.shape.to_json()
         for key, what in (
             ("model_type", "model type"),

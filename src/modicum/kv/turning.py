@@ -5,18 +5,15 @@ looked at they are turned to their rank among the tokens held: 0, 1, 2, … in t
 (Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453, section 3.2).
 Distances then never grow beyond what is held, however long the stream.
 
-The model's own modules do the turning, so each form is exact: frequencies and scaling are those of its
-`rotary_emb`, the arrangement of pairs is that of its `apply_rotary_pos_emb`. What a model does is not taken
-on trust: one token is shown to it at two positions, and the keys of every layer must be each other's, turned.
+Frequencies and scaling are those of the model's own module, so every kind whose frequencies stay as they are
+is exact. Which dimensions are a pair is found out: one token is shown to the model at three positions, and
+the keys of every layer must be each other's, turned. A model of which that is not true is refused.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,33 +25,42 @@ from modicum.errors import InputError, ModelError
 from modicum.kv.listen import attention_through
 from modicum.kv.shape import Shape
 
-STATIC = ("default", "linear", "llama3", "yarn")
-"""Kinds of RoPE whose frequencies do not hang on the length of the sequence."""
-
-Angles = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Apply = Callable[..., Any]
-
 NUMBERINGS = ("original", "renumbered")
-_LISTENER = "modicum-turning"
+STATIC = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embeddings whose frequencies do not hang on the length of the sequence."""
+
 _FULL = "full_attention"
+_LISTENER = "modicum-turning"
 _PROBES = (0, 7, 611)
 """Positions at which a token is shown; at 0 nothing is turned."""
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How a model turns: pair i of a head's dimensions at position p by the angle p · speed_i."""
+
+    kind: str
+    """As transformers calls it: "default", "yarn", …"""
+    speed: Tensor
+    """[R / 2] radians per position; R of a head's dimensions are turned, its first."""
+    scale: float
+    """Factor of the turned vectors (yarn's)."""
+    neighbours: bool
+    """Whether pairs stand side by side (2i, 2i + 1), or apart (i, i + R / 2)."""
 
 
 class Turning:
     """A model's rotary embedding, in both directions.
 
     Args:
-        angles: the model's module: (x, positions [B, n]) -> cosines and sines [B, n, R] in the dtype of x.
-        apply: the function that turns queries and keys by them.
-        dtype: in which the model turns.
+        rotary: how the model turns.
+        dtype: in which it does: its cosines and sines are rounded to that.
     """
 
-    def __init__(self, angles: Angles, apply: Apply, dtype: torch.dtype) -> None:
-        self._model = angles
-        self._apply = apply
+    def __init__(self, rotary: Rotary, dtype: torch.dtype) -> None:
+        self.rotary = rotary
         self._dtype = dtype
-        self._known: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._known: tuple[Tensor, Tensor, Tensor] | None = None
         self._table: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -66,15 +72,7 @@ class Turning:
         """
         if model not in _found:
             _found[model] = _find(model)
-        return cls(*_found[model], model.dtype)
-
-    def grouped(self, query: Tensor, ranks: Tensor, most: int) -> Tensor:
-        """The same of queries [B, H, G, m, D], a group's all at the ranks [B|1, H|1, m] of their KV head."""
-        b, h, g, m, d = query.shape
-        flat = ranks[:, :, None].expand(-1, -1, g, -1).flatten(1, 2)
-        return self.to(query.reshape(b, h * g, m, d), ranks if ranks.shape[1] == 1 else flat, most).view(
-            query.shape
-        )
+        return cls(_found[model], model.dtype)
 
     def forget(self) -> None:
         """Let what was made for a call go."""
@@ -86,51 +84,51 @@ class Turning:
         In fp32 at least, rounded to x's dtype.
         """
         if self._known is None or self._known[0] is not positions:
-            self._known = positions, *self._inverse(positions)
-        _, cos, sin, norm = self._known
-        size = cos.shape[-1]
-        turned = self._turn(x[..., :size].to(norm.dtype), cos, sin)
-        still = (turned * norm).to(x.dtype)
-        return still if size == x.shape[-1] else torch.cat((still, x[..., size:]), -1)
+            cos, sin = (part[:, None] for part in self._angles(positions.clamp_min(0)))
+            wide = torch.promote_types(cos.dtype, torch.float32)
+            cos, sin = cos.to(wide), sin.to(wide)
+            # Rounded and scaled as they are, the squares need not add up to 1.
+            norm = cos.square() + sin.square()
+            self._known = positions, cos / norm, -sin / norm
+        _, cos, sin = self._known  # [B|1, 1, m, R / 2]
+        return self._turned(x.to(cos.dtype), cos, sin).to(x.dtype)
 
     def to(self, x: Tensor, ranks: Tensor, most: int) -> Tensor:
         """x [B, H, n, D], not turned, at ranks [B|1, H|1, n] below `most`, as the model would turn it."""
         if self._table is None or most > self._table[0].shape[0]:
-            cos, sin = self._angles(torch.arange(most, device=x.device)[None])
-            self._table = cos[0], sin[0]
-        cos, sin = (table[ranks] for table in self._table)  # [B|1, H|1, n, R]
-        size = cos.shape[-1]
-        turned = self._turn(x[..., :size], cos, sin).to(x.dtype)
-        return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
+            self._table = self._angles(torch.arange(most, device=x.device))
+        flat = ranks.flatten()
+        cos, sin = (part.index_select(0, flat).view(*ranks.shape, -1) for part in self._table)
+        return self._turned(x, cos.to(x.dtype), sin.to(x.dtype))
+
+    def grouped(self, query: Tensor, ranks: Tensor, most: int) -> Tensor:
+        """The same of queries [B, H, G, m, D], a group's all at the ranks [B|1, H|1, m] of their KV head."""
+        b, h, g, m, d = query.shape
+        if ranks.shape[1] > 1:
+            ranks = ranks[:, :, None].expand(-1, -1, g, -1).flatten(1, 2)
+        return self.to(query.reshape(b, h * g, m, d), ranks, most).view(query.shape)
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines as the model makes them, [B, n, R]."""
-        like = torch.empty(0, dtype=self._dtype, device=positions.device)
-        cos, sin = self._model(like, positions.long())
-        return cos, sin
+        """Cosines and sines [..., R / 2] at positions [...], rounded as the model has them."""
+        speed = self.rotary.speed.to(positions.device)
+        angles = positions[..., None].to(speed.dtype) * speed
+        return tuple((part * self.rotary.scale).to(self._dtype) for part in (angles.cos(), angles.sin()))  # type: ignore[return-value]  # two of them
 
-    def _inverse(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cosines and sines that turn back, and what is to be multiplied by then, each [B|1, 1, m, R]."""
-        cos, sin = (x[:, None] for x in self._angles(positions.clamp_min(0)))
-        wide = torch.promote_types(cos.dtype, torch.float32)
-        cos, sin = cos.to(wide), -sin.to(wide)
-        # Cosines and sines may be rounded or scaled: their squares need not add up to 1.
-        squares = cos.square() + sin.square()
-        norm = self._turn(torch.ones_like(squares), squares, torch.zeros_like(squares))
-        return cos, sin, norm.reciprocal()
-
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, H, n, R] turned by [B|1, H|1, n, R]. The model's function wants queries and keys: no heads
-        of queries, then.
-        """
-        if cos.shape[1] == 1:
-            turned: Tensor = self._apply(x[:, :0], x, cos[:, 0], sin[:, 0], unsqueeze_dim=1)[1]
-            return turned
-        rows = x.shape[0] * x.shape[1]
-        cos, sin = (t.expand(*x.shape[:3], -1).reshape(rows, *t.shape[2:]) for t in (cos, sin))
-        flat = x.reshape(rows, 1, *x.shape[2:])
-        turned = self._apply(flat[:, :0], flat, cos, sin, unsqueeze_dim=1)[1]
-        return turned.view(x.shape)
+    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [B, H, n, D] with its pairs turned by [B|1, H|1, n, R / 2]."""
+        half = cos.shape[-1]
+        size = 2 * half
+        out = torch.empty_like(x)
+        if self.rotary.neighbours:
+            pairs = (slice(0, size, 2), slice(1, size, 2))
+        else:
+            pairs = (slice(0, half), slice(half, size))
+        (a, b), (to_a, to_b) = ([t[..., part] for part in pairs] for t in (x, out))
+        torch.mul(a, cos, out=to_a).addcmul_(b, sin, value=-1)
+        torch.mul(b, cos, out=to_b).addcmul_(a, sin)
+        if size < x.shape[-1]:
+            out[..., size:] = x[..., size:]
+        return out
 
 
 def check_numbering(positions: str) -> str:
@@ -177,10 +175,10 @@ def query_ranks(at: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
     return (before.sum(-1) - 1).clamp_min(0)
 
 
-_found: WeakKeyDictionary[PreTrainedModel, tuple[Angles, Apply]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[PreTrainedModel, Rotary] = WeakKeyDictionary()
 
 
-def _find(model: PreTrainedModel) -> tuple[Angles, Apply]:
+def _find(model: PreTrainedModel) -> Rotary:
     name = type(model).__name__
     rotary = next(_rotaries(model), None)
     if rotary is None:
@@ -194,46 +192,36 @@ def _find(model: PreTrainedModel) -> tuple[Angles, Apply]:
             f"length: renumbered positions serve {', '.join(STATIC)}; leave positions='original'"
         )
     keys = {at: _keys(model, at) for at in _PROBES}
-    if all(torch.equal(k, old) for k, old in zip(keys[_PROBES[1]], keys[0], strict=True)):
-        raise ModelError(f"{name} does not turn its keys: leave positions='original'")
-    for apply in _functions(model):
-        turning = Turning(rotary.angles, apply, model.dtype)
-        with suppress(Exception):  # another signature: not one that serves
-            if all(_serves(turning, keys, layer) for layer in Shape.of(model).full):
-                return rotary.angles, apply
+    for neighbours in (False, True):
+        found = replace(rotary, neighbours=neighbours)
+        if all(_serves(Turning(found, model.dtype), keys, layer) for layer in Shape.of(model).full):
+            return found
     raise ModelError(
         f"{name} turns its keys in a way that could not be done again (several kinds of rotary embedding, "
         "or one of its own): leave positions='original'"
     )
 
 
-@dataclass(frozen=True)
-class _Rotary:
-    kind: str
-    angles: Angles
-
-
-def _rotaries(model: PreTrainedModel) -> Iterator[_Rotary]:
+def _rotaries(model: PreTrainedModel) -> Iterator[Rotary]:
     """Rotary embeddings of the layers with full attention."""
     for module in model.modules():
         kind: Any = getattr(module, "rope_type", "default")
+        prefix = ""
         if hasattr(module, f"{_FULL}_inv_freq"):  # one for each type of layer, as in Gemma 3
-            yield _Rotary(str(kind[_FULL]), partial(module, layer_type=_FULL))
-        elif hasattr(module, "inv_freq") and hasattr(module, "attention_scaling"):
-            yield _Rotary(str(kind), module)
-
-
-def _functions(model: PreTrainedModel) -> Iterator[Apply]:
-    """What the files of the model's classes call their rotary function."""
-    for module in dict.fromkeys(type(m).__module__ for m in model.modules()):
-        apply = getattr(sys.modules.get(module), "apply_rotary_pos_emb", None)
-        if apply is not None:
-            yield apply
+            kind, prefix = kind[_FULL], f"{_FULL}_"
+        speed, scale = (getattr(module, prefix + part, None) for part in ("inv_freq", "attention_scaling"))
+        if isinstance(speed, Tensor) and scale is not None:
+            wide = torch.promote_types(speed.dtype, torch.float32)  # a model cast to 16 bits may cast it too
+            yield Rotary(str(kind), speed.detach().to(wide), float(scale), neighbours=False)
 
 
 def _serves(turning: Turning, keys: dict[int, list[Tensor]], layer: int) -> bool:
     """Whether a layer's keys at one position are those at another, turned, and turned back."""
     first = keys[0][layer]
+    if 2 * len(turning.rotary.speed) > first.shape[-1]:
+        return False
+    if torch.equal(first, keys[_PROBES[1]][layer]):
+        return False  # not turned at all
     plain = turning.back(first, torch.tensor([[0]], device=first.device))
     size = float(first.abs().max())
     close = size * (1e-4 if first.dtype.itemsize >= 4 else 0.03)

@@ -19,7 +19,14 @@ from modicum.kv.budget import parse_size
 
 OURS = "modicum"
 _GROUP = tuple(name for name in CELL if name != "seed")
-_SETTINGS = {"chunk": "chunk", "n_sink": "sinks", "recent": "recent", "evict_every": "evict every"}
+_SETTINGS = {
+    "chunk": "chunk",
+    "n_sink": "sinks",
+    "recent": "recent",
+    "evict_every": "evict every",
+    "positions": "positions",
+    "store": "store",
+}
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,8 @@ class Results:
             "chunk": distinct(cell.chunk or "all at once" for cell in cells),
             "sinks": distinct(cell.n_sink for cell in cells),
             "recent": distinct(cell.recent for cell in cells),
+            "positions": distinct(cell.positions for cell in cells),
+            "store": distinct(cell.store for cell in cells),
             "seeds": distinct(cell.seed for cell in cells),
             "versions": distinct(f"{name} {v}" for row in self.rows for name, v in row.versions.items()),
             "device": distinct(row.extra.get("device") for row in self.rows),

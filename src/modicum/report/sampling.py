@@ -38,6 +38,8 @@ class TracePlan:
             n_sink=4 if cell.n_sink is None else cell.n_sink,
             recent=32 if cell.recent is None else cell.recent,
             evict_every=cell.evict_every or 1,
+            positions=cell.positions,
+            store=cell.store,
         )
         return replace(made, model=cell.model, task=cell.task, sample=sample.index)
 

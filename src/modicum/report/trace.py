@@ -91,6 +91,8 @@ def trace(
     n_sink: int = 4,
     recent: int = 32,
     evict_every: int = 1,
+    positions: str = "original",
+    store: str = "model",
 ) -> Trace:
     """Read a context under a policy, and see what of the full cache's attention it kept.
 
@@ -119,7 +121,7 @@ def trace(
     else:
         text = str(budget.tokens if budget.tokens is not None else f"{budget.nbytes}B")
         made = budget
-    cache = BudgetCache(model, chosen, made)
+    cache = BudgetCache(model, chosen, made, positions=positions, store=store)
     Reader(model, cache, 1, 0).take(Block.of([ids], 0), Interrupt(), lambda _: None)
     kept = [_mask(cache.positions(i)[0], n) for i in range(len(cache.layers))]
     rows = len(asked) or min(_LAST, n)
