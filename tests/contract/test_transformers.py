@@ -154,7 +154,6 @@ def test_logits_are_those_of_the_full_cache_when_all_fits_call_by_call(name: str
     torch.testing.assert_close(actual, expected, **EXACT)
 
 
-@pytest.mark.skipif(VERSION < (5, 3), reason="prefill_chunk_size gives wrong positions on transformers 5.2")
 @flavours
 def test_renumbered_positions_are_the_full_caches_when_all_fits(name: str, attention: str) -> None:
     """The model tells its attention the positions at which it turned queries and keys, padded rows' too."""
@@ -175,6 +174,7 @@ def test_generate_goes_on_beyond_the_models_positions_in_8_bits(name: str) -> No
     assert cache.seen == 607
 
 
+@pytest.mark.skipif(VERSION < (5, 3), reason="prefill_chunk_size gives wrong positions on transformers 5.2")
 @models
 def test_greedy_tokens_are_the_same_with_transformers_own_chunks(name: str) -> None:
     model, ids = zoo.shared(name), zoo.tokens(2, 40)
