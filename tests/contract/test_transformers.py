@@ -154,6 +154,26 @@ def test_logits_are_those_of_the_full_cache_when_all_fits_call_by_call(name: str
     torch.testing.assert_close(actual, expected, **EXACT)
 
 
+@flavours
+def test_renumbered_positions_are_the_full_caches_when_all_fits(name: str, attention: str) -> None:
+    """The model tells its attention the positions at which it turned queries and keys, padded rows' too."""
+    model = zoo.shared(name, attention=attention)
+    ids, mask = pad_left([zoo.tokens(1, 30)[0], zoo.tokens(1, 30, seed=1)[0][:19]])
+    cache = BudgetCache(model, "keydiff", 64, positions="renumbered", **SMALL)
+    got = greedy(model, ids, cache, attention_mask=mask)
+    assert torch.equal(got, greedy(model, ids, full_cache(model), attention_mask=mask))
+    check_limits(cache)
+
+
+@models
+def test_generate_goes_on_beyond_the_models_positions_in_8_bits(name: str) -> None:
+    model, ids = zoo.shared(name), zoo.tokens(2, 600)
+    cache = BudgetCache(model, "snapkv(window=4)", 40, positions="renumbered", store="int8", **SMALL)
+    with watched(model, lambda: check_limits(cache)):
+        assert greedy(model, ids, cache, 8).shape == (2, 8)
+    assert cache.seen == 607
+
+
 @pytest.mark.skipif(VERSION < (5, 3), reason="prefill_chunk_size gives wrong positions on transformers 5.2")
 @models
 def test_greedy_tokens_are_the_same_with_transformers_own_chunks(name: str) -> None:
