@@ -68,6 +68,22 @@ def test_an_exported_model_loads_and_is_the_same(data: Path, tmp_path: Path) -> 
     )
 
 
+def test_the_mean_of_two_checkpoints_is_exported(data: Path, tmp_path: Path) -> None:
+    training = Training(TINY, [data], tmp_path / "run")
+    training.advance()
+    training.save()
+    shutil.copy(tmp_path / "run/checkpoint.pt", tmp_path / "earlier.pt")
+    before = {name: weight.clone() for name, weight in training.model.state_dict().items()}
+    for _ in range(3):
+        training.advance()
+    training.export(tmp_path / "mean", tmp_path / "earlier.pt")
+    written = modicum.load(tmp_path / "mean", device="cpu")[0].state_dict()
+    for name, weight in training.model.state_dict().items():
+        assert torch.equal(written[name], ((weight + before[name]) / 2).bfloat16().float()), name
+    with pytest.raises(InputError, match="no checkpoint"):
+        training.export(tmp_path / "none", tmp_path / "missing.pt")
+
+
 def test_a_new_run_starts_from_an_exported_model(data: Path, tmp_path: Path) -> None:
     """With its weights and tokenizer, at the stage that is asked for; a run that is there goes on instead."""
     old = Training(TINY, [data], tmp_path / "old")

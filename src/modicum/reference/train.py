@@ -353,10 +353,23 @@ class Training:
         if self.crew.leads:
             _cut_log(self.out / "log.jsonl", self.step)
 
-    def export(self, folder: Path) -> None:
-        """Weights in bfloat16 and tokenizer, as transformers' from_pretrained reads them."""
+    def export(self, folder: Path, mean_with: Path | None = None) -> None:
+        """Weights in bfloat16 and tokenizer, as transformers' from_pretrained reads them.
+
+        mean_with: an earlier checkpoint of this run; the mean of both is written, which often does what
+            either does best (Izmailov et al. 2018, "Averaging weights leads to wider optima", arXiv
+            1803.05407).
+
+        Raises:
+            InputError: there is no such checkpoint.
+        """
         copy = build(self.recipe)
         copy.load_state_dict(self.model.state_dict())
+        if mean_with is not None:
+            if not mean_with.is_file():
+                raise InputError(f"there is no checkpoint {mean_with}: give one that was kept of this run")
+            earlier = torch.load(mean_with, weights_only=True)["model"]
+            copy.load_state_dict({k: (w + earlier[k]) / 2 for k, w in copy.state_dict().items()})
         copy.to(torch.bfloat16).save_pretrained(folder)
         wrap(self.tokenizer).save_pretrained(folder)
         # What `dtype="auto"` loads: many CPUs have no bfloat16 units and take ten times as long in it.
@@ -430,6 +443,9 @@ def main(
     minutes: Annotated[float | None, typer.Option(help="Stop after so long.")] = None,
     total_tokens: Annotated[int | None, typer.Option(help="Length of the whole run.")] = None,
     export: Annotated[Path | None, typer.Option(help="Write the model here at the end.")] = None,
+    mean_with: Annotated[
+        Path | None, typer.Option(help="Write the mean with the weights of this earlier checkpoint.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that share each step, one thread each.")] = 1,
     start: Annotated[Path | None, typer.Option(help="An exported model to start a new run from.")] = None,
     stage: Annotated[int, typer.Option(help="Where in the curriculum a new run begins, from 0.")] = 0,
@@ -444,7 +460,7 @@ def main(
     if minutes != 0:
         together(workers, work, recipe, data, out, minutes, options)
     if export is not None:
-        Training(recipe, data, out, start=start, stage=stage).export(export)
+        Training(recipe, data, out, start=start, stage=stage).export(export, mean_with)
 
 
 if __name__ == "__main__":
