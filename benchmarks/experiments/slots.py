@@ -23,6 +23,7 @@ import modicum
 from modicum import BudgetCache
 from modicum.kv.store import STORES, Store
 from modicum.kv.turning import NUMBERINGS
+from modicum.report.style import byte_axis
 
 
 @dataclass(frozen=True)
@@ -242,11 +243,12 @@ def draw(results: dict[str, Any]) -> Any:
         for store, colour, marker in zip(STORES, ("#000000", "#0072b2", "#d55e00"), "os^", strict=True):
             rows = [r for r in results["accuracy"] if (r["policy"], r["store"]) == (policy, store)]
             rows += [r for r in results["accuracy"] if (r["policy"], r["store"]) == ("full", store)]
-            x, y = [r["nbytes"] / 2**20 for r in rows], [100 * r["right"]["mean"] for r in rows]
+            x, y = [r["nbytes"] for r in rows], [100 * r["right"]["mean"] for r in rows]
             name = "16 bits" if store == "model" else store
             axis.plot(x[:-1], y[:-1], marker=marker, color=colour, label=name, lw=1.5, ms=5)
             axis.plot(x[-1:], y[-1:], marker=marker, color=colour, mfc="white", ls="", ms=7)
-        axis.set(title=policy, xlabel="MiB held (hollow: all tokens)", xscale="log")
+        axis.set_title(policy)
+        byte_axis(axis, [r["nbytes"] for r in results["accuracy"]], "held (hollow: all tokens)")
     axes[0][0].set_ylabel("right answers, %")
     axes[0][0].legend(fontsize=8)
     return figure

@@ -19,7 +19,7 @@ from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
 from modicum.kv.shape import LayerShape
 from modicum.kv.shared import BudgetLength, Handle, Shared, lasting
-from modicum.kv.store import Store
+from modicum.kv.store import PLAIN, Store
 
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 
@@ -51,7 +51,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         capacities: list[int],
         streaming: list[bool],
         shared: Shared,
-        store: Store,
+        store: Store = PLAIN,
     ) -> None:
         super().__init__()
         self.store = store
