@@ -47,6 +47,7 @@ def test_a_share_is_of_the_context_and_never_below_what_the_policy_needs() -> No
     assert quarter.budget(keydiff, 1000, 1200, **SETTINGS).tokens == 250
     assert quarter.budget(keydiff, 20, 40, **SETTINGS).tokens == 4 + 8
     assert quarter.budget(snapkv, 20, 40, **SETTINGS).tokens == 4 + 32
+    assert quarter.budget(parse_policy("auto"), 20, 40, **SETTINGS).tokens == 4 + 8 + 1
     slack = SETTINGS | {"evict_every": 5}
     assert quarter.budget(keydiff, 20, 40, **slack).tokens == 4 + 8 + 4
 

@@ -77,4 +77,5 @@ class Allowance:
             return Budget.of(self.text, **settings)
         # The least does not depend on the size: any budget in bytes knows it.
         least = Budget(nbytes=1, **settings).least(policy.window)
+        least += bool(getattr(policy, "compensate", False))  # RazorAttention's virtual token
         return Budget(tokens=max(least, int(self.share * context)), **settings)
