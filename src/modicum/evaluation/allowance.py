@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from modicum.errors import BudgetError
 from modicum.kv.budget import Budget, parse_size
+from modicum.kv.plan import fewest
 from modicum.kv.policy import Policy
 
 FULL = "full"
@@ -76,6 +77,5 @@ class Allowance:
         if self.share is None:
             return Budget.of(self.text, **settings)
         # The least does not depend on the size: any budget in bytes knows it.
-        least = Budget(nbytes=1, **settings).least(policy.window)
-        least += bool(getattr(policy, "compensate", False))  # RazorAttention's virtual token
+        least = fewest(policy, Budget(nbytes=1, **settings))
         return Budget(tokens=max(least, int(self.share * context)), **settings)

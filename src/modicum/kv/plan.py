@@ -46,7 +46,6 @@ def plan(
     Raises:
         BudgetError: the budget is smaller than what the policy needs; names the minimum for this model.
     """
-    least = budget.least(_window(policy, budget))
     if budget.tokens is not None:
         if policy.window > budget.tokens:
             raise BudgetError(
@@ -56,7 +55,7 @@ def plan(
         budget.check_tokens(budget.tokens, policy.window, "")
         return _slots(shape, policy, budget, budget.tokens, scores, store)
     assert budget.nbytes is not None
-    least += bool(getattr(policy, "compensate", False))  # RazorAttention's virtual token
+    least = fewest(policy, budget)
 
     def cost(tokens: int) -> Plan:
         return _slots(shape, policy, budget, tokens, scores, store)
@@ -77,6 +76,11 @@ def plan(
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle).nbytes <= budget.nbytes else (low, middle)
     return cost(low)
+
+
+def fewest(policy: Policy, budget: Budget) -> int:
+    """Slots that a head needs at least: what must stay, and RazorAttention's virtual token."""
+    return budget.least(policy.window) + bool(getattr(policy, "compensate", False))
 
 
 def _window(policy: Policy, budget: Budget) -> int:

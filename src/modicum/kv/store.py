@@ -60,7 +60,7 @@ class Store:
 
     def nbytes(self, dim: int, itemsize: int) -> int:
         """Bytes of a slot for a vector of `dim` numbers, each of `itemsize` bytes in the model."""
-        return dim + _SCALE if self.coded else dim * itemsize
+        return self.columns(dim) * (1 if self.coded else itemsize)
 
     def encode(self, x: Tensor) -> Tensor:
         """Vectors [..., D] as they lie in their slots: [..., columns(D)]."""
