@@ -135,6 +135,7 @@ def cost(shape: Shape, made: Plan, policy: str) -> int:
             tensors = [(slots + 1 - virtual, both, size), (slots + 1 - virtual, 1, 4)]
             tensors += [] if streams else [(slots + 1, rule.state_width(layer.group), 4)]
             tensors += [(1, both + 1, 4)] if virtual else []
+            tensors += [] if streams else [(1, rule.sum_width(layer.key_dim, layer.value_dim), 8)]
             total += sum(a * b * c for a, b, c in tensors)
         total += (
             rule.query_rows * layer.kv_heads * layer.group * layer.key_dim * size

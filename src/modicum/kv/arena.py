@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import CacheError
+from modicum.kv.stack import Stack
 
 _MOVE = 256  # tokens moved at a time: moving needs a copy of that many, not of a chunk
 
@@ -29,26 +30,53 @@ class Arena:
         state_width: int,
         dtype: torch.dtype,
         device: torch.device,
+        sum_width: int = 0,
+        stack: Stack | None = None,
     ) -> None:
         slots = capacity + 1
         self.capacity = capacity
-        self.keys = torch.zeros(rows, heads, slots, key_dim, dtype=dtype, device=device)  # [B, H, S, Dk]
-        self.values = torch.zeros(rows, heads, slots, value_dim, dtype=dtype, device=device)  # [B, H, S, Dv]
-        self.positions = torch.full((rows, heads, slots), -1, dtype=torch.int32, device=device)  # [B, H, S]
-        self.state = torch.zeros(rows, heads, slots, state_width, device=device)  # [B, H, S, F] fp32
+        if stack is None:
+            parts = self.parts(slots, key_dim, value_dim, state_width, sum_width, dtype, device)
+            stack = Stack(rows * heads, parts, device)
+        room = stack.take(rows, heads)
+        self.keys, self.values = room["keys"], room["values"]  # [B, H, S, Dk], [B, H, S, Dv]
+        self.positions, self.state = room["positions"], room["state"]  # [B, H, S], [B, H, S, F] fp32
+        self.sums = room["sums"]
+        """[B, H, F] fp64: a policy's sums over the tokens of each head, in use while decode steps go on."""
         self.live = [0] * rows
-        self._hole: Tensor | None = None  # [B, H] each head's free slot, when that is not the last
+        self.hole: Tensor | None = None
+        """[B, H] each head's free slot, when that is not the one after those in use."""
         self._first = torch.arange(0, rows * heads * slots, slots, device=device).view(rows, heads)
+
+    @staticmethod
+    def parts(
+        slots: int,
+        key_dim: int,
+        value_dim: int,
+        state_width: int,
+        sum_width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype, float]]:
+        """What a `Stack` of arenas holds for each pair of a row and a head."""
+        return {
+            "keys": ((slots, key_dim), dtype, 0),
+            "values": ((slots, value_dim), dtype, 0),
+            "positions": ((slots,), torch.int32, -1),
+            "state": ((slots, state_width), torch.float32, 0),
+            # Sums over millions of steps: in fp64, wherever there is such a thing.
+            "sums": ((sum_width,), torch.float32 if device.type == "mps" else torch.float64, 0),
+        }
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All that is stored, by name."""
+        """All that is stored per slot, by name."""
         return {"keys": self.keys, "values": self.values, "positions": self.positions, "state": self.state}
 
     @property
     def nbytes(self) -> int:
         """Bytes of live storage."""
-        return sum(t.untyped_storage().nbytes() for t in self.tensors.values())
+        return sum(t.nbytes for t in (*self.tensors.values(), self.sums))
 
     @property
     def used(self) -> int:
@@ -74,16 +102,16 @@ class Arena:
         key [B, H, 1, Dk], value [B, H, 1, Dv], position [B|1, 1], state [B, H, 1, F] or None where F = 0.
         """
         n = self.live[0]
-        if self._hole is not None:
+        if self.hole is not None:
             # Where the last victim was: so nothing has to move, in a cache that is full.
-            flat = (self._hole + self._first).view(-1)
+            flat = (self.hole + self._first).view(-1)
             self.keys.view(-1, key.shape[-1]).index_copy_(0, flat, key.reshape(-1, key.shape[-1]))
             self.values.view(-1, value.shape[-1]).index_copy_(0, flat, value.reshape(-1, value.shape[-1]))
             where = position.expand(self.keys.shape[:2]).reshape(-1)
             self.positions.view(-1).index_copy_(0, flat, where)
             if state is not None:
                 self.state.view(-1, state.shape[-1]).index_copy_(0, flat, state.reshape(-1, state.shape[-1]))
-            self._hole = None
+            self.hole = None
         elif self.even:
             self.keys[:, :, n : n + 1] = key
             self.values[:, :, n : n + 1] = value
@@ -105,21 +133,21 @@ class Arena:
 
         Its slot stays free for the next newcomer. Constant shapes, nothing is moved.
         """
-        self._hole = victim
+        self.hole = victim
         self.live = [n - 1 for n in self.live]
 
     def settle(self) -> None:
         """Move the last slot's token into the free slot, if there is one: the first `live` slots are
         then in use.
         """
-        if self._hole is None:
+        if self.hole is None:
             return
-        at = (self._hole + self._first).view(-1)
+        at = (self.hole + self._first).view(-1)
         for store in self.tensors.values():
             if store.numel():
                 flat = store.view(-1, *store.shape[3:])
                 flat.index_copy_(0, at, store[:, :, -1].flatten(0, 1).clone())
-        self._hole = None
+        self.hole = None
 
     def absorb(
         self,
@@ -180,25 +208,40 @@ class Arena:
             self.state.shape[-1],
             self.keys.dtype,
             self.keys.device,
+            self.sums.shape[-1],
         )
         for name, store in self.tensors.items():
             other.tensors[name][:, :, : self.used] = store[:, :, : self.used]
         other.live = list(self.live)
         return other
 
-    def select_rows(self, index: Tensor) -> None:
-        """Rows become rows[index] (beam search, repeated or dropped rows)."""
+    def select_rows(self, index: Tensor, stack: Stack | None = None) -> None:
+        """Rows become rows[index] (beam search, repeated or dropped rows).
+
+        As many as before stay in their place; others move into the stack's room, or their own.
+        """
         self.settle()
         index = index.to(self.keys.device)
-        self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
-        self.positions, self.state = self.positions.index_select(0, index), self.state.index_select(0, index)
+        names = (*self.tensors, "sums")
+        if len(index) == len(self.live):
+            for name in names:
+                store: Tensor = getattr(self, name)
+                store.copy_(store.index_select(0, index))
+        else:
+            old = {name: getattr(self, name) for name in names}
+            if stack is None:
+                parts = {name: (tuple(t.shape[2:]), t.dtype, 0.0) for name, t in old.items()}
+                stack = Stack(len(index) * self.keys.shape[1], parts, index.device)
+            room = stack.take(len(index), self.keys.shape[1])
+            for name in names:
+                setattr(self, name, torch.index_select(old[name], 0, index, out=room[name]))
         self.live = [self.live[i] for i in index.tolist()]
         rows, heads, slots = self.keys.shape[:3]
         self._first = torch.arange(0, rows * heads * slots, slots, device=index.device).view(rows, heads)
 
     def clear(self) -> None:
         """Forget every token; the memory stays."""
-        self._hole = None
+        self.hole = None
         self.live = [0] * len(self.live)
         self.positions.fill_(-1)
         self.state.zero_()

@@ -22,7 +22,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modicum.errors import CacheError, InputError, ModelError
-from modicum.kv.shared import BudgetLength, Handle, lasting
+from modicum.kv.shared import OURS, BudgetLength, Handle, lasting
 
 PREFIX = "modicum_"
 _REFUSED = ("s_aux", "position_bias", "cache")
@@ -88,9 +88,11 @@ def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 "two-dimensional padding mask [batch, columns], or none"
             )
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        at, softcap = kwargs.get("position_ids"), kwargs.get("softcap")
+        if torch.compiler.is_compiling():  # nothing is allocated in a compiled step
+            return layer.attend(module, query, attention_mask, factor, softcap, at), None
         with lasting(), torch.no_grad():
-            at = kwargs.get("position_ids")
-            return layer.attend(module, query, attention_mask, factor, kwargs.get("softcap"), at), None
+            return layer.attend(module, query, attention_mask, factor, softcap, at), None
 
     return attention
 
@@ -111,7 +113,9 @@ def _original(name: str, module: torch.nn.Module) -> Callable[..., Any]:
 
 def _mask(original: str) -> Callable[..., Any]:
     def mask(*args: Any, **kwargs: Any) -> Any:
-        length = kwargs.get("kv_length")
+        length, given = kwargs.get("kv_length"), kwargs.get("attention_mask")
+        if type(length) is int and length == OURS:
+            return None if given is None else given[:, -1:]
         if not isinstance(length, BudgetLength):
             return ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs)
         if kwargs.get("config", length.layer.shared.config) is not length.layer.shared.config:
@@ -121,7 +125,12 @@ def _mask(original: str) -> Callable[..., Any]:
                 "this call lays another pattern over the causal mask (image tokens, packed sequences), "
                 "which a budget cache does not serve: use it for plain causal text"
             )
-        length.layer.check_room(kwargs.get("attention_mask"), length.new)
-        return kwargs.get("attention_mask")
+        shared = length.layer.shared
+        if shared.static and length.new == 1:
+            shared.enter()
+            # The same shape at each step; of the columns before nothing is asked.
+            return None if given is None else given[:, -1:].contiguous()
+        length.layer.check_room(given, length.new)
+        return given
 
     return mask

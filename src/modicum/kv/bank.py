@@ -15,6 +15,8 @@ from modicum.kv.budget import Budget
 from modicum.kv.call import Piece
 from modicum.kv.choice import best, worst
 from modicum.kv.policy import Policy
+from modicum.kv.scoring import compensated, level, observed
+from modicum.kv.stack import Stack
 from modicum.kv.store import Store
 from modicum.kv.turning import Turning
 from modicum.kv.view import View
@@ -35,13 +37,45 @@ class Virtual:
     count: Tensor
     """[B, H] fp32"""
 
+    @staticmethod
+    def parts(key_dim: int, value_dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype, float]]:
+        """What a `Stack` of them holds for each pair of a row and a head."""
+        wide = torch.float32
+        return {"key": ((key_dim,), wide, 0), "value": ((value_dim,), wide, 0), "count": ((), wide, 0)}
+
+    @classmethod
+    def make(
+        cls, rows: int, heads: int, key_dim: int, value_dim: int, device: torch.device, stack: Stack | None
+    ) -> Virtual:
+        """Empty ones, in the stack's room or their own."""
+        stack = stack or Stack(rows * heads, cls.parts(key_dim, value_dim), device)
+        return cls(**stack.take(rows, heads))
+
+    def rows(self, index: Tensor, stack: Stack | None) -> Virtual:
+        """Rows become rows[index]; as many stay in their place, others move into the stack's room."""
+        if len(index) == self.key.shape[0]:
+            for t in self.tensors.values():
+                t.copy_(t.index_select(0, index))
+            return self
+        heads, device = self.key.shape[1], self.key.device
+        other = Virtual.make(len(index), heads, self.key.shape[-1], self.value.shape[-1], device, stack)
+        for old, new in zip(self.tensors.values(), other.tensors.values(), strict=True):
+            torch.index_select(old, 0, index, out=new)
+        return other
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         return {"virtual_key": self.key, "virtual_value": self.value, "virtual_count": self.count}
 
     @property
     def nbytes(self) -> int:
-        return sum(t.untyped_storage().nbytes() for t in self.tensors.values())
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def fold(self, keys: Tensor, values: Tensor, mask: Tensor) -> None:
+        """Take in, in place, the tokens of keys [B, H, n, Dk] and values where mask [B, H, n] is True."""
+        new = compensation.fold(self.key, self.value, self.count, keys, values, mask)
+        for old, now in zip(self.tensors.values(), new, strict=True):
+            old.copy_(now)
 
 
 @dataclass(frozen=True)
@@ -344,17 +378,10 @@ class Bank:
         ).guarded(limit, setting.budget.n_sink)
 
     def _observe(self, setting: Setting, view: View) -> None:
-        if self.streaming or view.state is None or not setting.policy.accumulates:
+        state = None if self.streaming else observed(setting.policy, view)
+        if state is None or state is view.state:
             return
-        state = setting.policy.observe(view)
-        if state is None or state.shape != view.state.shape:
-            shape = None if state is None else tuple(state.shape)
-            raise PolicyError(
-                f"{setting.policy}: observe gave {shape}, its state is {tuple(view.state.shape)}: make "
-                "state_width and observe agree"
-            )
-        if state is view.state:
-            return
+        assert view.state is not None
         if len(view.parts) == 1 and view.state.data_ptr() == self.arena.state.data_ptr():
             view.state.copy_(state)
         else:
@@ -370,13 +397,7 @@ class Bank:
         return self._guarded(setting, view, score)
 
     def _guarded(self, setting: Setting, view: Candidates, score: Tensor | None) -> Tensor:
-        if score is None:  # streaming: all alike, and a tie keeps the newest
-            score = torch.zeros(view.positions.shape, device=view.positions.device)
-        if score.shape != view.positions.shape:
-            raise PolicyError(
-                f"{setting.policy}: score gave {tuple(score.shape)}, it must be {tuple(view.positions.shape)}"
-            )
-        return view.guard(score)
+        return view.guard(level(view, score, setting.policy))
 
     def _compensate(self, query: Tensor, out: Tensor, lse: Tensor, moment: Moment) -> Tensor:
         """Add the virtual token's share: query [B, H, M, Dk], out [B, H, M, Dv], lse [B, H, M]."""
@@ -387,8 +408,7 @@ class Bank:
             sinks = moment.sinks
             rank = torch.full((1, 1, 1), sinks, device=mean.device)
             mean = moment.turning.to(mean[:, :, None], rank, sinks + 1)[:, :, 0]
-        logit = compensation.virtual_logit(query, mean, v.count, moment.scaling, moment.softcap)
-        return compensation.merge(out, lse, v.value, logit)
+        return compensated(mean, v.value, v.count, query, out, lse, moment.scaling, moment.softcap)
 
     def _fold(self, gone: Tensor, key: Tensor | None = None, value: Tensor | None = None) -> None:
         """Fold what is let go into the virtual token; gone [B, H, N] over the first slots, then the fresh
@@ -401,4 +421,4 @@ class Bank:
         if key is not None and value is not None:
             parts.append((key, value, gone[:, :, n:]))
         for some_keys, some_values, mask in parts:
-            v.key, v.value, v.count = compensation.fold(v.key, v.value, v.count, some_keys, some_values, mask)
+            v.fold(some_keys, some_values, mask)

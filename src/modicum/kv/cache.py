@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -112,7 +113,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
             )
         if not self.shared.config._attn_implementation.startswith(PREFIX):
             raise CacheError("the model of this cache was detached: build a new BudgetCache for it")
-        if layer_idx == 0:
+        if layer_idx == 0 and not torch.compiler.is_compiling():
             self._check_in_step()
             if key_states.dtype.itemsize > self.shape.dtype.itemsize:
                 raise CacheError(

@@ -18,10 +18,42 @@ from modicum.kv.call import Piece
 from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
 from modicum.kv.shape import LayerShape
-from modicum.kv.shared import BudgetLength, Handle, Shared, lasting
+from modicum.kv.shared import OURS, BudgetLength, Handle, Shared, lasting
+from modicum.kv.stack import Stack
 from modicum.kv.store import PLAIN, Store
 
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+
+
+def stacks(
+    layers: list[BudgetLayer], rows: int, model: torch.dtype, device: torch.device
+) -> dict[tuple[Any, ...], Stack]:
+    """Room for all layers at once, by what it is for; none where heads compete, whose arenas change size."""
+    first = layers[0]
+    policy, shape = first.setting.policy, first.shape
+    if policy.head_shares() is not None or any(layer.shape != shape for layer in layers):
+        return {}
+    dims = shape.key_dim, shape.value_dim
+    columns = first.store.columns(dims[0]), first.store.columns(dims[1])
+    extra = policy.state_width(shape.group), policy.sum_width(*dims)
+    dtype = first.store.dtype(model)
+    number: dict[tuple[int, bool], int] = {}
+    for layer in layers:
+        for kind in zip(layer.capacities, layer.streaming, strict=True):
+            number[kind] = number.get(kind, 0) + rows
+    made: dict[tuple[Any, ...], Stack] = {}
+    for (capacity, streaming), entries in number.items():
+        virtual = streaming and first.compensates
+        width = (0, 0) if streaming else extra
+        parts = Arena.parts(capacity + 1 - virtual, *columns, *width, dtype, device)
+        made["arena", capacity, streaming] = Stack(entries, parts, device)
+        if virtual:
+            made["virtual", capacity, streaming] = Stack(entries, Virtual.parts(*dims), device)
+    if policy.query_rows > 0:
+        parts = QueryRing.parts(shape.group, policy.query_rows, shape.key_dim, model)
+        made["ring", 0, False] = Stack(rows * shape.kv_heads * len(layers), parts, device)
+        made["line", 0, False] = Stack(rows * len(layers), QueryRing.line(policy.query_rows), device)
+    return made
 
 
 def _block(both: tuple[Tensor, Tensor], bank: Bank) -> tuple[Tensor, Tensor]:
@@ -64,6 +96,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         self.banks: list[Bank] = []
         self.seen = 0
         self.row_seen: tuple[int, ...] = ()
+        self.order = len(shared.layers)
+        """Its place among the layers under the budget."""
+        shared.layers.append(self)
         self.ring: QueryRing | None = None
         """The last queries, if the policy reads their attention rows."""
         self._incoming: tuple[Tensor, Tensor] | None = None
@@ -116,26 +151,39 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         width = policy.state_width(self.shape.group)
         self.row_seen = (0,) * b
         self.banks = []
+        if self is self.shared.layers[0]:
+            self.shared.stacks = stacks(self.shared.layers, b, self.dtype, self.device)
         for rows, heads in self._blocks(b):
             streaming = self.streaming[heads.start]
             capacity = self.capacities[heads.start]
             shape = (rows.stop - rows.start, heads.stop - heads.start)
             virtual = None
+            kind = (capacity, streaming)
             if streaming and self.compensates:
                 capacity -= 1
-                virtual = Virtual(
-                    torch.zeros(*shape, key_dim, device=self.device),
-                    torch.zeros(*shape, value_dim, device=self.device),
-                    torch.zeros(*shape, device=self.device),
-                )
-            kept = 0 if streaming else width
+                virtual = Virtual.make(*shape, key_dim, value_dim, self.device, self._stack("virtual", kind))
             columns = self.store.columns(key_dim), self.store.columns(value_dim)
-            arena = Arena(*shape, capacity, *columns, kept, self.store.dtype(self.dtype), self.device)
+            arena = Arena(
+                *shape,
+                capacity,
+                *columns,
+                0 if streaming else width,
+                self.store.dtype(self.dtype),
+                self.device,
+                0 if streaming else policy.sum_width(key_dim, value_dim),
+                self._stack("arena", kind),
+            )
             self.banks.append(Bank(rows, heads, arena, streaming, virtual, self.store, self.dtype))
         if policy.query_rows > 0:
-            self.ring = QueryRing(b, h, self.shape.group, policy.query_rows, key_dim, self.dtype, self.device)
+            size = (b, h, self.shape.group, policy.query_rows, key_dim, self.dtype, self.device)
+            self.ring = QueryRing(*size, self._stack("ring"), self._stack("line"))
         self.is_initialized = True
         self.shared.change(self.nbytes)
+
+    def _stack(self, what: str, kind: tuple[int, bool] = (0, False)) -> Stack | None:
+        """Room beside other layers', if there is any."""
+        stack = self.shared.stacks.get((what, *kind))
+        return None if stack is None or stack.device != self.device else stack
 
     def _blocks(self, rows: int) -> list[tuple[slice, slice]]:
         """Rows × heads that share an arena: runs of heads of one kind, or every head of every row by
@@ -159,7 +207,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         admission.check_shape(index, key_states, value_states, self.shape)
         if self.is_initialized:
             admission.check_like(index, key_states, self.batch, self.dtype, self.device)
-        admission.check_finite(index, key_states)
+        if key_states.shape[2] > 1 or not self.is_initialized:
+            admission.check_finite(index, key_states)
         if not self.is_initialized:
             self._allocate(key_states, value_states)
         self._incoming = (key_states, value_states)
@@ -172,19 +221,23 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                 self.lazy_initialization(key, value)
         except RuntimeError as error:  # torch's out of memory, on whatever device
             self.banks, self.ring, self.row_seen = [], None, ()
+            self.shared.apart()
             raise BudgetError(
                 f"there is no memory for the {sum(self.capacities)} slots of layer {self.setting.layer} "
                 f"({key.shape[0]} rows, {key.dtype}, {key.device}): give a smaller budget"
             ) from error
 
-    def get_seq_length(self, *args: Any) -> int:
-        """Columns seen, pads included, whatever is held: so positions and later turns go on where
-        they should.
+    def get_seq_length(self, *args: Any) -> int | Tensor:
+        """Columns seen, pads included, whatever is held: so positions and later turns go on where they
+        should. A tensor while counts are tensors.
         """
-        return self.seen
+        steps = self.shared.steps
+        return steps.columns if steps is not None and steps.static else self.seen
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """(length, offset) such that a mask would be causal to the lower right."""
+        if self.shared.static and torch.compiler.is_compiling():
+            return OURS, 0
         q = query_length if isinstance(query_length, int) else query_length.shape[0]
         held = max((bank.arena.used for bank in self.banks), default=0)
         length = BudgetLength(held + q)
@@ -210,6 +263,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         if self.is_initialized:
             self.shared.change(-self.nbytes)
         self.banks, self.ring = [], None
+        self.shared.apart()
         self.seen, self.row_seen = 0, ()
         self._incoming = None
         self.is_initialized = False
@@ -231,13 +285,20 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             return
         before = self.nbytes
         chosen = [int(i) for i in index.tolist()]
+        shared, changed = self.shared, len(chosen) != self.batch
+        if self is shared.layers[0]:
+            shared.part()
+            if changed:
+                shared.apart()
+                shared.stacks = stacks(shared.layers, len(chosen), self.dtype, self.device)
         if self.setting.policy.head_shares() is None:
             for bank in self.banks:
-                bank.arena.select_rows(index)
+                kind = (bank.arena.capacity + (bank.virtual is not None), bank.streaming)
+                bank.arena.select_rows(index, self._stack("arena", kind) if changed else None)
                 bank.rows = slice(0, len(chosen))
                 if bank.virtual is not None:
-                    to = index.to(self.device)
-                    bank.virtual = Virtual(*(t.index_select(0, to) for t in bank.virtual.tensors.values()))
+                    room = self._stack("virtual", kind) if changed else None
+                    bank.virtual = bank.virtual.rows(index.to(self.device), room)
         else:
             moved = []
             for new, old in enumerate(chosen):
@@ -248,10 +309,14 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                         moved.append(twin)
             self.banks = moved
         if self.ring is not None:
-            self.ring.select_rows(index)
+            rooms = (self._stack("ring"), self._stack("line")) if changed else ()
+            self.ring.select_rows(index, *rooms)
         self.row_seen = tuple(self.row_seen[i] for i in chosen)
-        self.shared.change(self.nbytes)  # for a moment beside the old
-        self.shared.change(-before)
+        shared.change(self.nbytes)  # for a moment beside the old, which goes with the last layer
+        shared.leaving += before
+        if self is shared.layers[-1]:
+            shared.change(-shared.leaving)
+            shared.leaving = 0
 
     def offload(self) -> None:
         raise CacheError("a budget cache is not offloaded: give it a smaller budget instead")
@@ -278,6 +343,12 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         key, value = self._incoming
         self._incoming = None
         b, h, q, _ = key.shape
+        if q == 1:
+            steps = self.shared.joint(self, mask)
+            if steps is not None:
+                return steps.attend(self.order, query, key, value, mask, scaling, softcap)
+            admission.check_finite(self.setting.layer, key)
+        self.shared.part()
         if self.shared.turning is not None:
             if positions is None:
                 raise ModelError(

@@ -14,6 +14,7 @@ from modicum.kv.store import PLAIN, Store
 
 _POSITION = 4  # bytes of an int32
 _FLOAT = 4
+_DOUBLE = 8
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def _layer_bytes(
     width = layer.key_dim + layer.value_dim
     vectors = store.nbytes(layer.key_dim, itemsize) + store.nbytes(layer.value_dim, itemsize)
     state = policy.state_width(layer.group)
+    sums = policy.sum_width(layer.key_dim, layer.value_dim)
     total = 0
     for capacity, streams in zip(capacities, streaming, strict=True):
         slots = capacity + 1  # the newcomer's
@@ -140,6 +142,7 @@ def _layer_bytes(
             slots -= 1
             total += (width + 1) * _FLOAT
         total += slots * (vectors + _POSITION + (0 if streams else state * _FLOAT))
+        total += 0 if streams else sums * _DOUBLE
     if policy.query_rows > 0:
         total += policy.query_rows * (layer.kv_heads * layer.group * layer.key_dim * itemsize + _POSITION)
     return total

@@ -96,6 +96,29 @@ class Policy:
         """
         return view.state
 
+    def sum_width(self, key_dim: int, value_dim: int) -> int:
+        """Numbers per KV head that the policy sums over the tokens held (fp64, counted as bytes)."""
+        return 0
+
+    def summand(self, keys: Tensor, values: Tensor, state: Tensor) -> Tensor:
+        """What each token adds to them: keys [B, H, n, Dk], values [B, H, n, Dv], state -> [B, H, n, F].
+
+        In decode the sums are kept by adding what comes and taking away what goes; `view.sums` has them.
+        """
+        return keys[..., :0]
+
+    def probe(self, sums: Tensor) -> Tensor | None:
+        """A vector [B, H, Dk] whose product with each key the score needs, if the sums say it; else None."""
+        return None
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether the score hangs on which layer it is (`view.layer`), so that each needs a view of its own.
+
+        True unless a policy says otherwise: layers seen together lie behind each other along the rows.
+        """
+        return True
+
     def layer_budgets(self, budget: int, layers: int, least: int) -> list[int]:
         """Slots per KV head for each budgeted layer, none below `least`; they add up to layers · budget."""
         return [budget] * layers
@@ -165,6 +188,19 @@ class Wrapper(Policy):
 
     def token_state(self, keys: Tensor, values: Tensor, group: int, output_weight: Tensor | None) -> Tensor:
         return self.base.token_state(keys, values, group, output_weight)
+
+    def sum_width(self, key_dim: int, value_dim: int) -> int:
+        return self.base.sum_width(key_dim, value_dim)
+
+    def summand(self, keys: Tensor, values: Tensor, state: Tensor) -> Tensor:
+        return self.base.summand(keys, values, state)
+
+    def probe(self, sums: Tensor) -> Tensor | None:
+        return self.base.probe(sums)
+
+    @property
+    def layerwise(self) -> bool:
+        return self.base.layerwise
 
     @property
     def accumulates(self) -> bool:

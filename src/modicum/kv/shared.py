@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from modicum.errors import CacheError
 from modicum.kv.call import Call, read_call
+from modicum.kv.stack import Stack
+from modicum.kv.together import Together
 
 if TYPE_CHECKING:
     from modicum.kv.layer import BudgetLayer
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 def lasting() -> AbstractContextManager[Any]:
     """What is made inside may be written to later, even if made by a call in `torch.inference_mode`."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+OURS = -1
+"""The length that a budgeted layer reports while a step is compiled, which takes plain numbers only."""
 
 
 class BudgetLength(int):
@@ -44,16 +51,75 @@ class Shared:
     """Slots of the head that has fewest: what a policy that never evicts can hold."""
     now: int = 0
     """Bytes allocated."""
+    leaving: int = 0
+    """Bytes that are let go when the last layer has moved."""
     peak: int = 0
     """Most bytes ever in use, a chunk in hand and both sides of a reallocation included."""
     turning: Turning | None = None
     """With which keys are renumbered; None where they keep their original positions."""
     last_call: tuple[Any, ...] | None = None
     call: Call | None = field(default=None)
+    layers: list[BudgetLayer] = field(default_factory=list)
+    """Those under the budget, in order."""
+    stacks: dict[tuple[Any, ...], Stack] = field(default_factory=dict)
+    """Room for layers that are still to come."""
+    steps: Together | None = None
+    """Decode steps of all layers at once, where that is possible."""
+    static: bool = False
+    """Whether steps are to have one graph, whatever is held."""
+    _joint: Together | None = None  # of the step under way
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
         # The configuration is the model's, not ours to copy: it is how the cache knows its model.
-        return replace(self, last_call=None, call=None)
+        self.part()
+        twin = replace(self, last_call=None, call=None, layers=[], stacks={}, steps=None, _joint=None)
+        memo[id(self)] = twin
+        twin.layers = copy.deepcopy(self.layers, memo)
+        return twin
+
+    def joint(self, layer: BudgetLayer, mask: Tensor | None) -> Together | None:
+        """The steps that one more token of every row goes through; None where each layer works by itself."""
+        if torch.compiler.is_compiling():
+            return self.steps if self.static else None
+        if layer is self.layers[0]:
+            self._joint = self._decide(mask)
+        return self._joint
+
+    def _decide(self, mask: Tensor | None) -> Together | None:
+        first = self.layers[0]
+        if not self.static:
+            whole = mask is None or bool(mask[:, -1].all())
+            if (
+                self.turning is not None
+                or first.store.coded
+                or first.setting.budget.evict_every > 1
+                or not whole
+            ):
+                return None
+            if any(bank.arena.live[0] < bank.arena.capacity for bank in first.banks):
+                return None
+        return self.enter()
+
+    def enter(self) -> Together | None:
+        """Begin with steps of all layers at once, or go on with them; None where that cannot be."""
+        if self.steps is None or not self.steps.fits():
+            self.steps = Together.of(self.layers)
+        steps = self.steps
+        if steps is None or not (self.static or steps.full):
+            return None
+        if not steps.settled or steps.static != self.static:
+            with lasting():
+                steps.enter(self.static)
+        return steps
+
+    def part(self) -> None:
+        """Let each layer work by itself again, with counts that the host knows."""
+        if self.steps is not None:
+            self.steps.leave()
+
+    def apart(self) -> None:
+        """Forget where layers lie: their storage is another from now on."""
+        self.stacks, self.steps, self._joint = {}, None, None
 
     def change(self, nbytes: int) -> None:
         """Count bytes allocated (or freed, if negative)."""

@@ -55,6 +55,12 @@ class View:
     """
     newcomers: int = 0
     """How many of the N tokens came with this call."""
+    sums: Tensor | None = None
+    """[B, H, F] fp64: the policy's sums over the tokens there are, kept from step to step; None where they
+    are to be made anew.
+    """
+    dots: Tensor | None = None
+    """[B, H, N] fp32: the policy's `probe` times each key, where attention has made them on its way."""
     output_weight: Tensor | None = None
     """[H, G, Dv, hidden]: slices of the output projection, one per query head; None if the model has none."""
 

@@ -53,6 +53,10 @@ class AhaKV(Policy):
             raise PolicyError(f"ahakv: min_gain is {self.min_gain!r}; it must be a number of at least 0")
 
     @property
+    def layerwise(self) -> bool:
+        return False
+
+    @property
     def query_rows(self) -> int:
         return self.window
 

@@ -13,6 +13,8 @@ from modicum.kv.registry import alias, register
 from modicum.kv.view import View
 
 _TINY = 1e-8
+# without cdist's matrix-product shortcut, which loses small distances between large keys
+_EXACT = "donot_use_mm_for_euclid_dist"
 
 
 @register
@@ -43,13 +45,14 @@ class KeyDiff(Policy):
             check_positive(self, anchor_window=self.anchor_window)
 
     def score(self, view: View) -> Tensor:
+        if self.metric == "l2" and view.sums is not None:
+            anchor = (view.sums / view.count.unsqueeze(-1)).float().unsqueeze(2)
+            return view.per_key(lambda k: torch.cdist(k, anchor, compute_mode=_EXACT)).squeeze(-1)
         window, share = self._windows(view)
         if self.metric == "l2":
             there = view.masked(torch.ones_like(view.positions, dtype=torch.float32))
             anchors = view.sum_keys(share * there.unsqueeze(2))  # [B, H, M, Dk]
-            # without its matrix-product shortcut, which loses small distances between large keys
-            exact = "donot_use_mm_for_euclid_dist"
-            return _own(view.per_key(lambda k: torch.cdist(k, anchors, compute_mode=exact)), window)
+            return _own(view.per_key(lambda k: torch.cdist(k, anchors, compute_mode=_EXACT)), window)
         inverse = self._inverse_norms(view)
         anchors = view.sum_keys(share * view.masked(inverse).unsqueeze(2))
         anchors = anchors / torch.linalg.vector_norm(anchors, dim=-1, keepdim=True).clamp_min(_TINY).neg()
@@ -74,8 +77,26 @@ class KeyDiff(Policy):
         if not self._plain:
             return self.score(view)
         inverse = self._inverse_norms(view)
-        anchor = view.sum_keys(view.masked(inverse)).neg_()
+        if view.dots is not None:
+            return view.dots * inverse
+        anchor = view.sum_keys(view.masked(inverse)).neg_() if view.sums is None else self.probe(view.sums)
+        assert anchor is not None
         return view.dot_keys(anchor.unsqueeze(2)).squeeze(2).mul_(inverse)
+
+    @property
+    def layerwise(self) -> bool:
+        return False
+
+    def sum_width(self, key_dim: int, value_dim: int) -> int:
+        """The anchor, times the number of tokens."""
+        return key_dim if self.anchor_window is None else 0
+
+    def summand(self, keys: Tensor, values: Tensor, state: Tensor) -> Tensor:
+        return keys * state[..., :1] if self._plain else keys
+
+    def probe(self, sums: Tensor) -> Tensor | None:
+        """Minus the anchor: times 1/‖k‖ its products rise with the score."""
+        return sums.float().neg() if self._plain else None
 
     def _inverse_norms(self, view: View) -> Tensor:
         """[B, H, N]: 1/‖k‖, from the state where there is one."""

@@ -23,5 +23,9 @@ class Knorm(Policy):
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.11430"
     summary: ClassVar[str] = "Keeps the keys of smallest L2 norm."
 
+    @property
+    def layerwise(self) -> bool:
+        return False
+
     def score(self, view: View) -> Tensor:
         return -view.per_key(lambda k: torch.linalg.vector_norm(k, dim=-1))

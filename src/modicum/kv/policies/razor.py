@@ -141,6 +141,19 @@ class RazorAttention(Policy):
     def token_state(self, keys: Tensor, values: Tensor, group: int, output_weight: Tensor | None) -> Tensor:
         return self.base.token_state(keys, values, group, output_weight)
 
+    def sum_width(self, key_dim: int, value_dim: int) -> int:
+        return self.base.sum_width(key_dim, value_dim)
+
+    def summand(self, keys: Tensor, values: Tensor, state: Tensor) -> Tensor:
+        return self.base.summand(keys, values, state)
+
+    def probe(self, sums: Tensor) -> Tensor | None:
+        return self.base.probe(sums)
+
+    @property
+    def layerwise(self) -> bool:
+        return self.base.layerwise
+
     @property
     def accumulates(self) -> bool:
         return self.base.accumulates

@@ -51,6 +51,10 @@ class SnapKV(Policy):
             raise PolicyError(f"snapkv: floor is {self.floor!r}; it must be True or False")
 
     @property
+    def layerwise(self) -> bool:
+        return False
+
+    @property
     def query_rows(self) -> int:
         return self.window
 

@@ -26,6 +26,10 @@ class StreamingLLM(Policy):
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.17453"
     summary: ClassVar[str] = "Keeps the first tokens (sinks) and the newest ones."
 
+    @property
+    def layerwise(self) -> bool:
+        return False
+
     def score(self, view: View) -> Tensor:
         # Past 2^24 neighbours may round to one fp32 value; the tie then keeps the more recent, as it should.
         return view.positions.float()

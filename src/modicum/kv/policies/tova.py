@@ -34,6 +34,10 @@ class TOVA(Policy):
         check_choice(self, "heads", self.heads, ("layer", "each"))
 
     @property
+    def layerwise(self) -> bool:
+        return False
+
+    @property
     def query_rows(self) -> int:
         return 1
 
@@ -56,7 +60,7 @@ def _mean_over_heads(score: Tensor, view: View) -> Tensor:
     """Each token's mean over the KV heads, [B, H, N]; they hold the same tokens, perhaps in other slots."""
     at = view.positions
     # Nearly always the slots agree. Asking would make a GPU wait for its own answer: there, always sort.
-    if not at.is_cuda and torch.equal(at, at[:, :1].expand_as(at)):
+    if not at.is_cuda and not torch.compiler.is_compiling() and torch.equal(at, at[:, :1].expand_as(at)):
         return score.mean(1, keepdim=True).expand_as(score)
     age = at.argsort(-1)  # empty slots, at -1, come first: as many in every head
     mean = score.gather(-1, age).mean(1, keepdim=True)
