@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import CacheError
+from modicum.kernels import dispatch as kernels
 from modicum.kv.stack import Stack
 
 _MOVE = 256  # tokens moved at a time: moving needs a copy of that many, not of a chunk
@@ -171,6 +172,15 @@ class Arena:
         need = max(held, max(live))
         if max(live) > self.capacity:
             raise CacheError(f"{max(live)} tokens kept where {self.capacity} fit: this is a bug in modicum")
+        if kernels.on(keep.device):
+            fresh_parts = None
+            if key is not None and value is not None and position is not None:
+                none = self.state[:, :, :0]
+                fresh_parts = [key, value, position[:, None], none if state is None else state]
+            goal = torch.tensor(live, device=keep.device)
+            kernels.move(keep, goal, list(self.tensors.values()), fresh_parts)
+            self.live = list(live)
+            return
         if need > held:  # physical slots beyond those in use become part of the picture
             gap = keep.new_zeros(*keep.shape[:2], need - held)
             keep = torch.cat([keep[:, :, :held], gap, keep[:, :, held:]], dim=2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import PolicyError
+from modicum.kernels import dispatch as kernels
 from modicum.kv import attend, compensation, turning
 from modicum.kv.arena import Arena
 from modicum.kv.budget import Budget
@@ -122,18 +123,18 @@ class Candidates(View):
     """
 
     _protected: Tensor | None
-    _limit: Tensor
+    limit: Tensor
     _sinks: int
 
     def guarded(self, limit: Tensor, sinks: int) -> Candidates:
         """Protect the first `sinks` positions and those from `limit` on."""
-        self._limit, self._sinks = limit, sinks
+        self.limit, self._sinks = limit, sinks
         return self
 
     @property
     def protected(self) -> Tensor:
         if self._protected is None:
-            guarded = (self.positions >= self._limit) | (self.positions < self._sinks)
+            guarded = (self.positions >= self.limit) | (self.positions < self._sinks)
             self._protected = guarded if self.valid is None else guarded & self.valid
         return self._protected
 
@@ -146,7 +147,7 @@ class Candidates(View):
         if self._protected is not None or self.valid is not None or len(self.parts) > 1:
             score = score.masked_fill(self.protected, math.inf)
             return score if self.valid is None else score.masked_fill(~self.valid, -math.inf)
-        score = torch.where(self.positions < self._limit, score, _INFINITY)
+        score = torch.where(self.positions < self.limit, score, _INFINITY)
         # Sinks never leave the slots that they came into, which are an arena's first.
         score[:, :, : self._sinks] = _INFINITY
         return score
@@ -258,9 +259,15 @@ class Bank:
             held = self._ranked(moment, keys, held_valid), values
         query, key = self._turned(moment, query, key)
         fresh_valid = None if piece.valid is None else piece.valid[self.rows]
-        out, lse = attend.chunk(
-            query, held, held_valid, key, value, fresh_valid, moment.scaling, moment.softcap
-        )
+        if kernels.on(key.device):
+            count = None if held_valid is None else torch.tensor(arena.live, device=key.device)
+            out, lse = kernels.chunk(
+                query, held, count, key, value, fresh_valid, moment.scaling, moment.softcap
+            )
+        else:
+            out, lse = attend.chunk(
+                query, held, held_valid, key, value, fresh_valid, moment.scaling, moment.softcap
+            )
         if self.virtual is not None:
             b, h, g, m, _ = out.shape
             flat = query.reshape(b, h, g * m, -1), out.reshape(b, h, g * m, -1), lse.reshape(b, h, g * m)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from modicum.errors import CacheError
+from modicum.errors import CacheError, InputError, PolicyError
 from modicum.kv import snapshot
 from modicum.kv.attention import PREFIX, attach
 from modicum.kv.bank import Setting
@@ -26,6 +26,7 @@ from modicum.kv.registry import parse_policy
 from modicum.kv.shape import Shape
 from modicum.kv.shared import Shared, lasting
 from modicum.kv.store import Store
+from modicum.kv.together import why_no_graph
 from modicum.kv.turning import Turning, check_numbering
 from modicum.kv.window import WindowLayer
 
@@ -52,6 +53,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         positions: "original", where the model saw each token; or "renumbered", the rank of each token among
             those held, in every head, so that no distance grows beyond the budget and a chunk, however long
             the stream (rotary models only).
+        compile: let `model.generate` and `modicum.generate` compile decode steps, as one graph (captured as a
+            CUDA graph where there is one). "auto" does so where it can be done and leaves it where not.
         store: "model", keys and values as the model gives them; "int8" or "fp8", in 8 bits with a scale for
             each token and head, so that as many bytes hold more tokens.
 
@@ -73,6 +76,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         evict_every: int = 1,
         positions: str = "original",
         store: str = "model",
+        compile: bool | Literal["auto"] = False,
     ) -> None:
         self.store = Store(store)
         self.numbering = check_numbering(positions)
@@ -86,8 +90,28 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.shared = Shared(model.config.get_text_config(decoder=True))
         if self.numbering == "renumbered":
             self.shared.turning = Turning.of(model)
+        self.shared.spread = len({p.device for p in model.parameters()}) > 1
         super().__init__(layers=self._build())
+        self._settle_graph(model.device, compile)
         attach(model)
+
+    def _settle_graph(self, device: torch.device, compile: bool | Literal["auto"]) -> None:
+        """Whether steps have one graph: where that is asked for, and on a GPU, which then never waits."""
+        if compile not in (True, False, "auto"):
+            raise InputError(f"compile is {compile!r}: give True, False or 'auto'")
+        reason = why_no_graph(self.shared.layers, len(self.layers))
+        if compile is True and reason is not None:
+            raise PolicyError(
+                f"decode cannot be compiled: {reason}. Leave compile=False, or give 'auto' to compile where "
+                "it can be done"
+            )
+        self.shared.compiled = bool(compile) and reason is None
+        self.shared.static = reason is None and (self.shared.compiled or device.type == "cuda")
+
+    @property
+    def compiled(self) -> bool:
+        """Whether decode steps are to be compiled."""
+        return self.shared.compiled
 
     def _build(self) -> list[BudgetLayer | WindowLayer]:
         full, layers = self.shape.full, []
@@ -137,11 +161,13 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     @property
     def seen(self) -> int:
         """Tokens seen: columns, left padding included (each row's own count is `row_seen`)."""
+        self.shared.tell()
         return int(self.layers[0].seen)
 
     @property
     def row_seen(self) -> tuple[int, ...]:
         """Tokens each row has seen, padding left out; empty before the first call."""
+        self.shared.tell()
         for layer in self.layers:
             if isinstance(layer, BudgetLayer):
                 return layer.row_seen
@@ -155,6 +181,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     @property
     def held(self) -> list[Tensor]:
         """Per layer, [B, H_kv] int: slots in use, a virtual token's included."""
+        self.shared.tell()
         return [layer.held for layer in self.layers]
 
     @property
@@ -170,6 +197,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         -1 for an empty or virtual slot. A position counts the tokens of its row, not its padding; it is the
         original one under "renumbered" too.
         """
+        self.shared.tell()
         return self.layers[layer].positions  # type: ignore[no-any-return]
 
     @property
@@ -204,6 +232,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         Raises:
             CacheError: the layer, the row and what is wrong.
         """
+        self.shared.tell()
         self._check_in_step()
         for index, layer in enumerate(self.layers):
             wrong = layer.check()
@@ -230,6 +259,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def save(self, path: str | Path) -> None:
         """Write the cache to a file (safetensors with a JSON header); see `BudgetCache.load`."""
+        self.shared.part()
         self._check_in_step()
         snapshot.save(self, Path(path))
 
@@ -247,6 +277,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         held = self.budget.tokens if self.budget.tokens is not None else f"{self.budget.nbytes} bytes"
         how = "" if self.numbering == "original" else f", positions={self.numbering}"
         how += f", store={self.store.name}" if self.store.coded else ""
+        how += ", compile=True" if self.compiled else ""
         return f"BudgetCache({self.policy}, budget={held}{how}, seen={self.seen}, nbytes={self.nbytes})"
 
 

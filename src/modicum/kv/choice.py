@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from modicum.kernels import dispatch as kernels
+
 _LAST = torch.tensor(torch.iinfo(torch.int32).max, dtype=torch.int32)
 
 
@@ -16,6 +18,8 @@ def best(score: Tensor, positions: Tensor, count: Tensor) -> Tensor:
     score: [B, H, N] fp32, -inf where there is no token; positions: [B, H, N]; count: [B, 1] or [B, H]
     whole numbers.
     """
+    if kernels.on(score.device):
+        return kernels.best(score, positions, count)
     if count.numel() == 1:
         # All heads keep as many: the lowest kept score says it all, unless others equal it.
         number = int(count)

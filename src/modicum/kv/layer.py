@@ -31,7 +31,7 @@ def stacks(
     """Room for all layers at once, by what it is for; none where heads compete, whose arenas change size."""
     first = layers[0]
     policy, shape = first.setting.policy, first.shape
-    if policy.head_shares() is not None or any(layer.shape != shape for layer in layers):
+    if first.shared.spread or policy.head_shares() is not None or any(x.shape != shape for x in layers):
         return {}
     dims = shape.key_dim, shape.value_dim
     columns = first.store.columns(dims[0]), first.store.columns(dims[1])
@@ -73,7 +73,6 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     """One full-attention layer's slots."""
 
     is_sliding = False
-    is_compileable = False
     is_croppable = False
 
     def __init__(
@@ -102,6 +101,11 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         self.ring: QueryRing | None = None
         """The last queries, if the policy reads their attention rows."""
         self._incoming: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether transformers may compile a decode step."""
+        return self.shared.compiled
 
     # -- what is stored
     # ------------------------------------------------------------------------------------------

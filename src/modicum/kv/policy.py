@@ -119,6 +119,11 @@ class Policy:
         """
         return True
 
+    @property
+    def traceable(self) -> bool:
+        """Whether the score is made of tensor operations alone, none of which hangs on a tensor's content."""
+        return True
+
     def layer_budgets(self, budget: int, layers: int, least: int) -> list[int]:
         """Slots per KV head for each budgeted layer, none below `least`; they add up to layers · budget."""
         return [budget] * layers
@@ -201,6 +206,10 @@ class Wrapper(Policy):
     @property
     def layerwise(self) -> bool:
         return self.base.layerwise
+
+    @property
+    def traceable(self) -> bool:
+        return self.base.traceable
 
     @property
     def accumulates(self) -> bool:

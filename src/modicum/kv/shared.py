@@ -67,6 +67,10 @@ class Shared:
     """Decode steps of all layers at once, where that is possible."""
     static: bool = False
     """Whether steps are to have one graph, whatever is held."""
+    compiled: bool = False
+    """Whether `model.generate` may compile them."""
+    spread: bool = False
+    """Whether the model lies on several devices."""
     _joint: Together | None = None  # of the step under way
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
@@ -115,6 +119,11 @@ class Shared:
     def part(self) -> None:
         """Let each layer work by itself again, with counts that the host knows."""
         if self.steps is not None:
+            self.steps.leave()
+
+    def tell(self) -> None:
+        """Let the host know the counts, where a device alone has them."""
+        if self.steps is not None and self.steps.static:
             self.steps.leave()
 
     def apart(self) -> None:

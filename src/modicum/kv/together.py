@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from modicum.kernels import dispatch as kernels
 from modicum.kv import admission, attend
 from modicum.kv.bank import Bank, Candidates, Virtual
 from modicum.kv.choice import worst
@@ -47,6 +48,27 @@ def why_apart(layers: Sequence[BudgetLayer]) -> str | None:
     return None
 
 
+def why_no_graph(layers: Sequence[BudgetLayer], cache_layers: int) -> str | None:
+    """Why the steps of these layers, of so many in the cache, cannot have one graph; None if they can."""
+    first = layers[0] if layers else None
+    if first is None or len(layers) < cache_layers:
+        return "the model has layers with a sliding window, whose caches grow"
+    policy, shared = first.setting.policy, first.shared
+    if not policy.evicts:
+        return f"{policy} never evicts, so its steps grow: use transformers' StaticCache"
+    if (apart := why_apart(layers)) is not None:
+        return apart
+    if not policy.traceable:
+        return f"{policy} decides by what it finds in its scores"
+    if first.setting.budget.evict_every > 1:
+        return "evict_every is above 1, so not all steps are alike"
+    if shared.turning is not None:
+        return "positions are renumbered, which sorts them anew at each step"
+    if shared.spread:
+        return "the model lies on several devices"
+    return None
+
+
 _SCRATCH = 64 * 2**20  # bytes of intermediate results while some layers are scored together
 
 
@@ -61,6 +83,11 @@ class Place:
     keys: Tensor
     """[b·h·S, Ck], the bank's, as `at` counts them."""
     values: Tensor
+    state: Tensor
+    dots: Tensor | None = None
+    """What the attention of this step has made on its way: `View.dots`, [b, h, S]."""
+    logits: Tensor | None = None
+    """[b, h, G, S]"""
 
 
 class Group:
@@ -107,8 +134,8 @@ class Group:
         """Each bank's layer and place."""
         for layer, bank, (start, stop) in zip(self.layers, self.banks, self.runs, strict=True):
             arena = bank.arena
-            flat = (x.view(-1, x.shape[-1]) for x in (arena.keys, arena.values))
-            yield layer, Place(bank, self, self.at[start:stop], *flat)
+            keys, values, state = (x.flatten(0, 2) for x in (arena.keys, arena.values, arena.state))
+            yield layer, Place(bank, self, self.at[start:stop], keys, values, state)
 
     def tiles(self, most: int) -> Iterator[tuple[int, int]]:
         """Runs of at most so many banks, as (first, last + 1)."""
@@ -156,6 +183,8 @@ class Together:
         for group in self.groups:
             for index, place in group.places():
                 self.places[index].append(place)
+        for places in self.places:
+            places.sort(key=lambda place: place.bank.heads.start)
         self.queries: Tensor | None = None  # [M, G, R, Dk] the rings of all layers
         self.asked_at: Tensor | None = None  # [L·b, R]
         rings = [layer.ring for layer in self.layers if layer.ring is not None]
@@ -168,8 +197,10 @@ class Together:
         """Columns seen, pads included."""
         self.next = torch.zeros(self.rows, dtype=torch.int64, device=self.device)
         """[b] where the next query goes in the rings."""
+        self.kernels = kernels.on(self.device)
         self.static = False
         self.entered = False
+        self._marked = False
         self._fresh: list[Tensor] = []  # the step's queries, where a policy reads those of its call
 
     @classmethod
@@ -218,6 +249,34 @@ class Together:
         if ring is not None:
             self.next.fill_(ring.next)
         self.static, self.entered = static, True
+        if self.device.type == "cuda" and not self._marked:
+            self._mark()
+
+    def _mark(self) -> None:
+        """Tell torch.compile that these stay where they are, or it captures nothing that writes there."""
+        found: list[Tensor] = [self.clock, self.columns, self.next]
+        found += [x for x in (self.queries, self.asked_at) if x is not None]
+        for group in self.groups:
+            found += [group.keys, group.values, group.positions, group.state, group.sums]
+            found += [group.hole, group.at, group.live, group.row, group.base, group.first]
+            found += [] if group.virtual is None else list(group.virtual.tensors.values())
+        for layer, places in zip(self.layers, self.places, strict=True):
+            found += [] if layer.ring is None else [layer.ring.queries, layer.ring.positions]
+            for place in places:
+                arena, mean = place.bank.arena, place.bank.virtual
+                found += [
+                    place.at,
+                    place.keys,
+                    place.values,
+                    place.state,
+                    *arena.tensors.values(),
+                    arena.sums,
+                ]
+                found += [] if mean is None else list(mean.tensors.values())
+        for tensor in found:
+            # Another cache has other addresses: its graph is captured anew, not compiled anew.
+            torch._dynamo.mark_static_address(tensor, guard=False)
+        self._marked = True
 
     def _sum(self, group: Group) -> None:
         """A policy's sums over what each head holds, from scratch."""
@@ -281,6 +340,7 @@ class Together:
         )
         if index == 0:
             self._fresh = []
+        taken = None if mask is None or not self.static else mask[:, -1].to(torch.bool)
         if layer.ring is not None:
             self._note(layer, grouped)
         elif self.policy.query_rows == ALL:
@@ -293,14 +353,61 @@ class Together:
                 if len(places) == 1
                 else (key[:, bank.heads], value[:, bank.heads], grouped[:, bank.heads])
             )
-            outs.append(self._in_bank(place, q, k, v, scaling, softcap))
+            outs.append(self._in_bank(place, q, k, v, taken, scaling, softcap))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         if index == len(self.layers) - 1:
-            self._finish(mask, scaling, softcap)
+            self._finish(taken, scaling, softcap)
         return out.reshape(b, 1, -1, out.shape[-1])
 
+    def _by_kernel(
+        self,
+        place: Place,
+        query: Tensor,
+        fresh: tuple[Tensor, Tensor],
+        taken: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attend by a kernel that makes what the score needs on its way, as it reads the keys anyhow."""
+        bank, group = place.bank, place.group
+        arena, mean = bank.arena, bank.virtual
+        probe, policy = None, self.policy
+        if self._early(group):
+            keys, values = (x.float() for x in fresh)
+            state = policy.token_state(keys, values, self.layers[0].shape.group, None)
+            place.state.index_copy_(0, place.at, state.flatten(0, 2))
+            part = policy.summand(keys, values, state).squeeze(2)
+            arena.sums.add_(part if taken is None else part.masked_fill(~taken[:, None, None], 0.0))
+            probe = policy.probe(arena.sums)
+        b, h = arena.keys.shape[:2]
+        got = kernels.decode(
+            query,
+            arena.keys,
+            arena.values,
+            (group.live + 1).to(torch.int32)[:, None].expand(b, h),
+            scaling,
+            form=bank.store.name,
+            softcap=softcap,
+            probe=probe,
+            logits=not group.streaming and policy.query_rows in (1, ALL),
+            virtual=None if mean is None else (mean.key, mean.value, mean.count),
+        )
+        place.dots, place.logits = got.dots, got.logits
+        return got.out
+
+    def _early(self, group: Group) -> bool:
+        """Whether a newcomer enters the policy's sums before it is attended to."""
+        return self.kernels and group.sums.shape[-1] > 0
+
     def _in_bank(
-        self, place: Place, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
+        self,
+        place: Place,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        taken: Tensor | None,
+        scaling: float,
+        softcap: float | None,
     ) -> Tensor:
         """query [b, h, G, Dk], key [b, h, 1, Dk], value -> [b, h, G, Dv]."""
         bank = place.bank
@@ -308,6 +415,9 @@ class Together:
         k, v = store.encode(key), store.encode(value)
         place.keys.index_copy_(0, place.at, k.reshape(-1, k.shape[-1]))
         place.values.index_copy_(0, place.at, v.reshape(-1, v.shape[-1]))
+        if self.kernels:
+            fresh = store.decode(k, bank.dtype), store.decode(v, bank.dtype)
+            return self._by_kernel(place, query, fresh, taken, scaling, softcap)
         keys, values = store.decode(arena.keys, bank.dtype), store.decode(arena.values, bank.dtype)
         valid = None
         if self.static:
@@ -333,9 +443,8 @@ class Together:
         else:
             ring.queries[:, :, :, ring.next] = query
 
-    def _finish(self, mask: Tensor | None, scaling: float, softcap: float | None) -> None:
+    def _finish(self, taken: Tensor | None, scaling: float, softcap: float | None) -> None:
         """All layers have attended: take the tokens in, and let one go in every head that is full."""
-        taken = None if mask is None or not self.static else mask[:, -1].to(torch.bool)
         clock = self.clock  # the position of each row's newcomer
         if not self.static:
             self._check()
@@ -394,7 +503,7 @@ class Together:
             0, at, position.repeat_interleave(heads) if heads > 1 else position
         )
         width = group.state.shape[-1]
-        if not width:
+        if not width or self._early(group):
             return
         keys, values = self._slots(group, at)
         state = self.policy.token_state(keys, values, self.layers[0].shape.group, None)
@@ -420,20 +529,27 @@ class Together:
         goes = full if full is None or taken is None else full & taken
         counted = group.sums.shape[-1] > 0
         old = group.at + group.base
-        if counted:
+        if counted and not self._early(group):
             self._add(group, old, None if taken is None else taken[group.row], 1)
         victims = []
         most = self._most(group)
         for first, last in group.tiles(most):
             start, stop = group.runs[first][0], group.runs[last - 1][1]
-            view = self._view(group, first, last, clock, scaling, softcap)
+            view = self._view(group, first, last, clock, taken, scaling, softcap)
             if not group.streaming:
                 state = observed(policy, view)
                 if state is not None and state is not view.state:
                     assert view.state is not None
                     view.state.copy_(state)
-            ranking = None if group.streaming else policy.ranking(view)
-            victims.append(worst(view.guard(level(view, ranking, policy)), view.positions).view(stop - start))
+            ranking = level(view, None if group.streaming else policy.ranking(view), policy)
+            if self.kernels:
+                now = (group.live + 1).to(torch.int32)[group.row[start // heads : stop // heads]]
+                victim = kernels.worst(
+                    ranking, view.positions, view.limit.flatten(), self.setting.budget.n_sink, now
+                )
+            else:
+                victim = worst(view.guard(ranking), view.positions)
+            victims.append(victim.view(stop - start))
         victim = victims[0] if len(victims) == 1 else torch.cat(victims)
         gone = None if goes is None else goes[group.row].repeat_interleave(heads)  # [M]
         if group.virtual is not None:
@@ -464,7 +580,14 @@ class Together:
         return max(1, _SCRATCH // (4 * b * h * group.slots * max(wide, rows)))
 
     def _view(
-        self, group: Group, first: int, last: int, clock: Tensor, scaling: float, softcap: float | None
+        self,
+        group: Group,
+        first: int,
+        last: int,
+        clock: Tensor,
+        taken: Tensor | None,
+        scaling: float,
+        softcap: float | None,
     ) -> Candidates:
         start, stop = group.runs[first][0], group.runs[last - 1][1]
         h = group.heads
@@ -476,11 +599,19 @@ class Together:
             return x[start:stop].view(-1, h, *x.shape[1:])
 
         keys, values = (bank.store.decode(part(x), bank.dtype) for x in (group.keys, group.values))
+        made = [self.places[layer] for layer in group.layers[first:last]]
+        here = [place for places in made for place in places if place.group is group]
+        dots = [place.dots.view(-1, h, group.slots) for place in here if place.dots is not None]
+        logits = [
+            place.logits.view(-1, h, 1, *place.logits.shape[-2:]).transpose(2, 3)
+            for place in here
+            if place.logits is not None
+        ]
         valid = None
         if self.static:
             count = group.live[row][:, None, None]
             valid = (torch.arange(group.slots, device=self.device) <= count).expand(-1, h, -1)
-        queries, at = self._asked(group, first, last, row, clock)
+        queries, at = self._asked(group, first, last, row, clock, taken)
         seen = clock[row] + 1
         layer = group.layers[first]
         return Candidates(
@@ -499,10 +630,12 @@ class Together:
             state=part(group.state) if group.state.shape[-1] else None,
             newcomers=1,
             sums=part(group.sums) if group.sums.shape[-1] else None,
+            dots=torch.cat(dots) if dots else None,
+            handed=torch.cat(logits) if logits else None,
         ).guarded((seen - setting.recent).to(torch.int32)[:, None, None], setting.budget.n_sink)
 
     def _asked(
-        self, group: Group, first: int, last: int, row: Tensor, clock: Tensor
+        self, group: Group, first: int, last: int, row: Tensor, clock: Tensor, taken: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """The queries that the policy reads: [R, H, G, r, Dk], and their positions [R, r]."""
         layers = group.layers[first:last]
@@ -515,7 +648,8 @@ class Together:
         if self.policy.query_rows == ALL and not group.streaming:
             fresh = [self._fresh[layer] for layer in layers]
             query = fresh[0] if len(fresh) == 1 else torch.cat(fresh)
-            return query.unsqueeze(3), clock[row][:, None]
+            at = clock if taken is None else clock.masked_fill(~taken, -1)  # a pad asks nothing
+            return query.unsqueeze(3), at[row][:, None]
         return None, None
 
     def _add(self, group: Group, at: Tensor, which: Tensor | None, sign: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modicum.errors import PolicyError
+from modicum.kernels import dispatch as kernels
 
 _TILE = 4096  # tokens turned to fp32 at a time: scoring scratch stays small beside the cache
 _ROW_BYTES = 32 * 2**20  # attention rows made at a time
@@ -61,6 +63,8 @@ class View:
     """
     dots: Tensor | None = None
     """[B, H, N] fp32: the policy's `probe` times each key, where attention has made them on its way."""
+    handed: Tensor | None = None
+    """[B, H, G, 1, N] fp32: `logits` of a single query, where attention has made them on its way."""
     output_weight: Tensor | None = None
     """[H, G, Dv, hidden]: slices of the output projection, one per query head; None if the model has none."""
 
@@ -158,16 +162,19 @@ class View:
         the token came after the query.
         """
         queries, at = self.asked
-        q = queries[:, :, :, first:last].float().flatten(2, 3) * self.scaling  # [B, H, G*R, Dk]
-        z = torch.unflatten(self.dot_keys(q), 2, (self.group, -1))  # [B, H, G, R, N]
-        if self.softcap is not None:
-            z = self.softcap * torch.tanh(z / self.softcap)
+        if self.handed is None:
+            q = queries[:, :, :, first:last].float().flatten(2, 3) * self.scaling  # [B, H, G*R, Dk]
+            z = torch.unflatten(self.dot_keys(q), 2, (self.group, -1))  # [B, H, G, R, N]
+            if self.softcap is not None:
+                z = self.softcap * torch.tanh(z / self.softcap)
+        else:
+            z = self.handed
         if gain is not None:
             z = z * (gain if gain.dim() == 3 else gain.unsqueeze(1))[:, :, None, first:last, None]
         unseen = self.positions[:, :, None, None, :] > at[:, None, None, first:last, None]
         if self.valid is not None:
             unseen = unseen | ~self.valid[:, :, None, None, :]
-        return z.masked_fill_(unseen, -math.inf)
+        return z.masked_fill(unseen, -math.inf) if z is self.handed else z.masked_fill_(unseen, -math.inf)
 
     def rows(self, gain: Tensor | None = None, first: int = 0, last: int | None = None) -> Tensor:
         """Attention rows softmax(gain · z) of queries first:last over the tokens at hand: [B, H, G,
@@ -187,6 +194,18 @@ class View:
         tile = max(1, _ROW_BYTES // (4 * b * h * g * self.positions.shape[2]))
         for first in range(0, r, tile):
             yield self.rows(gain, first, min(r, first + tile))
+
+    def row_sums(self, gain: Tensor | None = None, over: Literal["sum", "max"] = "sum") -> Tensor:
+        """Sum (or largest) of `rows` over the queries: [B, H, G, N] fp32."""
+        queries, at = self.asked
+        if kernels.on(queries.device) and self.handed is None:
+            keys = [key for key, _ in self.parts]
+            positions = self.masked(self.positions, -1)
+            return kernels.row_sums(queries, at, keys, positions, self.scaling, self.softcap, gain, over)
+        tiles = self.row_tiles(gain)
+        if over == "sum":
+            return reduce(torch.add, (rows.sum(3) for rows in tiles))
+        return reduce(torch.maximum, (rows.amax(3) for rows in tiles))
 
     def pool(
         self, x: Tensor, kernel: int, kind: Literal["avg", "max"], where: Tensor | None = None

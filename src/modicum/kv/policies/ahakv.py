@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -61,8 +60,7 @@ class AhaKV(Policy):
         return self.window
 
     def head_scores(self, view: View) -> Tensor:
-        rows = (tile.sum(3) for tile in view.row_tiles(self.gain(view)))
-        return reduce(torch.add, rows) * self.prior(view).unsqueeze(2)  # [B, H, G, N]
+        return view.row_sums(self.gain(view)) * self.prior(view).unsqueeze(2)  # [B, H, G, N]
 
     def score(self, view: View) -> Tensor:
         return reduce_group(self.head_scores(view), self.group)

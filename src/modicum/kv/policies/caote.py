@@ -61,6 +61,10 @@ class CAOTE(Wrapper):
         if self.rows == "window" and self.iterative:
             raise PolicyError(f"{self.name}: iterative goes with rows='base' only")
 
+    @property
+    def traceable(self) -> bool:
+        return self.base.traceable and not self.iterative
+
     def score(self, view: View) -> Tensor:
         if self.iterative:
             return self._sequential(view)

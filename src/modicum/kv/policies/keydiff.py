@@ -87,6 +87,10 @@ class KeyDiff(Policy):
     def layerwise(self) -> bool:
         return False
 
+    @property
+    def traceable(self) -> bool:
+        return self.anchor_window is None  # how many windows there are is looked up
+
     def sum_width(self, key_dim: int, value_dim: int) -> int:
         """The anchor, times the number of tokens."""
         return key_dim if self.anchor_window is None else 0

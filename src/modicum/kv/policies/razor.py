@@ -155,6 +155,10 @@ class RazorAttention(Policy):
         return self.base.layerwise
 
     @property
+    def traceable(self) -> bool:
+        return self.base.traceable
+
+    @property
     def accumulates(self) -> bool:
         return self.base.accumulates
 

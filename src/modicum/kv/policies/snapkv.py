@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -67,11 +66,9 @@ class SnapKV(Policy):
 
     def _votes(self, view: View) -> Tensor:
         """[B, H, G, N]; in the window's columns, which nobody looks at, what was there before pooling."""
-        if self.over == "sum":
-            votes = reduce(torch.add, (rows.sum(3) for rows in view.row_tiles()))
-        else:
-            votes = reduce(torch.maximum, (rows.amax(3) for rows in view.row_tiles()))
-        return view.pool(votes, self.kernel, self.pooling, where=self._before_window(view))
+        return view.pool(
+            view.row_sums(over=self.over), self.kernel, self.pooling, where=self._before_window(view)
+        )
 
     def _clamped(self, votes: Tensor, view: View) -> Tensor:
         if not self.floor:
