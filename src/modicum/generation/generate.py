@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -72,6 +72,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     evict_every: int = 1,
     positions: str = "original",
     store: str = "model",
+    compile: bool | Literal["auto"] = False,
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
@@ -83,8 +84,8 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
 
     Args:
         prompt: text; or a list, answered as one batch, each as it would be alone. None to go on with `cache`.
-        policy, budget, chunk, n_sink, recent, evict_every, positions, store: of a new `BudgetCache`; not read
-            with `cache`.
+        policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile: of a new `BudgetCache`;
+            not read with `cache`.
         max_new_tokens: by default what `generation_config` says, else 128.
         question: text added after the prompt has been compressed, without special tokens. With a list, the
             prompt is compressed once and every question answered from a copy; the answers' `cache` is then
@@ -109,7 +110,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
         tokenizer,
         prompt,
         cache,
-        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store),
+        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile),
         generation_config,
         add_special_tokens,
     )
@@ -144,6 +145,7 @@ def stream(
     evict_every: int = 1,
     positions: str = "original",
     store: str = "model",
+    compile: bool | Literal["auto"] = False,
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
@@ -162,7 +164,7 @@ def stream(
         tokenizer,
         prompt,
         cache,
-        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store),
+        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile),
         generation_config,
         add_special_tokens,
     )
@@ -193,6 +195,7 @@ def prefill(
     evict_every: int = 1,
     positions: str = "original",
     store: str = "model",
+    compile: bool | Literal["auto"] = False,
     progress: Progress = None,
     add_special_tokens: bool | None = None,
 ) -> BudgetCache:
@@ -209,7 +212,7 @@ def prefill(
         tokenizer,
         prompt,
         cache,
-        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store),
+        _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile),
         None,
         add_special_tokens,
     )
@@ -224,8 +227,8 @@ def prefill(
 def _builder(
     model: PreTrainedModel, policy: str | Policy, budget: int | str | Budget, *settings: Any
 ) -> Callable[[], BudgetCache]:
-    """Of a new cache; settings are chunk, n_sink, recent, evict_every, positions and store."""
-    names = ("chunk", "n_sink", "recent", "evict_every", "positions", "store")
+    """Of a new cache; settings are chunk, n_sink, recent, evict_every, positions, store, compile."""
+    names = ("chunk", "n_sink", "recent", "evict_every", "positions", "store", "compile")
     return partial(BudgetCache, model, policy, budget, **dict(zip(names, settings, strict=True)))
 
 

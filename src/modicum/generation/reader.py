@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,6 +17,25 @@ from modicum.generation.interrupt import Interrupt
 from modicum.generation.transcript import Transcript
 from modicum.kv.cache import BudgetCache
 from modicum.kv.call import cuts
+
+
+def _kind(model: Any) -> Hashable:
+    return type(model)
+
+
+@cache
+def _graph(kind: Any, cuda: bool) -> Callable[..., Any]:
+    # The function of the class, not of a model: what is compiled keeps no model alive.
+    mode = "reduce-overhead" if cuda else None
+    run: Callable[..., Any] = torch.compile(kind.forward, fullgraph=True, dynamic=False, mode=mode)
+    return run
+
+
+def compiled(model: PreTrainedModel) -> Callable[..., Any]:
+    """The model's decode step, compiled as one graph; on a GPU captured as a CUDA graph."""
+    run = _graph(_kind(model), model.device.type == "cuda")
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+    return partial(run, model)
 
 
 class Reader:
@@ -92,9 +112,15 @@ class Reader:
             positions = (self.counts[:, None] + new.cumsum(1) - 1).clamp_min(0).to(self.device)
         if self._positions:
             inputs["position_ids"] = positions
-        out = self.model(
-            input_ids=ids, past_key_values=self.cache, use_cache=True, return_dict=True, **inputs
-        )
+        run = self.model
+        if m == 1 and self.cache.compiled and self.cache.prepare():
+            run, ids = (
+                compiled(self.model),
+                ids.flatten().clone()[:, None],
+            )  # of the same strides at each step
+            if "attention_mask" in inputs:
+                inputs["attention_mask"] = inputs["attention_mask"][:, -1:].clone()
+        out = run(input_ids=ids, past_key_values=self.cache, use_cache=True, return_dict=True, **inputs)
         logits = out.logits[:, -1]
         if valid is not None and told.logits is not None:
             # A row that ends in padding goes on from where it was.

@@ -146,6 +146,14 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
                 )
         return self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
 
+    def prepare(self) -> bool:
+        """Make ready for a compiled call with one token of every row; False where there can be none (yet).
+
+        `model.generate` and `modicum.generate` call it; a loop of one's own around `torch.compile` calls it
+        before every step.
+        """
+        return self.shared.static and self.shared.enter() is not None
+
     def _check_in_step(self) -> None:
         seen = [layer.seen for layer in self.layers]
         if min(seen) != max(seen):

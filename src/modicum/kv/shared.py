@@ -106,6 +106,8 @@ class Shared:
 
     def enter(self) -> Together | None:
         """Begin with steps of all layers at once, or go on with them; None where that cannot be."""
+        if not self.layers[-1].is_initialized:
+            return None
         if self.steps is None or not self.steps.fits():
             self.steps = Together.of(self.layers)
         steps = self.steps
