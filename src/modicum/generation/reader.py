@@ -20,7 +20,8 @@ from modicum.kv.call import cuts
 
 
 def _kind(model: Any) -> Hashable:
-    return type(model)
+    kind: Any = type(model)
+    return kind  # type: ignore[no-any-return]
 
 
 @cache

@@ -75,7 +75,9 @@ class Store:
             codes = ratio.round().clamp(-most, most).to(torch.int8)
         else:
             codes = ratio.clamp(-most, most).to(torch.float8_e4m3fn)
-        return torch.cat((codes.view(torch.uint8), scale.contiguous().view(torch.uint8)), -1)
+        bits = scale.view(torch.int16)  # its two bytes, the lower first
+        both = torch.cat((bits & 255, (bits >> 8) & 255), -1).to(torch.uint8)
+        return torch.cat((codes.view(torch.uint8), both), -1)
 
     def decode(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         """Vectors [..., D] of slots [..., columns(D)], in `dtype`."""
@@ -84,7 +86,8 @@ class Store:
         dim = stored.shape[-1] - _SCALE
         kind = torch.int8 if self.name == "int8" else torch.float8_e4m3fn
         wide = torch.promote_types(dtype, torch.float32)
-        scale = stored[..., dim:].contiguous().view(torch.bfloat16).to(wide)
+        low, high = stored[..., dim:].to(torch.int16).chunk(2, -1)
+        scale = (low | (high << 8)).view(torch.bfloat16).to(wide)
         return stored[..., :dim].view(kind).to(wide).mul_(scale).to(dtype)
 
 

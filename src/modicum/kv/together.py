@@ -1,12 +1,13 @@
-"""Together: a decode step of all layers, scored in one go once the last has attended.
+"""Together: a decode step of all layers, which decides what goes once the last of them has attended.
 
-Each layer writes its token into a free slot and attends; which token goes is settled at the end, for all
-layers at once. Nothing is committed before that: a step that is cut short leaves what was held as it was, and
-the next one writes into the same free slots.
+Each layer writes its token into a free slot and attends; which token goes is settled at the end. Nothing is
+committed before that: a step that is cut short leaves what was held as it was, and the next one writes into
+the same free slots.
 
-Two forms, of the same code. *Eager*: every head is full, the counts are the host's, no mask is needed.
-*Static*: every count is a tensor, so that the step has one graph whatever is held, and no host ever waits for
-a device.
+Two forms of the same step. *Eager*: every head is full, the counts are the host's, no mask is needed, and as
+many layers as fit are scored in one go. *Static*: every count is a tensor, so that the step has one graph
+whatever is held and no host ever waits for a device; layers are scored one by one, by tensors that do not
+overlap, as a compiler wants them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from torch import Tensor
 
 from modicum.kernels import dispatch as kernels
 from modicum.kv import admission, attend
-from modicum.kv.bank import Bank, Candidates, Virtual
+from modicum.kv.bank import Bank, Candidates
 from modicum.kv.choice import worst
 from modicum.kv.policy import ALL
 from modicum.kv.scoring import compensated, level, observed
+from modicum.kv.span import Span, pick, put
 from modicum.kv.stack import joined
 
 if TYPE_CHECKING:
@@ -41,26 +43,24 @@ def why_apart(layers: Sequence[BudgetLayer]) -> str | None:
         return f"{policy} reads the output projection of each layer"
     if any(layer.shape != layers[0].shape for layer in layers):
         return "the model's layers are of unlike shapes"
-    kinds = {kind for layer in layers for kind in zip(layer.capacities, layer.streaming, strict=True)}
     ragged = any(len(set(zip(layer.capacities, layer.streaming, strict=True))) > 1 for layer in layers)
-    if policy.query_rows and ragged and len(kinds) > 1:
+    if policy.query_rows and ragged:
         return f"{policy} reads queries of heads of unlike capacity"
     return None
 
 
 def why_no_graph(layers: Sequence[BudgetLayer], cache_layers: int) -> str | None:
     """Why the steps of these layers, of so many in the cache, cannot have one graph; None if they can."""
-    first = layers[0] if layers else None
-    if first is None or len(layers) < cache_layers:
+    if len(layers) < cache_layers:
         return "the model has layers with a sliding window, whose caches grow"
-    policy, shared = first.setting.policy, first.shared
+    policy, budget, shared = layers[0].setting.policy, layers[0].setting.budget, layers[0].shared
     if not policy.evicts:
         return f"{policy} never evicts, so its steps grow: use transformers' StaticCache"
     if (apart := why_apart(layers)) is not None:
         return apart
     if not policy.traceable:
         return f"{policy} decides by what it finds in its scores"
-    if first.setting.budget.evict_every > 1:
+    if budget.evict_every > 1:
         return "evict_every is above 1, so not all steps are alike"
     if shared.turning is not None:
         return "positions are renumbered, which sorts them anew at each step"
@@ -74,18 +74,18 @@ _SCRATCH = 64 * 2**20  # bytes of intermediate results while some layers are sco
 
 @dataclass
 class Place:
-    """Where a bank's newcomers go."""
+    """Where a bank's newcomers go, and what its attention leaves for the score."""
 
     bank: Bank
-    group: Group
+    alone: Span
+    """This bank by itself."""
     at: Tensor
-    """[b·h] index of each head's free slot among the bank's b·h·S: a view of its group's."""
+    """[b·h] each head's free slot among the bank's b·h·S."""
     keys: Tensor
     """[b·h·S, Ck], the bank's, as `at` counts them."""
     values: Tensor
-    state: Tensor
     dots: Tensor | None = None
-    """What the attention of this step has made on its way: `View.dots`, [b, h, S]."""
+    """`View.dots`, [b, h, S]"""
     logits: Tensor | None = None
     """[b, h, G, S]"""
 
@@ -93,65 +93,45 @@ class Place:
 class Group:
     """The banks of all layers that have one capacity and are of one kind: M pairs of a row and a head."""
 
-    def __init__(self, banks: list[Bank], layers: list[int], rows: int) -> None:
+    def __init__(self, banks: list[Bank], layers: list[int], rows: int, tile: int) -> None:
         self.banks, self.layers = banks, layers
-        first = banks[0].arena
-        self.capacity, self.slots, self.streaming = first.capacity, first.capacity + 1, banks[0].streaming
-        device = first.keys.device
-        self.keys = joined([bank.arena.keys for bank in banks])  # [M, S, Ck]
-        self.values = joined([bank.arena.values for bank in banks])  # [M, S, Cv]
-        self.positions = joined([bank.arena.positions for bank in banks])  # [M, S]
-        self.state = joined([bank.arena.state for bank in banks])  # [M, S, F]
-        self.sums = joined([bank.arena.sums for bank in banks])  # [M, F']
-        self.virtual: Virtual | None = None
-        if banks[0].virtual is not None:
-            kept = [bank.virtual for bank in banks if bank.virtual is not None]
-            self.virtual = Virtual(
-                joined([v.key for v in kept])[None],
-                joined([v.value for v in kept])[None],
-                joined([v.count for v in kept])[None],
-            )
-        sizes = [bank.arena.keys.shape[:2] for bank in banks]
-        alike = all(size == sizes[0] for size in sizes)
-        self.heads = sizes[0][1] if alike else 1
-        """KV heads to a row of a view; 1 where the banks are of unlike numbers."""
+        device, slots = banks[0].arena.keys.device, banks[0].arena.capacity + 1
         edges = [0]
-        for b, h in sizes:
-            edges.append(edges[-1] + b * h)
-        self.runs = list(pairwise(edges))
-        total = edges[-1]
-        row = [torch.arange(b).repeat_interleave(h // self.heads) for b, h in sizes]
-        self.row = torch.cat(row).to(device)  # [R] the batch row of each row of a view
-        # Index of a bank's first slot among the group's, for each of its pairs; and of each pair's within it.
-        self.base = torch.cat([torch.full((b - a,), a) for a, b in self.runs]).to(device) * self.slots
-        self.first = torch.cat([torch.arange(b - a) for a, b in self.runs]).to(device) * self.slots
-        self.hole = torch.zeros(total, dtype=torch.int64, device=device)
-        self.at = torch.zeros(total, dtype=torch.int64, device=device)
+        for bank in banks:
+            edges.append(edges[-1] + bank.arena.keys.shape[0] * bank.arena.keys.shape[1])
+        self.edges = edges
+        first = [torch.arange(b - a) * slots for a, b in pairwise(edges)]
+        self.first = torch.cat(first).to(device)  # [M] index of each pair's first slot among its bank's
+        self.hole = torch.zeros(edges[-1], dtype=torch.int64, device=device)
+        self.at = torch.zeros(edges[-1], dtype=torch.int64, device=device)
         self.live = torch.zeros(rows, dtype=torch.int64, device=device)
-        """[b] slots in use in each row."""
+        """[B] slots in use in each row."""
+        self.spans = []
+        for i in range(0, len(banks), tile):
+            j = min(len(banks), i + tile)
+            hole = self.hole[edges[i] : edges[j]]
+            self.spans.append(Span.of(banks[i:j], layers[i:j], self.live, hole))
 
     def places(self) -> Iterator[tuple[int, Place]]:
         """Each bank's layer and place."""
-        for layer, bank, (start, stop) in zip(self.layers, self.banks, self.runs, strict=True):
+        for i, (layer, bank) in enumerate(zip(self.layers, self.banks, strict=True)):
             arena = bank.arena
-            keys, values, state = (x.flatten(0, 2) for x in (arena.keys, arena.values, arena.state))
-            yield layer, Place(bank, self, self.at[start:stop], keys, values, state)
-
-    def tiles(self, most: int) -> Iterator[tuple[int, int]]:
-        """Runs of at most so many banks, as (first, last + 1)."""
-        n = len(self.banks)
-        return ((i, min(n, i + most)) for i in range(0, n, most))
+            run = slice(self.edges[i], self.edges[i + 1])
+            free = self.hole[run].view(arena.keys.shape[:2])
+            keys, values = arena.keys.flatten(0, 2), arena.values.flatten(0, 2)
+            yield layer, Place(bank, Span.single(bank, layer, self.live, free), self.at[run], keys, values)
 
     def enter(self) -> None:
         """Take the free slots and counts from the arenas, which from now on have them from here."""
-        for bank, (start, stop) in zip(self.banks, self.runs, strict=True):
-            arena, hole = bank.arena, self.hole[start:stop]
-            live = torch.tensor(arena.live, device=hole.device)
+        for i, bank in enumerate(self.banks):
+            arena = bank.arena
+            free = self.hole[self.edges[i] : self.edges[i + 1]].view(arena.keys.shape[:2])
+            live = torch.tensor(arena.live, device=free.device)
             if arena.hole is None:
-                hole.copy_(live[:, None].expand(arena.keys.shape[:2]).reshape(-1))
-            elif arena.hole.data_ptr() != hole.data_ptr():
-                hole.copy_(arena.hole.reshape(-1))
-            arena.hole = hole.view(arena.keys.shape[:2])
+                free.copy_(live[:, None].expand_as(free))
+            elif arena.hole.data_ptr() != free.data_ptr():
+                free.copy_(arena.hole)
+            arena.hole = free
             self.live.copy_(live)
         self.at.copy_(self.hole + self.first)
 
@@ -170,26 +150,28 @@ class Together:
         self.layers = list(layers)
         first = self.layers[0]
         self.shared, self.setting, self.policy = first.shared, first.setting, first.setting.policy
-        self.rows, self.device = first.batch, first.device
+        self.rows, self.device, self.group = first.batch, first.device, first.shape.group
         kinds: dict[tuple[int, bool], list[tuple[int, Bank]]] = {}
         for index, layer in enumerate(self.layers):
             for bank in layer.banks:
                 kinds.setdefault((bank.arena.capacity, bank.streaming), []).append((index, bank))
-        self.groups = [
-            Group([bank for _, bank in found], [index for index, _ in found], self.rows)
-            for found in kinds.values()
-        ]
+        self.groups = []
+        for found in kinds.values():
+            banks = [bank for _, bank in found]
+            tile = self._tile(banks[0], len(kinds))
+            self.groups.append(Group(banks, [index for index, _ in found], self.rows, tile))
         self.places: list[list[Place]] = [[] for _ in self.layers]
         for group in self.groups:
             for index, place in group.places():
                 self.places[index].append(place)
         for places in self.places:
             places.sort(key=lambda place: place.bank.heads.start)
-        self.queries: Tensor | None = None  # [M, G, R, Dk] the rings of all layers
+        self.queries: Tensor | None = None  # [L·b, H, G, R, Dk] the rings of all layers
         self.asked_at: Tensor | None = None  # [L·b, R]
         rings = [layer.ring for layer in self.layers if layer.ring is not None]
         if rings:
-            self.queries = joined([ring.queries for ring in rings])
+            queries = joined([ring.queries for ring in rings])
+            self.queries = queries.view(-1, first.shape.kv_heads, *queries.shape[1:])
             self.asked_at = joined([ring.positions[:, None] for ring in rings])
         self.clock = torch.zeros(self.rows, dtype=torch.int64, device=self.device)
         """[b] tokens seen."""
@@ -210,6 +192,15 @@ class Together:
             return None if why_apart(layers) else cls(layers)
         except LookupError:
             return None
+
+    def _tile(self, bank: Bank, kinds: int) -> int:
+        """Banks like this one to be scored at a time."""
+        if not bank.streaming and (self.policy.layerwise or (self.policy.query_rows and kinds > 1)):
+            return 1
+        b, h, slots, columns = bank.arena.keys.shape
+        wide = columns if bank.arena.keys.dtype != torch.float32 else 1
+        rows = max(1, self.policy.query_rows) * self.group
+        return max(1, _SCRATCH // (4 * b * h * slots * max(wide, rows)))
 
     # -- coming in and going out
     # ------------------------------------------------------------------------------------------
@@ -240,10 +231,13 @@ class Together:
         """Take over from the arenas."""
         for group in self.groups:
             group.enter()
-            if group.sums.shape[-1]:
-                self._sum(group)
-        seen = self.layers[0].row_seen
-        self.clock.copy_(torch.tensor(seen))
+        for places in self.places:
+            for place in places:
+                # The very tensors that a compiled step has seen before.
+                place.bank.arena.hole = place.alone.hole
+                if place.alone.counted:
+                    self._sum(place.alone)
+        self.clock.copy_(torch.tensor(self.layers[0].row_seen))
         self.columns.fill_(self.layers[0].seen)
         ring = self.layers[0].ring
         if ring is not None:
@@ -252,50 +246,29 @@ class Together:
         if self.device.type == "cuda" and not self._marked:
             self._mark()
 
+    def _sum(self, span: Span) -> None:
+        """A policy's sums over what each head holds, from scratch."""
+        keys, values = span.decoded()
+        slot = torch.arange(span.capacity + 1, device=self.device)
+        full = (span.live == span.capacity)[:, None, None]
+        # In a full head any slot may be the free one, elsewhere it is the one after those in use.
+        there = torch.where(full, slot != span.hole[..., None], slot < span.live[:, None, None])
+        parts = self.policy.summand(keys.float(), values.float(), span.state)
+        span.sums.copy_(torch.where(there[..., None], parts, 0.0).sum(2, dtype=span.sums.dtype))
+
     def _mark(self) -> None:
         """Tell torch.compile that these stay where they are, or it captures nothing that writes there."""
         found: list[Tensor] = [self.clock, self.columns, self.next]
-        found += [x for x in (self.queries, self.asked_at) if x is not None]
-        for group in self.groups:
-            found += [group.keys, group.values, group.positions, group.state, group.sums]
-            found += [group.hole, group.at, group.live, group.row, group.base, group.first]
-            found += [] if group.virtual is None else list(group.virtual.tensors.values())
+        found += [group.live for group in self.groups]
         for layer, places in zip(self.layers, self.places, strict=True):
             found += [] if layer.ring is None else [layer.ring.queries, layer.ring.positions]
-            for place in places:
-                arena, mean = place.bank.arena, place.bank.virtual
-                found += [
-                    place.at,
-                    place.keys,
-                    place.values,
-                    place.state,
-                    *arena.tensors.values(),
-                    arena.sums,
-                ]
-                found += [] if mean is None else list(mean.tensors.values())
+            for span in (place.alone for place in places):
+                found += [span.keys, span.values, span.positions, span.state, span.sums, span.hole]
+                found += [] if span.virtual is None else list(span.virtual.tensors.values())
         for tensor in found:
             # Another cache has other addresses: its graph is captured anew, not compiled anew.
             torch._dynamo.mark_static_address(tensor, guard=False)
         self._marked = True
-
-    def _sum(self, group: Group) -> None:
-        """A policy's sums over what each head holds, from scratch."""
-        for bank in group.banks:
-            arena = bank.arena
-            keys, values = (
-                bank.store.decode(arena.keys, bank.dtype),
-                bank.store.decode(arena.values, bank.dtype),
-            )
-            there = torch.arange(group.slots, device=self.device) < group.live[:, None, None]
-            if arena.hole is not None and bool((group.live == group.capacity).any()):
-                # In a full head the free slot need not be the last.
-                there = torch.arange(group.slots, device=self.device) != arena.hole[..., None]
-                there = there & (
-                    (torch.arange(group.slots, device=self.device) < group.live[:, None, None])
-                    | (group.live == group.capacity)[:, None, None]
-                )
-            parts = self.policy.summand(keys.float(), values.float(), arena.state)
-            arena.sums.copy_(torch.where(there[..., None], parts, 0.0).sum(2, dtype=torch.float64))
 
     def leave(self) -> None:
         """Hand over to the arenas and the layers what a static run has changed."""
@@ -333,11 +306,7 @@ class Together:
         """
         layer, places = self.layers[index], self.places[index]
         b, h = key.shape[:2]
-        grouped = (
-            query.view(b, h, -1, query.shape[-1])
-            if query.is_contiguous()
-            else query.reshape(b, h, -1, query.shape[-1])
-        )
+        grouped = query.reshape(b, h, -1, query.shape[-1])
         if index == 0:
             self._fresh = []
         taken = None if mask is None or not self.static else mask[:, -1].to(torch.bool)
@@ -347,57 +316,13 @@ class Together:
             self._fresh.append(grouped)
         outs = []
         for place in places:
-            bank = place.bank
-            k, v, q = (
-                (key, value, grouped)
-                if len(places) == 1
-                else (key[:, bank.heads], value[:, bank.heads], grouped[:, bank.heads])
-            )
+            heads = place.bank.heads
+            q, k, v = (x if len(places) == 1 else x[:, heads] for x in (grouped, key, value))
             outs.append(self._in_bank(place, q, k, v, taken, scaling, softcap))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         if index == len(self.layers) - 1:
             self._finish(taken, scaling, softcap)
         return out.reshape(b, 1, -1, out.shape[-1])
-
-    def _by_kernel(
-        self,
-        place: Place,
-        query: Tensor,
-        fresh: tuple[Tensor, Tensor],
-        taken: Tensor | None,
-        scaling: float,
-        softcap: float | None,
-    ) -> Tensor:
-        """Attend by a kernel that makes what the score needs on its way, as it reads the keys anyhow."""
-        bank, group = place.bank, place.group
-        arena, mean = bank.arena, bank.virtual
-        probe, policy = None, self.policy
-        if self._early(group):
-            keys, values = (x.float() for x in fresh)
-            state = policy.token_state(keys, values, self.layers[0].shape.group, None)
-            place.state.index_copy_(0, place.at, state.flatten(0, 2))
-            part = policy.summand(keys, values, state).squeeze(2)
-            arena.sums.add_(part if taken is None else part.masked_fill(~taken[:, None, None], 0.0))
-            probe = policy.probe(arena.sums)
-        b, h = arena.keys.shape[:2]
-        got = kernels.decode(
-            query,
-            arena.keys,
-            arena.values,
-            (group.live + 1).to(torch.int32)[:, None].expand(b, h),
-            scaling,
-            form=bank.store.name,
-            softcap=softcap,
-            probe=probe,
-            logits=not group.streaming and policy.query_rows in (1, ALL),
-            virtual=None if mean is None else (mean.key, mean.value, mean.count),
-        )
-        place.dots, place.logits = got.dots, got.logits
-        return got.out
-
-    def _early(self, group: Group) -> bool:
-        """Whether a newcomer enters the policy's sums before it is attended to."""
-        return self.kernels and group.sums.shape[-1] > 0
 
     def _in_bank(
         self,
@@ -410,19 +335,22 @@ class Together:
         softcap: float | None,
     ) -> Tensor:
         """query [b, h, G, Dk], key [b, h, 1, Dk], value -> [b, h, G, Dv]."""
-        bank = place.bank
-        arena, store = bank.arena, bank.store
-        k, v = store.encode(key), store.encode(value)
-        place.keys.index_copy_(0, place.at, k.reshape(-1, k.shape[-1]))
-        place.values.index_copy_(0, place.at, v.reshape(-1, v.shape[-1]))
+        bank, span = place.bank, place.alone
+        k, v = bank.store.encode(key), bank.store.encode(value)
+        if self.static:
+            put(span.keys, span.hole, k.squeeze(2))
+            put(span.values, span.hole, v.squeeze(2))
+        else:
+            place.keys.index_copy_(0, place.at, k.reshape(-1, k.shape[-1]))
+            place.values.index_copy_(0, place.at, v.reshape(-1, v.shape[-1]))
         if self.kernels:
-            fresh = store.decode(k, bank.dtype), store.decode(v, bank.dtype)
+            fresh = bank.store.decode(k, bank.dtype), bank.store.decode(v, bank.dtype)
             return self._by_kernel(place, query, fresh, taken, scaling, softcap)
-        keys, values = store.decode(arena.keys, bank.dtype), store.decode(arena.values, bank.dtype)
+        keys, values = span.decoded()
         valid = None
         if self.static:
-            count = place.group.live[:, None, None]
-            valid = torch.arange(arena.capacity + 1, device=self.device) <= count  # [b, 1, S]
+            slot = torch.arange(span.capacity + 1, device=self.device)
+            valid = slot <= span.live[:, None, None]  # [b, 1, S]
         if bank.virtual is None and softcap is None and keys.shape[-1] == values.shape[-1]:
             return attend.decode(query, keys, values, scaling, valid)
         mask = None if valid is None else valid[:, :, None]
@@ -431,6 +359,40 @@ class Together:
             return out
         mean = bank.virtual
         return compensated(mean.key, mean.value, mean.count, query, out, lse, scaling, softcap)
+
+    def _by_kernel(
+        self,
+        place: Place,
+        query: Tensor,
+        fresh: tuple[Tensor, Tensor],
+        taken: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attend by a kernel that makes what the score needs on its way, as it reads the keys anyhow."""
+        span, policy, probe = place.alone, self.policy, None
+        if span.counted:
+            keys, values = (x.float() for x in fresh)
+            state = policy.token_state(keys, values, self.group, None)
+            if state.shape[-1]:
+                put(span.state, span.hole, state.squeeze(2))
+            self._add(span, (keys, values, state), taken, 1)
+            probe = policy.probe(span.sums)
+        mean = span.virtual
+        got = kernels.decode(
+            query,
+            span.keys,
+            span.values,
+            (span.live + 1).to(torch.int32)[:, None].expand(span.keys.shape[:2]),
+            scaling,
+            form=place.bank.store.name,
+            softcap=softcap,
+            probe=probe,
+            logits=not span.streaming and policy.query_rows in (1, ALL),
+            virtual=None if mean is None else (mean.key, mean.value, mean.count),
+        )
+        place.dots, place.logits = got.dots, got.logits
+        return got.out
 
     def _note(self, layer: BudgetLayer, query: Tensor) -> None:
         """Keep a step's queries [b, H, G, Dk] in the layer's ring."""
@@ -445,20 +407,27 @@ class Together:
 
     def _finish(self, taken: Tensor | None, scaling: float, softcap: float | None) -> None:
         """All layers have attended: take the tokens in, and let one go in every head that is full."""
-        clock = self.clock  # the position of each row's newcomer
-        if not self.static:
-            self._check()
-        if self.asked_at is not None:
-            self._note_positions(taken)
-        for group in self.groups:
-            self._take(group, clock)
-            self._choose(group, clock, taken, scaling, softcap)
-        if taken is None:
-            clock.add_(1)
+        if self.static:
+            spans = [place.alone for places in self.places for place in places]
         else:
-            clock.add_(taken)
+            self._check()
+            spans = [span for group in self.groups for span in group.spans]
+        self._note_positions(taken)
+        for span in spans:
+            self._take(span)
+            self._choose(span, taken, scaling, softcap)
+        for group in self.groups:
+            if self.static:
+                full = group.live == group.banks[0].arena.capacity
+                group.live.add_(~full if taken is None else ~full & taken)
+            else:
+                torch.add(group.hole, group.first, out=group.at)
+        self.clock.add_(1 if taken is None else taken)
         self.columns.add_(1)
         self._fresh = []
+        for places in self.places:
+            for place in places:
+                place.dots = place.logits = None
         if not self.static:
             self._tell()
 
@@ -466,210 +435,135 @@ class Together:
         """Raise if a key is no number, before anything has changed; only a CPU is asked."""
         if self.device.type != "cpu":
             return
-        fresh = [g.keys.view(-1, g.keys.shape[-1]).index_select(0, g.at + g.base) for g in self.groups]
-        if all(math.isfinite(keys.sum().item()) for keys in fresh):
+        spans = (span for group in self.groups for span in group.spans)
+        if all(math.isfinite(pick(span.keys, span.hole).sum().item()) for span in spans):
             return
         for layer, places in zip(self.layers, self.places, strict=True):
             for place in places:
-                admission.check_finite(layer.setting.layer, place.keys.index_select(0, place.at)[None, None])
+                admission.check_finite(layer.setting.layer, pick(place.alone.keys, place.alone.hole)[None])
 
     def _note_positions(self, taken: Tensor | None) -> None:
-        at = self.asked_at
-        assert at is not None
-        room = at.shape[-1]
-        lines = at.view(len(self.layers), self.rows, room)
-        if not self.static:
-            ring = self.layers[0].ring
-            assert ring is not None
-            lines[:, :, ring.next] = self.clock.to(at.dtype)
+        """Where the step's queries stand."""
+        ring = self.layers[0].ring
+        if ring is None or self.asked_at is None:
             return
-        now = self.clock.to(at.dtype)
+        now, room = self.clock.to(ring.positions.dtype), ring.positions.shape[1]
+        if not self.static:
+            self.asked_at.view(-1, self.rows, room)[:, :, ring.next] = now
+            return
         if taken is not None:
             now = now.masked_fill(~taken, -1)  # a pad asks nothing; the next query comes in its place
-        lines.scatter_(
-            2,
-            self.next[None, :, None].expand(len(self.layers), -1, 1),
-            now[None, :, None].expand(len(self.layers), -1, 1),
-        )
-        step = 1 if taken is None else taken.to(torch.int64)
-        self.next.copy_((self.next + step) % room)
+        for layer in self.layers:
+            assert layer.ring is not None
+            layer.ring.positions.scatter_(1, self.next[:, None], now[:, None])
+        self.next.copy_((self.next + (1 if taken is None else taken.to(torch.int64))) % room)
 
-    def _take(self, group: Group, clock: Tensor) -> None:
+    def _take(self, span: Span) -> None:
         """Positions of the newcomers, and the policy's numbers for them."""
-        at = group.at + group.base
-        heads = len(group.at) // len(group.row)
-        position = clock.to(torch.int32)[group.row]
-        group.positions.view(-1).index_copy_(
-            0, at, position.repeat_interleave(heads) if heads > 1 else position
-        )
-        width = group.state.shape[-1]
-        if not width or self._early(group):
-            return
-        keys, values = self._slots(group, at)
-        state = self.policy.token_state(keys, values, self.layers[0].shape.group, None)
-        group.state.view(-1, width).index_copy_(0, at, state.view(-1, width))
+        position = span.per_row(self.clock).to(torch.int32)[:, None].expand(span.hole.shape)
+        put(span.positions, span.hole, position)
+        if span.state.shape[-1] and not self._early(span):
+            key, value, _ = span.at(span.hole)
+            put(span.state, span.hole, self.policy.token_state(key, value, self.group, None).squeeze(2))
 
-    def _slots(self, group: Group, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of one slot of each pair: [R, H, 1, D] in fp32 (or wider)."""
-        bank = group.banks[0]
-        both = []
-        for whole in (group.keys, group.values):
-            x = bank.store.decode(whole.view(-1, whole.shape[-1]).index_select(0, at), bank.dtype)
-            both.append(
-                x.to(torch.promote_types(x.dtype, torch.float32)).view(len(group.row), group.heads, 1, -1)
-            )
-        return both[0], both[1]
+    def _early(self, span: Span) -> bool:
+        """Whether a newcomer enters the policy's sums before it is attended to."""
+        return self.kernels and span.counted
 
-    def _choose(
-        self, group: Group, clock: Tensor, taken: Tensor | None, scaling: float, softcap: float | None
-    ) -> None:
+    def _choose(self, span: Span, taken: Tensor | None, scaling: float, softcap: float | None) -> None:
         """Observe, score, and make the slot of the token that goes the next free one."""
-        policy, heads = self.policy, group.heads
-        full = group.live == group.capacity if self.static else None  # [b]
-        goes = full if full is None or taken is None else full & taken
-        counted = group.sums.shape[-1] > 0
-        old = group.at + group.base
-        if counted and not self._early(group):
-            self._add(group, old, None if taken is None else taken[group.row], 1)
-        victims = []
-        most = self._most(group)
-        for first, last in group.tiles(most):
-            start, stop = group.runs[first][0], group.runs[last - 1][1]
-            view = self._view(group, first, last, clock, taken, scaling, softcap)
-            if not group.streaming:
-                state = observed(policy, view)
-                if state is not None and state is not view.state:
-                    assert view.state is not None
-                    view.state.copy_(state)
-            ranking = level(view, None if group.streaming else policy.ranking(view), policy)
-            if self.kernels:
-                now = (group.live + 1).to(torch.int32)[group.row[start // heads : stop // heads]]
-                victim = kernels.worst(
-                    ranking, view.positions, view.limit.flatten(), self.setting.budget.n_sink, now
-                )
-            else:
-                victim = worst(view.guard(ranking), view.positions)
-            victims.append(victim.view(stop - start))
-        victim = victims[0] if len(victims) == 1 else torch.cat(victims)
-        gone = None if goes is None else goes[group.row].repeat_interleave(heads)  # [M]
-        if group.virtual is not None:
-            self._fold(group, victim, gone)
-        if counted:
-            self._add(
-                group, victim + group.first + group.base, None if gone is None else gone.view(-1, heads), -1
-            )
-        if gone is None:
-            group.hole.copy_(victim)
+        policy = self.policy
+        if span.counted and not self._early(span):
+            self._add(span, span.at(span.hole), taken, 1)
+        view = self._view(span, taken, scaling, softcap)
+        if not span.streaming:
+            state = observed(policy, view)
+            if state is not None and state is not view.state:
+                span.state.copy_(state)
+        ranking = level(view, None if span.streaming else policy.ranking(view), policy)
+        if self.kernels:
+            held, sinks = (span.per_row(span.live) + 1).to(torch.int32), self.setting.budget.n_sink
+            victim = kernels.worst(ranking, view.positions, view.limit.flatten(), sinks, held)
         else:
-            assert full is not None
-            grows = ~full if taken is None else ~full & taken
-            group.live.add_(grows)
-            grown = group.hole + grows[group.row].repeat_interleave(heads)
-            group.hole.copy_(torch.where(gone, victim, grown))
-        group.at.copy_(group.hole + group.first)
+            victim = worst(view.guard(ranking), view.positions)
+        goes = None
+        if self.static:
+            full = span.live == span.capacity  # [b], for a span of one bank
+            goes = full if taken is None else full & taken
+        if span.virtual is not None:
+            key, value, _ = span.at(victim)
+            gone = (
+                torch.ones_like(victim, dtype=torch.bool)
+                if goes is None
+                else goes[:, None].expand(victim.shape)
+            )
+            span.virtual.fold(key, value, gone.unsqueeze(2))
+        if span.counted:
+            self._add(span, span.at(victim), goes, -1)
+        if goes is None:
+            span.hole.copy_(victim)
+            return
+        grows = ~full if taken is None else ~full & taken
+        span.hole.copy_(torch.where(goes[:, None], victim, span.hole + grows[:, None]))
 
-    def _most(self, group: Group) -> int:
-        """Banks scored at a time."""
-        if not group.streaming and (
-            self.policy.layerwise or (self.policy.query_rows and len(self.groups) > 1)
-        ):
-            return 1
-        b, h = group.banks[0].arena.keys.shape[:2]
-        wide = group.keys.shape[-1] if group.keys.dtype != torch.float32 else 1
-        rows = max(1, self.policy.query_rows) * self.layers[0].shape.group
-        return max(1, _SCRATCH // (4 * b * h * group.slots * max(wide, rows)))
-
-    def _view(
-        self,
-        group: Group,
-        first: int,
-        last: int,
-        clock: Tensor,
-        taken: Tensor | None,
-        scaling: float,
-        softcap: float | None,
-    ) -> Candidates:
-        start, stop = group.runs[first][0], group.runs[last - 1][1]
-        h = group.heads
-        lines = slice(start // h, stop // h)
-        row = group.row[lines]
-        bank, setting = group.banks[first], self.setting
-
-        def part(x: Tensor) -> Tensor:
-            return x[start:stop].view(-1, h, *x.shape[1:])
-
-        keys, values = (bank.store.decode(part(x), bank.dtype) for x in (group.keys, group.values))
-        made = [self.places[layer] for layer in group.layers[first:last]]
-        here = [place for places in made for place in places if place.group is group]
-        dots = [place.dots.view(-1, h, group.slots) for place in here if place.dots is not None]
-        logits = [
-            place.logits.view(-1, h, 1, *place.logits.shape[-2:]).transpose(2, 3)
-            for place in here
-            if place.logits is not None
-        ]
+    def _view(self, span: Span, taken: Tensor | None, scaling: float, softcap: float | None) -> Candidates:
+        first = span.layers[0]
+        made = [place for layer in span.layers for place in self.places[layer] if place.bank in span.banks]
+        heads, slots = span.positions.shape[1:]
+        dots = [place.dots.view(-1, heads, slots) for place in made if place.dots is not None]
+        logits = [x.logits.view(-1, heads, self.group, 1, slots) for x in made if x.logits is not None]
         valid = None
         if self.static:
-            count = group.live[row][:, None, None]
-            valid = (torch.arange(group.slots, device=self.device) <= count).expand(-1, h, -1)
-        queries, at = self._asked(group, first, last, row, clock, taken)
-        seen = clock[row] + 1
-        layer = group.layers[first]
+            slot = torch.arange(slots, device=self.device)
+            valid = (slot <= span.live[:, None, None]).expand(-1, heads, -1)
+        queries, at = self._asked(span, taken)
+        seen = span.per_row(self.clock) + 1
         return Candidates(
-            parts=((keys, values),),
-            positions=part(group.positions),
+            parts=(span.decoded(),),
+            positions=span.positions,
             valid=valid,
             protected=None,  # type: ignore[arg-type]  # worked out when read
             seen=seen,
-            capacity=group.capacity,
-            layer=self.layers[layer].setting.layer,
-            layers=setting.layers,
+            capacity=span.capacity,
+            layer=self.layers[first].setting.layer,
+            layers=self.setting.layers,
             scaling=scaling,
             softcap=softcap,
             queries=queries,
             query_positions=at,
-            state=part(group.state) if group.state.shape[-1] else None,
+            state=span.state if span.state.shape[-1] else None,
             newcomers=1,
-            sums=part(group.sums) if group.sums.shape[-1] else None,
-            dots=torch.cat(dots) if dots else None,
-            handed=torch.cat(logits) if logits else None,
-        ).guarded((seen - setting.recent).to(torch.int32)[:, None, None], setting.budget.n_sink)
+            sums=span.sums if span.counted else None,
+            dots=None if not dots else dots[0] if len(dots) == 1 else torch.cat(dots),
+            handed=None if not logits else logits[0] if len(logits) == 1 else torch.cat(logits),
+        ).guarded((seen - self.setting.recent).to(torch.int32)[:, None, None], self.setting.budget.n_sink)
 
-    def _asked(
-        self, group: Group, first: int, last: int, row: Tensor, clock: Tensor, taken: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _asked(self, span: Span, taken: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The queries that the policy reads: [R, H, G, r, Dk], and their positions [R, r]."""
-        layers = group.layers[first:last]
-        if self.queries is not None and not group.streaming:
+        if span.streaming:
+            return None, None
+        first, last = span.layers[0], span.layers[-1]
+        if self.queries is not None:
             assert self.asked_at is not None
+            ring = self.layers[first].ring
+            if first == last and ring is not None:
+                return ring.queries, ring.positions
             # Layers with a group of their own are looked at one by one, so these are a run.
-            run = slice(layers[0] * self.rows, (layers[-1] + 1) * self.rows)
-            h = self.layers[0].shape.kv_heads
-            return self.queries.view(-1, h, *self.queries.shape[1:])[run], self.asked_at[run]
-        if self.policy.query_rows == ALL and not group.streaming:
-            fresh = [self._fresh[layer] for layer in layers]
+            run = slice(first * self.rows, (last + 1) * self.rows)
+            return self.queries[run], self.asked_at[run]
+        if self.policy.query_rows == ALL:
+            fresh = [self._fresh[layer] for layer in span.layers]
             query = fresh[0] if len(fresh) == 1 else torch.cat(fresh)
-            at = clock if taken is None else clock.masked_fill(~taken, -1)  # a pad asks nothing
-            return query.unsqueeze(3), at[row][:, None]
+            at = self.clock if taken is None else self.clock.masked_fill(~taken, -1)  # a pad asks nothing
+            return query.unsqueeze(3), span.per_row(at)[:, None]
         return None, None
 
-    def _add(self, group: Group, at: Tensor, which: Tensor | None, sign: int) -> None:
-        """Take a slot of each pair into the policy's sums, or out of them."""
-        keys, values = self._slots(group, at)
-        width = group.state.shape[-1]
-        state = group.state.flatten(0, 1).index_select(0, at)
-        state = state.view(len(group.row), group.heads, 1, width)
-        part = self.policy.summand(keys, values, state).squeeze(2)  # [R, H, F]
+    def _add(self, span: Span, token: tuple[Tensor, Tensor, Tensor], which: Tensor | None, sign: int) -> None:
+        """Take a token of each head into the policy's sums, or out: key, value, state [R, H, 1, …]."""
+        part = self.policy.summand(*token).squeeze(2)  # [R, H, F]
         if which is not None:
-            part = part.masked_fill(~which.view(len(group.row), -1, 1), 0.0)
-        group.sums.view(part.shape).add_(part, alpha=sign)
-
-    def _fold(self, group: Group, victim: Tensor, gone: Tensor | None) -> None:
-        """What streaming heads let go becomes part of their virtual tokens."""
-        v = group.virtual
-        assert v is not None
-        keys, values = self._slots(group, victim + group.first + group.base)
-        mask = torch.ones_like(victim, dtype=torch.bool) if gone is None else gone
-        v.fold(keys.view(1, len(victim), 1, -1), values.view(1, len(victim), 1, -1), mask.view(1, -1, 1))
+            part = part.masked_fill(~which[:, None, None], 0.0)
+        span.sums.add_(part, alpha=sign)
 
     def _tell(self) -> None:
         """The host's own counts."""

@@ -1,0 +1,132 @@
+"""Span: arenas that are scored together in a decode step, as R rows of H heads of one capacity and kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modicum.kv.bank import Bank, Virtual
+from modicum.kv.stack import joined
+
+
+def put(store: Tensor, slot: Tensor, x: Tensor) -> None:
+    """Write x [R, H, …] into one slot [R, H] of each pair, in place: store [R, H, S, …]."""
+    rows, heads, slots = store.shape[:3]
+    if torch.compiler.is_compiling():  # a scatter that the compiler leaves in place
+        store.index_put_(_pairs(rows, heads, slot), x)
+        return
+    store.flatten(0, 2).index_copy_(0, _flat(slot, slots), x.flatten(0, 1))
+
+
+def pick(store: Tensor, slot: Tensor) -> Tensor:
+    """One slot [R, H] of each pair: store [R, H, S, …] -> [R, H, …]."""
+    rows, heads, slots = store.shape[:3]
+    if torch.compiler.is_compiling():
+        return store[_pairs(rows, heads, slot)]
+    return store.flatten(0, 2).index_select(0, _flat(slot, slots)).view(rows, heads, *store.shape[3:])
+
+
+def _pairs(rows: int, heads: int, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    row, head = (torch.arange(n, device=slot.device) for n in (rows, heads))
+    return row[:, None], head[None], slot
+
+
+def _flat(slot: Tensor, slots: int) -> Tensor:
+    return slot.flatten() + torch.arange(0, slot.numel() * slots, slots, device=slot.device)
+
+
+@dataclass
+class Span:
+    """Tensors over the arenas of some banks; views, nothing of its own."""
+
+    banks: list[Bank]
+    layers: list[int]
+    """Which layer each bank is of, counted among those under the budget."""
+    live: Tensor
+    """[B] slots in use in each row of the batch."""
+    hole: Tensor
+    """[R, H] where each head's next token goes."""
+    keys: Tensor
+    """[R, H, S, Ck]"""
+    values: Tensor
+    positions: Tensor
+    """[R, H, S]"""
+    state: Tensor
+    """[R, H, S, F]"""
+    sums: Tensor
+    """[R, H, F']"""
+    virtual: Virtual | None
+    row: Tensor | None
+    """[R] the batch's row of each row; None where they are the same."""
+
+    @classmethod
+    def single(cls, bank: Bank, layer: int, live: Tensor, hole: Tensor) -> Span:
+        """One bank, by its own tensors."""
+        a = bank.arena
+        own = (a.keys, a.values, a.positions, a.state, a.sums)
+        return cls([bank], [layer], live, hole, *own, bank.virtual, None)
+
+    @classmethod
+    def of(cls, banks: list[Bank], layers: list[int], live: Tensor, hole: Tensor) -> Span:
+        """Banks that lie side by side; hole [M] of them.
+
+        Raises:
+            LookupError: they do not.
+        """
+        sizes = [bank.arena.keys.shape[:2] for bank in banks]
+        heads = sizes[0][1] if all(size == sizes[0] for size in sizes) else 1
+
+        def whole(parts: Sequence[Tensor]) -> Tensor:
+            x = joined(parts)
+            return x.view(len(x) // heads, heads, *x.shape[1:])
+
+        arenas = [bank.arena for bank in banks]
+        means = [bank.virtual for bank in banks if bank.virtual is not None]
+        row = torch.cat([torch.arange(b).repeat_interleave(h // heads) for b, h in sizes])
+        return cls(
+            banks,
+            layers,
+            live,
+            hole.view(-1, heads),
+            whole([a.keys for a in arenas]),
+            whole([a.values for a in arenas]),
+            whole([a.positions for a in arenas]),
+            whole([a.state for a in arenas]),
+            whole([a.sums for a in arenas]),
+            Virtual(*(whole([getattr(v, n) for v in means]) for n in ("key", "value", "count")))
+            if means
+            else None,
+            row.to(hole.device),
+        )
+
+    @property
+    def capacity(self) -> int:
+        return self.banks[0].arena.capacity
+
+    @property
+    def streaming(self) -> bool:
+        return self.banks[0].streaming
+
+    @property
+    def counted(self) -> bool:
+        """Whether the policy keeps sums here."""
+        return self.sums.shape[-1] > 0
+
+    def per_row(self, x: Tensor) -> Tensor:
+        """Numbers [B] of the batch's rows as numbers [R] of these."""
+        return x if self.row is None else x[self.row]
+
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """Keys [R, H, S, Dk] and values in the model's dtype."""
+        bank = self.banks[0]
+        return bank.store.decode(self.keys, bank.dtype), bank.store.decode(self.values, bank.dtype)
+
+    def at(self, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Key [R, H, 1, Dk] and value in fp32 or wider, and state [R, H, 1, F], of one slot of each head."""
+        bank = self.banks[0]
+        both = (bank.store.decode(pick(x, slot), bank.dtype) for x in (self.keys, self.values))
+        key, value = (x.to(torch.promote_types(x.dtype, torch.float32)).unsqueeze(2) for x in both)
+        return key, value, pick(self.state, slot).unsqueeze(2)
