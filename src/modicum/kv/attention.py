@@ -127,7 +127,7 @@ def _mask(original: str) -> Callable[..., Any]:
             )
         shared = length.layer.shared
         if shared.static and length.new == 1:
-            shared.enter()
+            shared.enter(True)
             # The same shape at each step; of the columns before nothing is asked.
             return None if given is None else given[:, -1:].contiguous()
         length.layer.check_room(given, length.new)

@@ -92,11 +92,11 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
             self.shared.turning = Turning.of(model)
         self.shared.spread = len({p.device for p in model.parameters()}) > 1
         super().__init__(layers=self._build())
-        self._settle_graph(model.device, compile)
+        self._settle_graph(compile)
         attach(model)
 
-    def _settle_graph(self, device: torch.device, compile: bool | Literal["auto"]) -> None:
-        """Whether steps have one graph: where that is asked for, and on a GPU, which then never waits."""
+    def _settle_graph(self, compile: bool | Literal["auto"]) -> None:
+        """Whether steps have one graph."""
         if compile not in (True, False, "auto"):
             raise InputError(f"compile is {compile!r}: give True, False or 'auto'")
         reason = why_no_graph(self.shared.layers, len(self.layers))
@@ -105,13 +105,13 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
                 f"decode cannot be compiled: {reason}. Leave compile=False, or give 'auto' to compile where "
                 "it can be done"
             )
-        self.shared.compiled = bool(compile) and reason is None
-        self.shared.static = reason is None and (self.shared.compiled or device.type == "cuda")
+        self.shared.graphable = reason is None
+        self.shared.static = bool(compile) and reason is None
 
     @property
     def compiled(self) -> bool:
         """Whether decode steps are to be compiled."""
-        return self.shared.compiled
+        return self.shared.static
 
     def _build(self) -> list[BudgetLayer | WindowLayer]:
         full, layers = self.shape.full, []
@@ -152,7 +152,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         `model.generate` and `modicum.generate` call it; a loop of one's own around `torch.compile` calls it
         before every step.
         """
-        return self.shared.static and self.shared.enter() is not None
+        return self.shared.static and self.shared.enter(True) is not None
 
     def _check_in_step(self) -> None:
         seen = [layer.seen for layer in self.layers]

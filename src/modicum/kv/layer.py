@@ -105,7 +105,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     @property
     def is_compileable(self) -> bool:
         """Whether transformers may compile a decode step."""
-        return self.shared.compiled
+        return self.shared.static
 
     # -- what is stored
     # ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import CacheError
+from modicum.kernels import dispatch as kernels
 from modicum.kv.call import Call, read_call
 from modicum.kv.stack import Stack
 from modicum.kv.together import Together
@@ -67,8 +68,8 @@ class Shared:
     """Decode steps of all layers at once, where that is possible."""
     static: bool = False
     """Whether steps are to have one graph, whatever is held."""
-    compiled: bool = False
-    """Whether `model.generate` may compile them."""
+    graphable: bool = False
+    """Whether they can have one."""
     spread: bool = False
     """Whether the model lies on several devices."""
     _joint: Together | None = None  # of the step under way
@@ -92,30 +93,33 @@ class Shared:
     def _decide(self, mask: Tensor | None) -> Together | None:
         first = self.layers[0]
         if not self.static:
-            whole = mask is None or bool(mask[:, -1].all())
-            if (
-                self.turning is not None
-                or first.store.coded
-                or first.setting.budget.evict_every > 1
-                or not whole
-            ):
+            budget, coded = first.setting.budget, first.store.coded and not kernels.on(first.device)
+            if self.turning is not None or coded or budget.evict_every > 1:
+                return None
+            if mask is not None and first.device.type != "cpu" and self.graphable:
+                return self.enter(True)  # with counts on the device, which need not be asked what is a pad
+            if mask is not None and not bool(mask[:, -1].all()):
                 return None
             if any(bank.arena.live[0] < bank.arena.capacity for bank in first.banks):
                 return None
-        return self.enter()
+        return self.enter(self.static)
 
-    def enter(self) -> Together | None:
+    def enter(self, static: bool) -> Together | None:
         """Begin with steps of all layers at once, or go on with them; None where that cannot be."""
         if not self.layers[-1].is_initialized:
             return None
         if self.steps is None or not self.steps.fits():
             self.steps = Together.of(self.layers)
         steps = self.steps
-        if steps is None or not (self.static or steps.full):
+        if steps is None:
             return None
-        if not steps.settled or steps.static != self.static:
+        if steps.static and not static:
+            steps.leave()
+        if not (static or steps.full):
+            return None
+        if not steps.settled or steps.static != static:
             with lasting():
-                steps.enter(self.static)
+                steps.enter(static)
         return steps
 
     def part(self) -> None:
