@@ -109,7 +109,18 @@ def check_limits(cache: BudgetCache) -> None:
     assert cache.peak_nbytes >= cache.nbytes
 
 
-_ASIDE = ("_first", "hole", "row", "base", "first", "at", "clock", "columns", "next", "_sliding_window_tensor")
+_ASIDE = (
+    "_first",
+    "hole",
+    "row",
+    "base",
+    "first",
+    "at",
+    "clock",
+    "columns",
+    "next",
+    "_sliding_window_tensor",
+)
 
 
 def storages(cache: BudgetCache) -> tuple[int, int]:

@@ -39,6 +39,8 @@ def why_apart(layers: Sequence[BudgetLayer]) -> str | None:
     policy = layers[0].setting.policy
     if policy.head_shares() is not None:
         return f"{policy} lets heads compete, so that every head of every row has an arena of its own"
+    if not policy.traceable:
+        return f"{policy} decides by what it finds in its scores"
     if policy.needs_output_weight:
         return f"{policy} reads the output projection of each layer"
     if any(layer.shape != layers[0].shape for layer in layers):
@@ -58,8 +60,6 @@ def why_no_graph(layers: Sequence[BudgetLayer], cache_layers: int) -> str | None
         return f"{policy} never evicts, so its steps grow: use transformers' StaticCache"
     if (apart := why_apart(layers)) is not None:
         return apart
-    if not policy.traceable:
-        return f"{policy} decides by what it finds in its scores"
     if budget.evict_every > 1:
         return "evict_every is above 1, so not all steps are alike"
     if shared.turning is not None:

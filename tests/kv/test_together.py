@@ -1,0 +1,206 @@
+"""Steps of all layers together against steps layer by layer; running sums; one graph; what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import modicum
+from modicum import BudgetCache, PolicyError
+from modicum.errors import InputError
+from modicum.kernels import dispatch
+from modicum.kv.shared import Shared
+from tests import zoo
+from tests.driver import budget_layers, check_limits
+
+SMALL = {"chunk": 16, "n_sink": 2, "recent": 4}
+POLICIES = [
+    "keydiff",
+    "manifoldkv",
+    "knorm",
+    "random",
+    "streamingllm",
+    "tova",
+    "h2o",
+    "snapkv(window=4)",
+    "ahakv(window=4)",
+    "caote+tova",
+    "fastcaote+h2o",
+    "razor",
+    "pyramidkv+keydiff",
+]
+
+
+@torch.no_grad()
+def decoded(cache: BudgetCache, model: Any, ids: Tensor, first: int, run: Any = None) -> Tensor:
+    """Logits of a prompt of `first` tokens and of every token after it."""
+    outs = [model(ids[:, :first], past_key_values=cache, use_cache=True).logits[:, -1]]
+    for i in range(first, ids.shape[1]):
+        if run is not None:
+            assert cache.prepare()
+        at = torch.tensor([[i]])
+        step = (run or model)(
+            ids[:, i : i + 1].clone(), past_key_values=cache, position_ids=at, use_cache=True
+        )
+        outs.append(step.logits[:, -1].clone())
+    return torch.stack(outs)
+
+
+def kept(cache: BudgetCache) -> list[Tensor]:
+    return [cache.positions(i).sort(-1).values for i in range(len(cache.layers))]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_together_is_what_apart_is(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = zoo.build("llama"), zoo.tokens(2, 44)
+    together = BudgetCache(model, policy, 20, **SMALL)
+    got = decoded(together, model, ids, 12)
+    assert together.shared.steps is not None  # else nothing is compared
+    static = BudgetCache(model, policy, 20, **SMALL, compile=True)
+    same = decoded(static, model, ids, 12)
+    assert static.shared.steps is not None
+    assert static.shared.steps.static
+    monkeypatch.setattr(Shared, "_decide", lambda self, mask: None)
+    apart = BudgetCache(model, policy, 20, **SMALL)
+    wanted = decoded(apart, model, ids, 12)
+    for cache, logits in ((together, got), (static, same)):
+        torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+        assert all(map(torch.equal, kept(cache), kept(apart)))
+        assert cache.seen == apart.seen
+        check_limits(cache)
+
+
+@pytest.mark.parametrize("policy", ["keydiff", "manifoldkv", "caote+tova"])
+def test_a_padded_row_is_itself_where_counts_are_tensors(policy: str) -> None:
+    model, ids = zoo.build("llama"), zoo.tokens(1, 40)
+    alone = BudgetCache(model, policy, 20, **SMALL, compile=True)
+    wanted = decoded(alone, model, ids, 25)
+    both = BudgetCache(model, policy, 20, **SMALL, compile=True)
+    rows, mask = ids.repeat(2, 1), torch.ones(2, 40, dtype=torch.long)
+    rows = torch.cat([zoo.tokens(2, 7), rows], dim=1)
+    mask = torch.cat([torch.tensor([[0] * 7, [1] * 7]), mask], dim=1)
+    outs = []
+    with torch.no_grad():
+        for a, b in ((0, 32), *((i, i + 1) for i in range(32, 47))):
+            at = (mask[:, :b].cumsum(1) - 1).clamp_min(0)[:, a:]
+            out = model(
+                rows[:, a:b],
+                past_key_values=both,
+                attention_mask=mask[:, :b],
+                position_ids=at,
+                use_cache=True,
+            )
+            outs.append(out.logits[:1, -1])
+    torch.testing.assert_close(torch.stack(outs), wanted, rtol=1e-4, atol=1e-4)
+    assert both.row_seen == (40, 47)
+    for here, there in zip(kept(both), kept(alone), strict=True):
+        assert torch.equal(here[:1], there)
+
+
+@pytest.mark.parametrize("policy", ["keydiff", "manifoldkv"])
+def test_running_sums_are_those_made_anew(policy: str) -> None:
+    """After hundreds of steps, to the rounding of fp64 sums of fp32 terms."""
+    model, ids = zoo.build("llama"), zoo.tokens(1, 400)
+    cache = BudgetCache(model, policy, 20, **SMALL)
+    decoded(cache, model, ids, 40)
+    for _, layer in budget_layers(cache):
+        for bank in layer.banks:
+            running = bank.arena.sums.clone()
+            bank.arena.settle()
+            n, arena = bank.arena.used, bank.arena
+            keys = arena.keys[:, :, :n].double()
+            term = keys / keys.norm(dim=-1, keepdim=True) if policy == "keydiff" else keys
+            torch.testing.assert_close(running, term.sum(2), rtol=1e-6, atol=1e-6)
+
+
+def test_one_graph_serves_all_steps_and_other_caches() -> None:
+    """Compiled once: while the cache fills, once it is full, and in a second cache of the same shape."""
+    model, ids = zoo.build("llama"), zoo.tokens(2, 44)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    run = torch.compile(model.__call__, fullgraph=True, dynamic=False, backend=counter)
+    wanted = decoded(BudgetCache(model, "keydiff", 20, **SMALL), model, ids, 12)
+    for copied in (False, True):
+        cache = BudgetCache(model, "keydiff", 20, **SMALL, compile=True)
+        got = decoded(cache.copy() if copied else cache, model, ids, 12, run)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == 1
+
+
+def test_generate_compiles_and_says_the_same() -> None:
+    model, tokenizer = modicum.load("reference")
+    text = "The special number for red is 7. " * 40
+    how: dict[str, Any] = {"policy": "keydiff", "budget": 64, "chunk": 64, "max_new_tokens": 12}
+    wanted = modicum.generate(model, tokenizer, text, **how)
+    got = modicum.generate(model, tokenizer, text, **how, compile=True)
+    assert got.tokens == wanted.tokens
+    assert got.cache is not None
+    assert got.seen == wanted.seen
+
+
+@pytest.mark.parametrize(
+    ("policy", "more", "why"),
+    [
+        ("full", {}, "never evicts"),
+        ("adakv+snapkv(window=4)", {}, "heads compete"),
+        ("criticalkv+snapkv(window=4)", {}, "output projection"),
+        ("keydiff(anchor_window=8)", {}, "what it finds"),
+        ("caote(iterative=True)+tova", {}, "what it finds"),
+        ("keydiff", {"evict_every": 4}, "evict_every"),
+        ("keydiff", {"positions": "renumbered"}, "renumbered"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_by_name(policy: str, more: dict[str, Any], why: str) -> None:
+    model = zoo.build("llama")
+    with pytest.raises(PolicyError, match=f"cannot be compiled: .*{why}.*'auto'"):
+        BudgetCache(model, policy, 60, **SMALL, **more, compile=True)
+    assert not BudgetCache(model, policy, 60, **SMALL, **more, compile="auto").compiled
+
+
+def test_compile_is_yes_no_or_auto() -> None:
+    with pytest.raises(InputError, match="True, False or 'auto'"):
+        BudgetCache(zoo.build("llama"), "keydiff", 60, **SMALL, compile="yes")  # type: ignore[arg-type]
+
+
+def test_a_step_cut_short_changes_nothing() -> None:
+    model, ids = zoo.build("llama"), zoo.tokens(1, 42)
+    cache, twin = (BudgetCache(model, "keydiff", 20, **SMALL) for _ in range(2))
+    decoded(cache, model, ids[:, :40], 36)
+    wanted = decoded(twin, model, ids, 36)[-2:]
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    last = model.model.layers[-1].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt), torch.no_grad():
+        model(ids[:, 40:41], past_key_values=cache, use_cache=True)
+    last.remove()
+    cache.check_integrity()
+    with torch.no_grad():
+        got = [
+            model(ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits[:, -1] for i in (40, 41)
+        ]
+    torch.testing.assert_close(torch.stack(got), wanted)
+
+
+@pytest.mark.parametrize("store", ["model", "int8"])
+@pytest.mark.parametrize("policy", ["keydiff", "tova", "snapkv(window=4)", "razor"])
+def test_a_cache_through_the_kernels_is_the_same(policy: str, store: str) -> None:
+    """Prefill and decode by Triton (its interpreter, where there is no GPU) against plain torch."""
+    pytest.importorskip("triton")
+    model, ids = zoo.build("llama"), zoo.tokens(2, 33)
+    plain = BudgetCache(model, policy, 20, **SMALL, store=store)
+    wanted = decoded(plain, model, ids, 30)
+    with dispatch.interpreted():
+        by_kernel = BudgetCache(model, policy, 20, **SMALL, store=store)
+        got = decoded(by_kernel, model, ids, 30)
+        graph = BudgetCache(model, policy, 20, **SMALL, store=store, compile=True)
+        same = decoded(graph, model, ids, 30)
+    for cache, logits in ((by_kernel, got), (graph, same)):
+        torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+        assert all(map(torch.equal, kept(cache), kept(plain)))
+        check_limits(cache)
