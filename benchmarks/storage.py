@@ -48,4 +48,4 @@ def measure(cache: modicum.BudgetCache, chunk: int) -> dict[str, Any]:
 
 
 def _nbytes(*tensors: Tensor) -> int:
-    return sum(t.untyped_storage().nbytes() for t in tensors)
+    return sum(t.nbytes for t in tensors)  # layers lie side by side in one storage
