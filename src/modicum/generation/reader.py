@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -19,11 +19,6 @@ from modicum.kv.cache import BudgetCache
 from modicum.kv.call import cuts
 
 
-def _kind(model: Any) -> Hashable:
-    kind: Any = type(model)
-    return kind  # type: ignore[no-any-return]
-
-
 @cache
 def _graph(kind: Any, cuda: bool) -> Callable[..., Any]:
     # The function of the class, not of a model: what is compiled keeps no model alive.
@@ -34,7 +29,8 @@ def _graph(kind: Any, cuda: bool) -> Callable[..., Any]:
 
 def compiled(model: PreTrainedModel) -> Callable[..., Any]:
     """The model's decode step, compiled as one graph; on a GPU captured as a CUDA graph."""
-    run = _graph(_kind(model), model.device.type == "cuda")
+    kind: Any = type(model)
+    run = _graph(kind, model.device.type == "cuda")
     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     return partial(run, model)
 
@@ -115,10 +111,8 @@ class Reader:
             inputs["position_ids"] = positions
         run = self.model
         if m == 1 and self.cache.compiled and self.cache.prepare():
-            run, ids = (
-                compiled(self.model),
-                ids.flatten().clone()[:, None],
-            )  # of the same strides at each step
+            # Of the same strides at each step, as of the same shape: a graph is made for both.
+            run, ids = compiled(self.model), ids.flatten().clone()[:, None]
             if "attention_mask" in inputs:
                 inputs["attention_mask"] = inputs["attention_mask"][:, -1:].clone()
         out = run(input_ids=ids, past_key_values=self.cache, use_cache=True, return_dict=True, **inputs)

@@ -9,6 +9,8 @@ import triton  # type: ignore[import-untyped]  # triton ships no types
 import triton.language as tl  # type: ignore[import-untyped]  # as above
 from torch import Tensor
 
+from modicum.kernels.sizes import ROOMY, pow2
+
 # ruff: noqa: N803
 # Shapes and compile-time constants are in capitals, as everywhere in Triton.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -18,7 +20,6 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_ROOMY = ((8, 0), (9, 0), (10, 0), (10, 3))  # compute capabilities with over 160 KiB of shared memory a block
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ def serves(key_dim: int, value_dim: int, *dtypes: torch.dtype) -> str | None:
 def choose(query: Tensor, value_dim: int) -> Config:
     """The sizes for a chunk's queries [B, H, G, m, Dk] and values of Dv."""
     _, _, g, m, key_dim = query.shape
-    wide = _pow2(max(key_dim, value_dim))
-    here = _pow2(g * m)
+    wide = pow2(max(key_dim, value_dim))
+    here = pow2(g * m)
     if query.element_size() == 4:  # no tensor cores: small tiles, or registers spill
         return Config(max(16, min(32 if wide < 128 else 16, here)), 32 if wide <= 128 else 16, 4, 1)
-    if query.is_cuda and torch.cuda.get_device_capability(query.device) not in _ROOMY:
+    if query.is_cuda and torch.cuda.get_device_capability(query.device) not in ROOMY:
         return Config(max(16, min(64, here)), 32, 4, 2 if wide <= 128 else 1)
     rows = max(16, min(128, here))
     return Config(rows, 64, 8 if rows == 128 and wide > 64 else 4, 3 if wide <= 128 else 2)
@@ -98,9 +99,9 @@ def chunk(
         *(pads, *pads.stride()[:2], out, *out.stride()[:4], lse, h, g, m, n, scaling),
         1.0 if softcap is None else softcap,
         KEY_DIM=key_dim,
-        KEY_WIDE=_pow2(key_dim),
+        KEY_WIDE=pow2(key_dim),
         VALUE_DIM=value_dim,
-        VALUE_WIDE=_pow2(value_dim),
+        VALUE_WIDE=pow2(value_dim),
         ROWS=size.rows,
         BLOCK=size.block,
         HELD=n > 0,
@@ -111,10 +112,6 @@ def chunk(
         num_stages=size.stages,
     )
     return out, lse
-
-
-def _pow2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from modicum.errors import InputError
 from modicum.kernels.decode_twin import Decoded, Table, Virtual
+from modicum.kernels.sizes import pow2
 
 # ruff: noqa: N803
 # Compile-time constants are in capitals, as everywhere in Triton.
@@ -74,11 +75,11 @@ def choose(
     Blocks of about 16 KB of keys, or as many as the registers hold; as many splits as fill the chip. From
     shapes alone, never from counts: a captured graph serves whatever is held.
     """
-    wide = _pow2(max(key_dim, value_dim))
+    wide = pow2(max(key_dim, value_dim))
     roomy, processors = _chip(device)
     # Tensor cores leave most registers free. Without them, and of slots of 8 bits, tiles lie in registers.
     block = {1: 4096, 2: 8192, 4: 2048}[itemsize] // wide
-    block = min(128, max(16, min(block, _pow2(slots))))
+    block = min(128, max(16, min(block, pow2(slots))))
     warps = 8 if rows * wide >= 64 * 128 else 4
     # Slots of 8 bits are 2 bytes off wherever loads into shared memory could begin: nothing to pipeline.
     stages = 2 if itemsize == 1 or not roomy else 3
@@ -147,7 +148,7 @@ def decode(
     exact = query.dtype == torch.float32
     half = query.dtype == torch.float16 or (coded and not exact)  # which holds every code, and bf16's digits
     parts = 0 if probe is None else 1 if exact else 3
-    rows = max(16, _pow2(g + parts))
+    rows = max(16, pow2(g + parts))
     size = config or choose(b * h, slots, key_dim, value_dim, rows, keys.element_size(), device)
     share = triton.cdiv(triton.cdiv(slots, size.splits), size.block) * size.block or size.block
     splits = max(1, triton.cdiv(slots, share))
@@ -173,8 +174,8 @@ def decode(
         *(h, slots, share, scaling, 1.0 if softcap is None else softcap),
         KEY_DIM=key_dim,
         VALUE_DIM=value_dim,
-        KEY_WIDE=max(16, _pow2(key_dim // 2 if coded else key_dim)),  # as a dot wants it
-        VALUE_WIDE=max(16, _pow2(value_dim // 2 if coded else value_dim)),
+        KEY_WIDE=max(16, pow2(key_dim // 2 if coded else key_dim)),  # as a dot wants it
+        VALUE_WIDE=max(16, pow2(value_dim // 2 if coded else value_dim)),
         GROUP=g,
         ROWS=rows,
         PARTS=parts,
@@ -192,7 +193,7 @@ def decode(
     )
     out, lse = empty(b, h, g, value_dim, dtype=query.dtype), empty(b, h, g)
     joined = None if row is None else empty(b, h, slots)
-    block = max(16, min(512, _pow2(slots), _JOIN // _pow2(g)))
+    block = max(16, min(512, pow2(slots), _JOIN // pow2(g)))
     key, value, number = (some, some, some) if virtual is None else (x.contiguous() for x in virtual)
     _join[(b * h, g + (0 if joined is None else triton.cdiv(slots, block)))](
         *(partial, mass[0], mass[1], out, lse, some if z is None else z, some if joined is None else joined),
@@ -200,23 +201,19 @@ def decode(
         *(h, slots, splits, scaling, 1.0 if softcap is None else softcap),
         KEY_DIM=key_dim,
         VALUE_DIM=value_dim,
-        KEY_WIDE=_pow2(key_dim),
-        VALUE_WIDE=_pow2(value_dim),
+        KEY_WIDE=pow2(key_dim),
+        VALUE_WIDE=pow2(value_dim),
         GROUP=g,
-        MEMBERS=_pow2(g),
-        SPLITS=_pow2(splits),
+        MEMBERS=pow2(g),
+        SPLITS=pow2(splits),
         CAPPED=softcap is not None,
         VIRTUAL=virtual is not None,
         MAXIMUM=row == "max",
-        CHUNK=max(1, min(_pow2(splits), _JOIN // _pow2(value_dim))),
+        CHUNK=max(1, min(pow2(splits), _JOIN // pow2(value_dim))),
         BLOCK=block,
         num_warps=4,
     )
     return Decoded(out, lse, z if logits else None, joined, dots)
-
-
-def _pow2(n: int) -> int:
-    return 1 << (n - 1).bit_length() if n > 1 else 1
 
 
 @triton.jit

@@ -10,6 +10,8 @@ import triton  # type: ignore[import-untyped]  # triton ships no types
 import triton.language as tl  # type: ignore[import-untyped]  # as above
 from torch import Tensor
 
+from modicum.kernels.sizes import pow2
+
 # ruff: noqa: N803
 # Compile-time constants are in capitals, as everywhere in Triton.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -61,7 +63,7 @@ def worst(
     bytes a token.
     """
     b, h, n = score.shape
-    size = config or Config(min(4096, max(32, _pow2(n))), 4 if n <= 2048 else 8)
+    size = config or Config(min(4096, max(32, pow2(n))), 4 if n <= 2048 else 8)
     out = torch.empty(b, h, dtype=torch.int64, device=score.device)
     some = limit if count is None else count  # not read without a count
     at = _per_head(some, h)
@@ -87,7 +89,7 @@ def best(score: Tensor, positions: Tensor, goal: Tensor, config: Config | None =
     the other, are what takes time.
     """
     b, h, n = score.shape
-    block = max(32, _pow2(n))
+    block = max(32, pow2(n))
     warps = (4 if block <= 2048 else 8 if block <= 8192 else 16) if config is None else config.warps
     keep = torch.empty(b, h, n, dtype=torch.uint8, device=score.device)
     goals = _per_head(goal, h)
@@ -124,7 +126,7 @@ def move(
     source = torch.empty_like(hole)
     moved = torch.empty(b, h, dtype=torch.int32, device=keep.device)
     kept = keep.view(torch.uint8)
-    block = min(2048, max(32, _pow2(entries)))
+    block = min(2048, max(32, pow2(entries)))
     _plan[(b * h,)](
         *(kept, *kept.stride(), live, live.stride(0), hole, source, moved, h, entries, entries - m, slots),
         BLOCK=block,
@@ -139,8 +141,8 @@ def move(
         if fresh is not None and m:
             new = fresh[i].unsqueeze(-1) if store.dim() == 3 else fresh[i].flatten(3)
             new = new.expand(b, h, m, width)
-        wide = _pow2(width)
-        block = max(1, min(_pow2(slots), size.block * 128 // wide if wide > 128 else size.block))
+        wide = pow2(width)
+        block = max(1, min(pow2(slots), size.block * 128 // wide if wide > 128 else size.block))
         _copy[(triton.cdiv(slots, block), b * h)](
             *(hole, source, moved, flat, new, *new.stride()),
             *(h, slots, entries - m, store.shape[2], width),
@@ -149,10 +151,6 @@ def move(
             BLOCK=block,
             num_warps=size.warps,
         )
-
-
-def _pow2(n: int) -> int:
-    return 1 << (n - 1).bit_length() if n > 1 else 1
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:

@@ -10,6 +10,8 @@ import triton  # type: ignore[import-untyped]  # triton ships no types
 import triton.language as tl  # type: ignore[import-untyped]  # as above
 from torch import Tensor
 
+from modicum.kernels.sizes import ROOMY, pow2
+
 # ruff: noqa: N803, N806
 # Shapes and compile-time constants are in capitals, as everywhere in Triton.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -20,7 +22,6 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _WAVE = 264  # programs that keep a large GPU busy: two on each of 132 multiprocessors
 _MOST_SPLITS = 32
-_ROOMY = ((8, 0), (9, 0), (10, 0), (10, 3))  # compute capabilities with over 160 KiB of shared memory a block
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def choose(queries: Tensor, parts: tuple[Tensor, ...]) -> Config:
     exact = queries.element_size() == 4  # no tensor cores: small tiles, or registers spill
     tight = exact or not _roomy(queries)
     most = (16 if dim > 128 else 32) if exact else 64 if tight or dim > 128 else 128
-    rows = max(16, min(most, _pow2(g) * _pow2(r)))
+    rows = max(16, min(most, pow2(g) * pow2(r)))
     block = 32 if tight else 64
-    tiles = b * h * triton.cdiv(_pow2(g) * r, rows)
+    tiles = b * h * triton.cdiv(pow2(g) * r, rows)
     n = max(part.shape[2] for part in parts)
     splits = max(1, min(_MOST_SPLITS, _WAVE // (tiles * len(parts)), triton.cdiv(n, 2 * block)))
     warps = 8 if rows == 128 and dim > 64 else 4
@@ -65,7 +66,7 @@ def choose(queries: Tensor, parts: tuple[Tensor, ...]) -> Config:
 
 def _roomy(x: Tensor) -> bool:
     """Whether x's device has the shared memory of a data centre's GPU."""
-    return not x.is_cuda or torch.cuda.get_device_capability(x.device) in _ROOMY
+    return not x.is_cuda or torch.cuda.get_device_capability(x.device) in ROOMY
 
 
 def row_sums(
@@ -104,7 +105,7 @@ def row_sums(
     out = torch.empty(b, h, g, n, dtype=torch.float32, device=queries.device)
     first, second = parts[0], parts[-1]
     size = choose(queries, parts) if config is None else config
-    in_group = min(_pow2(g), size.rows)  # query heads in a tile of rows
+    in_group = min(pow2(g), size.rows)  # query heads in a tile of rows
     in_rows = size.rows // in_group
     group_tiles = triton.cdiv(g, in_group)
     at = _per_head(query_positions, h)
@@ -116,7 +117,7 @@ def row_sums(
     )
     fixed = {
         "DIM": dim,
-        "WIDE": _pow2(dim),
+        "WIDE": pow2(dim),
         "IN_GROUP": in_group,
         "IN_ROWS": in_rows,
         "BLOCK": size.block,
@@ -139,15 +140,11 @@ def row_sums(
     _sums[grid](
         *common,
         *(part_lse, *part_lse.stride(), splits, unit, out, blocks0),
-        SPLITS=_pow2(splits),
+        SPLITS=pow2(splits),
         MAXIMUM=over == "max",
         **fixed,
     )
     return out
-
-
-def _pow2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:
