@@ -11,7 +11,7 @@ from typing import Any
 from peak import FULL
 from subject import FLOOR, PRIME
 
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_BEGIN, _END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
 # What was promised before anything was measured (ratios, except for slots and chunks).
 DECODE_LONG, DECODE_SHORT, PREFILL, NEWCOMER, CHUNKS, PROCESS = 0.28, 1.05, 0.32, 1, 1.0, 1.05
@@ -48,13 +48,14 @@ def section(raw: Raw) -> str:
     return "\n\n".join(parts)
 
 
-def write(text: str, path: Path) -> None:
-    """Put the section between the markers of a page, or into a new page."""
-    page = path.read_text(encoding="utf-8") if path.is_file() else f"{BEGIN}\n{END}\n"
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise SystemExit(f"{path} must hold '{BEGIN}' and then '{END}', each once")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+def write(text: str, path: Path, name: str = "benchmarks") -> None:
+    """Put the section between the markers of that name on a page, or into a new page."""
+    begin, end = _BEGIN.format(name), _END.format(name)
+    page = path.read_text(encoding="utf-8") if path.is_file() else f"{begin}\n{end}\n"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise SystemExit(f"{path} must hold '{begin}' and then '{end}', each once")
+    before, after = page.split(begin)[0], page.split(end)[1]
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def _head(raw: Raw) -> str:

@@ -27,6 +27,9 @@ COMBINED = (
     "pyramidkv+snapkv",
     "adakv+snapkv",
 )
+DEAR = ("ahakv", "razor", "snapkv", *COMBINED[1:])
+"""Policies whose scores cannot be carried on from step to step."""
+EVERY = 16
 _VOCABULARY = 1024
 
 
@@ -55,10 +58,18 @@ class Settings:
         return self.tokens + self.block * (self.repeats + 1) if policy == "full" else self.budget
 
 
+def split(contender: str) -> tuple[str, int]:
+    """ "snapkv /16" is SnapKV that lets 16 tokens go at every 16th step: the policy, and `evict_every`."""
+    policy, _, every = contender.partition(" /")
+    return policy, int(every or 1)
+
+
 def all_policies() -> tuple[str, ...]:
-    """Every registered policy that stands by itself, then some combined ones; the one with targets first."""
+    """Every registered policy that stands by itself, then some combined ones, then those that score afresh at
+    each step, amortised; the one with targets first.
+    """
     single = [info.name for info in modicum.policies() if not info.wrapper and info.name != PRIME]
-    return (PRIME, *single, *COMBINED)
+    return (PRIME, *single, *COMBINED, *(f"{policy} /{EVERY}" for policy in DEAR))
 
 
 class Numbers:
@@ -145,12 +156,13 @@ def one_shot(model: PreTrainedModel, ids: Tensor) -> tuple[float, DynamicCache]:
 
 
 def budgeted(
-    model: PreTrainedModel, text: str, policy: str, settings: Settings
+    model: PreTrainedModel, text: str, contender: str, settings: Settings
 ) -> tuple[float, modicum.BudgetCache]:
     """Prefill by `modicum.prefill`, in chunks: seconds, and the cache."""
-    budget = settings.budget_of(policy)
+    policy, every = split(contender)
+    given = {"budget": settings.budget_of(policy), "chunk": settings.chunk, "evict_every": every}
     start = time.perf_counter()
-    cache = modicum.prefill(model, Numbers(), text, policy=policy, budget=budget, chunk=settings.chunk)
+    cache = modicum.prefill(model, Numbers(), text, policy=policy, **given)
     return time.perf_counter() - start, cache
 
 

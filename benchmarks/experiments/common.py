@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -20,9 +19,8 @@ from interval import Interval
 from torch import Tensor
 
 import modicum
-from modicum.report.style import LIGHT
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for machine.py, of all benchmarks
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # machine.py, picture.py
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "experiments"
 COLOURS = {
@@ -173,20 +171,10 @@ def paint(path: Path | None, draw: Callable[[], Any]) -> None:
     """Draw a figure and write it as a PNG of few colours; nothing without a path."""
     if path is None:
         return
-    import matplotlib
+    from picture import paint as write
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from PIL import Image
-
-    with matplotlib.rc_context(LIGHT.settings):
-        figure = draw()
-        raw = io.BytesIO()
-        figure.savefig(raw, format="png", dpi=110)
-        plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.open(raw).convert("RGB")
-    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    write(path, draw)
 
 
 def _spliced(page: str, section: str) -> str:

@@ -210,7 +210,7 @@ class Bank:
         n = arena.used
         valid = arena.valid(n)
         whole = n > arena.capacity  # every slot is taken
-        keys, values = self._held(n)
+        keys, values = self.held(n)
         keys = self._ranked(moment, keys, valid)
         query = turned_query[:, :, :, 0]
         if self.virtual is None and moment.softcap is None and keys.shape[-1] == values.shape[-1]:
@@ -228,6 +228,27 @@ class Bank:
                 self._evict(setting, view)
         return out.unsqueeze(3)
 
+    def answer(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        softcap: float | None,
+        valid: Tensor | None,
+    ) -> Tensor:
+        """Attend with one token to keys [B, H, n, Dk] and values that are held, and to the virtual token:
+        query [B, H, G, Dk], valid [B, 1|H, n] -> [B, H, G, Dv].
+        """
+        if self.virtual is None and softcap is None and keys.shape[-1] == values.shape[-1]:
+            return attend.decode(query, keys, values, scaling, valid)
+        mask = None if valid is None else valid[:, :1, None, :]
+        out, lse = attend.with_lse(query, keys, values, scaling, mask=mask, softcap=softcap)
+        v = self.virtual
+        if v is None:
+            return out
+        return compensated(v.key, v.value, v.count, query, out, lse, scaling, softcap)
+
     def _evict(self, setting: Setting, view: Candidates) -> None:
         """Let one token per head go, or `evict_every` of them, in place."""
         arena = self.arena
@@ -235,8 +256,11 @@ class Bank:
             ranking = None if self.streaming else setting.policy.ranking(view)
             victim = worst(self._guarded(setting, view, ranking), view.positions)
             if self.virtual is not None:
-                gone = torch.zeros_like(view.protected).scatter_(-1, victim.unsqueeze(-1), True)
-                self._fold(gone)
+                at = victim[:, :, None, None]
+                key, value = (
+                    x.gather(2, at.expand(-1, -1, 1, x.shape[-1])) for x in self.held(arena.capacity + 1)
+                )
+                self.virtual.fold(key, value, torch.ones_like(victim, dtype=torch.bool).unsqueeze(-1))
             arena.drop(victim)
             return
         live = [m if m <= arena.capacity else m - setting.budget.evict_every for m in arena.live]
@@ -255,7 +279,7 @@ class Bank:
         held_valid = arena.valid(n) if n else None
         held = None
         if n:
-            keys, values = self._held(n)
+            keys, values = self.held(n)
             held = self._ranked(moment, keys, held_valid), values
         query, key = self._turned(moment, query, key)
         fresh_valid = None if piece.valid is None else piece.valid[self.rows]
@@ -286,7 +310,7 @@ class Bank:
         most = self.arena.used + piece.length
         return moment.turning.grouped(query, ranks, most), moment.turning.to(key, ranks, most)
 
-    def _held(self, n: int) -> tuple[Tensor, Tensor]:
+    def held(self, n: int) -> tuple[Tensor, Tensor]:
         """Keys [B, H, n, Dk] and values of the first slots, in the model's dtype."""
         whole = n > self.arena.capacity  # every slot: a view of it is not asked for
         both = (self.arena.keys, self.arena.values)
@@ -424,7 +448,7 @@ class Bank:
         if self.virtual is None:
             return
         v, n = self.virtual, gone.shape[2] - (0 if key is None else key.shape[2])
-        parts = [(*self._held(n), gone[:, :, :n])]
+        parts = [(*self.held(n), gone[:, :, :n])]
         if key is not None and value is not None:
             parts.append((key, value, gone[:, :, n:]))
         for some_keys, some_values, mask in parts:

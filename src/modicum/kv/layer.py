@@ -15,6 +15,7 @@ from modicum.kv import admission, contest
 from modicum.kv.arena import Arena
 from modicum.kv.bank import Bank, Moment, Setting, Virtual
 from modicum.kv.call import Piece
+from modicum.kv.filling import Filling
 from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
 from modicum.kv.shape import LayerShape
@@ -349,6 +350,9 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         b, h, q, _ = key.shape
         if q == 1:
             steps = self.shared.joint(self, mask)
+            if isinstance(steps, Filling):
+                weight = self._output_weight(module) if self.setting.policy.needs_output_weight else None
+                return steps.attend(self.order, query, key, value, scaling, softcap, weight)
             if steps is not None:
                 return steps.attend(self.order, query, key, value, mask, scaling, softcap)
             admission.check_finite(self.setting.layer, key)

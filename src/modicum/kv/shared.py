@@ -13,6 +13,7 @@ from torch import Tensor
 from modicum.errors import CacheError
 from modicum.kernels import dispatch as kernels
 from modicum.kv.call import Call, read_call
+from modicum.kv.filling import Filling, has_room
 from modicum.kv.stack import Stack
 from modicum.kv.together import Together
 
@@ -72,7 +73,7 @@ class Shared:
     """Whether they can have one."""
     spread: bool = False
     """Whether the model lies on several devices."""
-    _joint: Together | None = None  # of the step under way
+    _joint: Together | Filling | None = None  # of the step under way
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
         # The configuration is the model's, not ours to copy: it is how the cache knows its model.
@@ -82,7 +83,7 @@ class Shared:
         twin.layers = copy.deepcopy(self.layers, memo)
         return twin
 
-    def joint(self, layer: BudgetLayer, mask: Tensor | None) -> Together | None:
+    def joint(self, layer: BudgetLayer, mask: Tensor | None) -> Together | Filling | None:
         """The steps that one more token of every row goes through; None where each layer works by itself."""
         if torch.compiler.is_compiling():
             return self.steps if self.static else None
@@ -90,19 +91,22 @@ class Shared:
             self._joint = self._decide(mask)
         return self._joint
 
-    def _decide(self, mask: Tensor | None) -> Together | None:
+    def _decide(self, mask: Tensor | None) -> Together | Filling | None:
+        if self.static:
+            return self.enter(True)
         first = self.layers[0]
-        if not self.static:
-            budget, coded = first.setting.budget, first.store.coded and not kernels.on(first.device)
-            if self.turning is not None or coded or budget.evict_every > 1:
-                return None
-            if mask is not None and first.device.type != "cpu" and self.graphable:
-                return self.enter(True)  # with counts on the device, which need not be asked what is a pad
-            if mask is not None and not bool(mask[:, -1].all()):
-                return None
-            if any(bank.arena.live[0] < bank.arena.capacity for bank in first.banks):
-                return None
-        return self.enter(self.static)
+        budget, coded = first.setting.budget, first.store.coded and not kernels.on(first.device)
+        one_by_one = coded or budget.evict_every > 1
+        if self.turning is not None:
+            return None
+        if mask is not None and first.device.type != "cpu" and self.graphable and not one_by_one:
+            return self.enter(True)  # with counts on the device, which need not be asked what is a pad
+        if mask is not None and not bool(mask[:, -1].all()):
+            return None
+        if any(bank.arena.live[0] < bank.arena.capacity for bank in first.banks):
+            self.part()
+            return Filling(self.layers) if has_room(self.layers) else None
+        return None if one_by_one else self.enter(False)
 
     def enter(self, static: bool) -> Together | None:
         """Begin with steps of all layers at once, or go on with them; None where that cannot be."""

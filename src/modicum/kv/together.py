@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from modicum.kernels import dispatch as kernels
-from modicum.kv import admission, attend
+from modicum.kv import admission
 from modicum.kv.bank import Bank, Candidates
 from modicum.kv.choice import worst
 from modicum.kv.policy import ALL
-from modicum.kv.scoring import compensated, level, observed
+from modicum.kv.scoring import level, observed
 from modicum.kv.span import Span, pick, put
 from modicum.kv.stack import joined
 
@@ -351,14 +351,7 @@ class Together:
         if self.static:
             slot = torch.arange(span.capacity + 1, device=self.device)
             valid = slot <= span.live[:, None, None]  # [b, 1, S]
-        if bank.virtual is None and softcap is None and keys.shape[-1] == values.shape[-1]:
-            return attend.decode(query, keys, values, scaling, valid)
-        mask = None if valid is None else valid[:, :, None]
-        out, lse = attend.with_lse(query, keys, values, scaling, mask=mask, softcap=softcap)
-        if bank.virtual is None:
-            return out
-        mean = bank.virtual
-        return compensated(mean.key, mean.value, mean.count, query, out, lse, scaling, softcap)
+        return bank.answer(query, keys, values, scaling, softcap, valid)
 
     def _by_kernel(
         self,

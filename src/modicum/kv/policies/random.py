@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -22,9 +23,16 @@ def _mix(x: Tensor) -> Tensor:
     The products wrap modulo 2^64, which leaves their low 32 bits right.
     """
     x = x & _LOW
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW
+    x = (x ^ (x >> 16)).mul_(0x7FEB352D).bitwise_and_(_LOW)
+    x = (x ^ (x >> 15)).mul_(0x846CA68B).bitwise_and_(_LOW)
     return x ^ (x >> 16)
+
+
+@lru_cache
+def _keys(seed: int, layer: int, heads: int, device: torch.device) -> Tensor:
+    """[heads, 1]: what each head draws its lots with, made once."""
+    number = torch.arange(heads, device=device)
+    return _mix(_mix(_mix(torch.full_like(number, seed)) + layer) + number)[:, None]
 
 
 @register
@@ -48,7 +56,6 @@ class Random(Policy):
             raise PolicyError(f"random: seed is {self.seed!r}; it must be a whole number from 0 to {_LOW}")
 
     def score(self, view: View) -> Tensor:
-        heads = torch.arange(view.positions.shape[1], device=view.positions.device)
-        key = _mix(_mix(_mix(torch.full_like(heads, self.seed)) + view.layer) + heads)  # [H]
+        key = _keys(self.seed, view.layer, view.positions.shape[1], view.positions.device)
         # 24 bits are what fp32 holds exactly.
-        return (_mix(view.positions ^ key[:, None]) >> 8).float() / 2**24
+        return (_mix(view.positions ^ key) >> 8).float() / 2**24

@@ -1,0 +1,136 @@
+"""Speed and peak memory beside kvpress and transformers' quantised caches, on the model of kv_cpu.py.
+
+Each peer has an environment of its own, where modicum runs from the source tree in the same process, so that
+times are of one machine and one moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import machine
+import report
+from report import Spread
+from rich.console import Console
+from rich.progress import track
+from subject import Settings
+
+_ROOT = Path(__file__).resolve().parent.parent
+_DOCS = _ROOT / "docs"
+PEERS = {"kvpress": ".venv-kvpress", "transformers": ".venv-transformers"}
+PLAIN = "DynamicCache"
+_QUICK = Settings(tokens=2048, budget=256, chunk=128, repeats=2, block=4)
+
+
+def run(peer: str, settings: Settings, *more: str) -> dict[str, Any]:
+    """What rival.py prints in the peer's environment."""
+    python = _ROOT / PEERS[peer] / "bin" / "python"
+    if not python.is_file():
+        raise SystemExit(f"there is no {python.relative_to(_ROOT)}: `make bench-speed-peers` builds it")
+    names = ("tokens", "budget", "chunk", "repeats", "block", "threads")
+    options = [f"--{name}={getattr(settings, name)}" for name in names]
+    command = [str(python), str(_ROOT / "benchmarks" / "rival.py"), "--peer", peer, *options, *more]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """For each peer: the times of all rivals in turns, then each one's peak in a process of its own."""
+    found: dict[str, Any] = {}
+    for peer in PEERS:
+        found[peer] = run(peer, settings)
+        found[peer]["memory"] = [
+            run(peer, settings, "--alone", rival)
+            for rival in track(found[peer]["rivals"], f"{peer}: memory", console=Console(stderr=True))
+        ]
+    return found
+
+
+def section(raw: dict[str, Any]) -> str:
+    """The tables, markers left out."""
+    s = raw["settings"]
+    parts = [
+        f"Measured {raw['date']} in {raw['minutes']} minutes on {raw['machine']['cores']} cores "
+        f"({raw['machine']['processor']}): a prompt of {s['tokens']:,} tokens, {s['budget']:,} kept per KV "
+        f"head; {s['repeats']} rounds of {s['block']} decoded tokens, all in turns; medians and quartiles of "
+        f"ratios to `{PLAIN}` in the same round."
+    ]
+    parts += [_table(peer, found, s) for peer, found in raw["peers"].items()]
+    return "\n\n".join(parts)
+
+
+def _table(peer: str, found: dict[str, Any], s: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    memory = {x["rival"]: x for x in found["memory"]}
+    first = found["rivals"][0]
+    rows = []
+    for rival in found["rivals"]:
+        prefill, decode = (_seconds(found[what], rival) for what in ("prefill", "decode"))
+        reference = _seconds(found["decode"], first), _seconds(found["prefill"], first)
+        again = not prefill
+        rows.append(
+            [
+                f"`{rival}`",
+                "as above" if again else f"{statistics.median(prefill.values()):.2f} s",
+                "" if again else _over(prefill, reference[1]),
+                f"{statistics.median(decode.values()) * 1e3:.2f} ms",
+                _over(decode, reference[0]),
+                _over(decode, press) if (press := _seconds(found["decode"], _press(rival))) else "",
+                f"{(memory[rival]['peak'] - memory[rival]['loaded']) / 2**20:,.0f} MiB",
+            ]
+        )
+    head = ["", "prefill", "÷ one-shot", "a token", f"÷ `{PLAIN}` at {s['tokens']:,}"]
+    head += ["÷ the press's", "peak above the model"]
+    lines = [head, ["---"] * len(head), *rows]
+    return f"**Beside {peer}** ({versions})\n\n" + "\n".join("| " + " | ".join(x) + " |" for x in lines)
+
+
+def _press(rival: str) -> str:
+    """The press that does what this policy of ours does."""
+    return rival.replace("modicum", "kvpress").split(" /")[0] if rival.startswith("modicum") else ""
+
+
+def _seconds(samples: list[dict[str, Any]], rival: str) -> dict[int, float]:
+    return {x["round"]: x["seconds"] for x in samples if x["rival"] == rival}
+
+
+def _over(own: dict[int, float], reference: dict[int, float]) -> str:
+    return Spread.of(seconds / reference[number] for number, seconds in own.items()).text(3)
+
+
+def main() -> None:
+    """Measure, write, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small settings; prints and writes nothing")
+    asked = parser.parse_args()
+    settings = _QUICK if asked.quick else replace(Settings(), policies=())
+    started = datetime.now().astimezone()
+    peers = measure(settings)
+    raw = {
+        "date": started.date().isoformat(),
+        "minutes": round((datetime.now().astimezone() - started).total_seconds() / 60, 1),
+        "machine": machine.describe(),
+        "settings": asdict(settings),
+        "peers": peers,
+    }
+    text = section(raw)
+    if not asked.quick:
+        (_DOCS / "benchmarks_peers.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        report.write(text, _DOCS / "benchmarks.md", "peers")
+    print(text)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
