@@ -1,7 +1,7 @@
 """Time and memory against the length of the prompt and against the budget, as a page's section and a figure.
 
-Each point is a process of its own: its peak is its own. What theory says, and the figure shows: prefill is linear
-in the length, a decoded token and the memory are flat; both grow in a straight line with the budget.
+Each point is a process of its own: its peak is its own. Theory says that prefill is linear in the length, a
+decoded token and the memory flat, and that both grow in a straight line with the budget.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def section(raw: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"Measured {raw['date']} in {raw['minutes']} minutes by `benchmarks/scaling.py` on "
-            f"{raw['machine']['cores']} cores ({raw['machine']['processor']}), KeyDiff, chunk {s['chunk']:,}. "
+            f"{raw['machine']['cores']} cores ({raw['machine']['processor']}), KeyDiff, chunk "
+            f"{s['chunk']:,}. "
             "*Peak* is what the process had resident at its most, above the loaded and warmed-up model.",
             "![time and memory against length and budget](benchmarks_scaling.png)",
             f"**Against the length**, budget {s['budget']:,}:",

@@ -8,8 +8,6 @@ mass that was let go.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -43,19 +41,16 @@ def virtual_logit(
     z = (q.to(mean_k.dtype) @ mean_k.unsqueeze(-1)).squeeze(-1) * scaling
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
-    number = count.unsqueeze(-1)
-    return (z + number.clamp_min(1).to(z.dtype).log()).masked_fill(number == 0, -math.inf)
+    return z + count.to(z.dtype).log().unsqueeze(-1)
 
 
 def merge(out: Tensor, lse: Tensor, mean_v: Tensor, logit: Tensor) -> Tensor:
     """The attention output with the virtual token's share joined in by log-sum-exp.
 
-    out [B, H, M, Dv] and lse [B, H, M]: attention over the tokens held (lse -inf where there are none);
+    out [B, H, M, Dv] and lse [B, H, M]: attention over the tokens held (0 and -inf where there are none);
     mean_v [B, H, Dv]; logit [B, H, M] of `virtual_logit`. A logit of -inf leaves `out` as it is, bit for bit.
     """
     wide = mean_v.dtype
-    share = torch.sigmoid(logit - lse.to(wide)).masked_fill(logit == -math.inf, 0.0).unsqueeze(-1)
-    mean_v = mean_v.unsqueeze(2)
-    joined = out.to(wide) + share * (mean_v - out.to(wide))
-    # A share of 1 means no other token: what stands in `out` is then not even looked at.
-    return torch.where(share == 1.0, mean_v, joined).to(out.dtype)
+    # Neither a token held nor one let go, -inf - -inf, is no share.
+    share = torch.sigmoid(logit - lse.to(wide)).nan_to_num_(0.0).unsqueeze(-1)
+    return torch.lerp(out.to(wide), mean_v.unsqueeze(2), share).to(out.dtype)

@@ -1,8 +1,8 @@
 """Filling: decode steps while every head has room, so that nothing is scored and nothing goes.
 
-As a cache fills, and between two evictions of `evict_every` tokens. Each layer writes its token into the
-first free slot and attends; slots count as taken once the last layer has attended, so a step that is cut short
-leaves what was held as it was.
+As a cache fills, and between evictions of `evict_every` tokens. Each layer writes its token into the first
+free slot and attends. Slots count as taken once the last layer has attended: a step that is cut short leaves
+what was held as it was.
 """
 
 from __future__ import annotations
