@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv run test test-compat bench bench-peers lint clean
+.PHONY: venv run test test-compat bench bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -46,6 +46,11 @@ test-compat: $(COMPAT)/.stamp
 
 bench: venv
 	$(VENV)/bin/python benchmarks/kv_cpu.py
+	$(VENV)/bin/python benchmarks/scaling.py
+
+# Speed and peak memory beside kvpress and transformers' quantised caches.
+bench-speed-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
+	$(VENV)/bin/python benchmarks/kv_peers.py
 
 # The same samples through kvpress and transformers' own caches, each in an environment of its own.
 bench-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp

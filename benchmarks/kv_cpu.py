@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import graphs
 import machine
 import peak
 import report
@@ -23,7 +24,7 @@ import storage
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from subject import FLOOR, PRIME, Settings, all_policies, probe_heads, random_model
+from subject import COMPILED, FLOOR, PRIME, Settings, all_policies, probe_heads, random_model, split
 
 import modicum
 
@@ -41,6 +42,7 @@ def run(settings: Settings, tell: speed.Tell) -> dict[str, Any]:
     prefills, stored, caches = speed.prefills(model, settings, tell)
     memory = {policy: storage.measure(cache, settings.chunk) for policy, cache in caches.items()}
     decodes, copies = speed.decodes(model, settings, stored, caches, tell)
+    compiled = graphs.decodes(model, settings, tell)
     for cache in caches.values():
         cache.check_integrity()
     token_nbytes = stored.token_nbytes
@@ -52,6 +54,7 @@ def run(settings: Settings, tell: speed.Tell) -> dict[str, Any]:
     return {
         "prefill": prefills,
         "decode": decodes,
+        "compiled": compiled,
         "copy_bandwidth": copies,
         "weights_nbytes": weights,
         "token_nbytes": token_nbytes,
@@ -68,21 +71,22 @@ def _work(settings: Settings) -> int:
     """Pieces of work that `run` tells of."""
     rounds = speed.prefill_rounds(settings)
     blocks = sum(map(len, speed.decode_groups(settings))) * (settings.repeats + 1)
-    return len(rounds) + sum(map(len, rounds)) + blocks + len(_processes(settings))
+    return len(rounds) + sum(map(len, rounds)) + blocks + len(settings.compiled) + len(_processes(settings))
 
 
 def _settings(asked: argparse.Namespace) -> Settings:
     base = _QUICK if asked.quick else Settings()
-    given = {key: getattr(asked, key) for key in ("tokens", "budget", "chunk", "repeats", "block", "threads")}
+    names = ("tokens", "budget", "chunk", "repeats", "block", "threads")
+    given: dict[str, Any] = {name: getattr(asked, name) for name in names}
     known = all_policies()
     chosen = asked.policies.split(",") if asked.policies else list(known)
     for name in chosen:
-        modicum.parse_policy(name)
+        modicum.parse_policy(split(name)[0])
     # The two that others are compared with are always there.
     chosen = [PRIME, *(name for name in chosen if name not in (PRIME, FLOOR)), FLOOR]
-    return replace(
-        base, **{k: v for k, v in given.items() if v is not None}, policies=tuple(dict.fromkeys(chosen))
-    )
+    given |= {"policies": tuple(dict.fromkeys(chosen))}
+    given |= {"compiled": tuple(name for name in COMPILED if name in chosen)}
+    return replace(base, **{k: v for k, v in given.items() if v is not None})
 
 
 def _parser() -> argparse.ArgumentParser:

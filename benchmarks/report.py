@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from peak import FULL
-from subject import FLOOR, PRIME
+from speed import BARE
+from subject import EVERY, FLOOR, PRIME
 
 _BEGIN, _END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
 # What was promised before anything was measured (ratios, except for slots and chunks).
 DECODE_LONG, DECODE_SHORT, PREFILL, NEWCOMER, CHUNKS, PROCESS = 0.28, 1.05, 0.32, 1, 1.0, 1.05
+COMPILED, EVERY_POLICY = 1.05, 1.20  # both ÷ a cache of the budget's length
 SETTINGS = {"tokens": 16_384, "budget": 1_024, "chunk": 512, "threads": 2}
 DEAR = 0.3  # share of a decode step above which a policy's scoring is named
 
@@ -44,7 +46,8 @@ class Spread:
 
 def section(raw: Raw) -> str:
     """The whole section, between its markers left out."""
-    parts = [_head(raw), _targets(raw), _speed(raw), _dear(raw), _storage(raw), _processes(raw), _floor(raw)]
+    parts = [_head(raw), _targets(raw), _speed(raw), _dear(raw), _compiled(raw)]
+    parts += [_storage(raw), _processes(raw), _floor(raw)]
     return "\n\n".join(parts)
 
 
@@ -81,6 +84,7 @@ def _targets(raw: Raw) -> str:
     rows = [
         (f"decode at {s['tokens']:,} seen ÷ {full}", DECODE_LONG, _decode(raw, PRIME, "full"), 2),
         (f"decode at {s['tokens']:,} seen ÷ {brief}", DECODE_SHORT, _decode(raw, PRIME, "short"), 2),
+        ("compiled decode ÷ StaticCache, compiled", COMPILED, _ratio(raw["compiled"], PRIME, "static"), 2),
         ("prefill ÷ DynamicCache's one-shot prefill", PREFILL, _prefill(raw, PRIME), 2),
         (
             "keys and values between calls, slots' worth per layer and head",
@@ -106,6 +110,16 @@ def _targets(raw: Raw) -> str:
         for what, limit, found, digits in rows
     ]
     table = _table(["KeyDiff", "target", "measured", ""], lines)
+    above = {p: _decode(raw, p, "short").median for p in _policies(raw) if p != "full"}
+    dear = [f"`{p}` ({x:.2f})" for p, x in above.items() if x > EVERY_POLICY]
+    table += (
+        f"\n\nA token ÷ {brief} ≤ {EVERY_POLICY:.2f} is the target for every policy: "
+        f"{len(above) - len(dear)} of {len(above)} rows meet it, not {', '.join(dear) or 'one'}. "
+        f"`/{EVERY}` is `evict_every={EVERY}`: "
+        f"so many tokens go at every {EVERY}th step, their room taken from the budget.\n\n"
+        f"Below every prefill: the same chunks by transformers, each forgotten at once, take "
+        f"{_prefill(raw, BARE).text()} of the one-shot prefill."
+    )
     other = {key: s[key] for key in SETTINGS if s[key] != SETTINGS[key]}
     if other:
         table += "\n\nThe targets are for other settings than these: " + ", ".join(
@@ -148,6 +162,27 @@ def _dear(raw: Raw) -> str:
     if not dear:
         return f"No policy spends more than {DEAR:.0%} of a decode step on scoring."
     return f"More than {DEAR:.0%} of a decode step goes into scoring with {', '.join(dear)}."
+
+
+def _compiled(raw: Raw) -> str:
+    s, samples = raw["settings"], raw["compiled"]
+    lines = [
+        [
+            f"`{policy}`",
+            f"{_median(samples, policy, 'seconds') * 1e3:.1f} ms",
+            _ratio(samples, policy, "static").text(),
+            f"{_median(samples, policy, 'first'):.0f} s",
+        ]
+        for policy in s["compiled"]
+    ]
+    static = Spread.of(x["static"] for x in samples)
+    return (
+        "### Compiled\n\n"
+        f"`torch.compile` of the decode step, one graph, beside a compiled `StaticCache` of "
+        f"{s['budget']:,} + {s['chunk']:,} tokens, whose step takes "
+        f"{static.text(1, 1e3, ' ms')}. *First*: the step that "
+        "compiles.\n\n" + _table(["policy", "a token", "÷ StaticCache, compiled", "first"], lines)
+    )
 
 
 def _storage(raw: Raw) -> str:

@@ -83,7 +83,8 @@ def kvpress(settings: Settings) -> list[Rival]:
         return run
 
     def bounded(name: str) -> Callable[[PreTrainedModel], AbstractContextManager[Any]]:
-        base = getattr(peer, name)()
+        # Its window must be shorter than the tokens between two evictions.
+        base = getattr(peer, name)(**({"window_size": settings.block // 2} if name == "SnapKVPress" else {}))
 
         @contextmanager
         def around(model: PreTrainedModel) -> Iterator[None]:

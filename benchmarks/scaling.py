@@ -43,17 +43,16 @@ def measure(policy: str, tokens: int, budget: int, chunk: int, threads: int) -> 
     settings = Settings(tokens=tokens, budget=budget, chunk=chunk, threads=threads)
     model = random_model(settings.seed)
     ids, more = random_ids(tokens), random_ids(_BLOCK, 1)
-    warm = ids[:, : 2 * chunk]
+    warm = ids[:, :64]
+    loaded = peak_memory()
     if policy == FULL:
         one_shot(model, warm)
-        loaded = peak_memory()
         prefill, cache = one_shot(model, ids)
         with plain(model):
             steps = [decode(model, cache, more) for _ in range(_BLOCKS)]
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     else:
         budgeted(model, as_text(warm), policy, settings)
-        loaded = peak_memory()
         text = as_text(ids)
         start = time.perf_counter()
         _, kept = budgeted(model, text, policy, settings)
@@ -112,7 +111,7 @@ def section(raw: dict[str, Any]) -> str:
             f"Measured {raw['date']} in {raw['minutes']} minutes by `benchmarks/scaling.py` on "
             f"{raw['machine']['cores']} cores ({raw['machine']['processor']}), KeyDiff, chunk "
             f"{s['chunk']:,}. "
-            "*Peak* is what the process had resident at its most, above the loaded and warmed-up model.",
+            "*Peak* is what the process had resident at its most, above the loaded model.",
             "![time and memory against length and budget](benchmarks_scaling.png)",
             f"**Against the length**, budget {s['budget']:,}:",
             _table(head, rows),

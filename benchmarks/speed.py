@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from machine import copy_bandwidth
-from subject import PRIME, Settings, Stored, as_text, budgeted, decode, one_shot, random_ids
+from subject import PRIME, Settings, Stored, as_text, budgeted, decode, one_shot, random_ids, without_a_past
 from transformers import PreTrainedModel
 
 import modicum
 
+BARE = "chunks without a past"
 _GROUP = 5  # policies measured after one look at the long full cache
 
 Sample = dict[str, Any]
@@ -49,6 +50,8 @@ def prefills(
         tell("prefill: DynamicCache")
         stored = stored or Stored(full)
         del full
+        bare = without_a_past(model, ids, settings.chunk)
+        samples.append({"policy": BARE, "seconds": bare, "one_shot": reference})
         for policy in group:
             gc.collect()
             seconds, caches[policy] = budgeted(model, text, policy, settings)

@@ -33,6 +33,20 @@ EVERY = 16
 _VOCABULARY = 1024
 
 
+COMPILED = (
+    "keydiff",
+    "streamingllm",
+    "knorm",
+    "manifoldkv",
+    "h2o",
+    "tova",
+    "razor",
+    "snapkv",
+    "fastcaote+tova",
+)
+"""Policies whose decode step is compiled as well."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """One run of the benchmark."""
@@ -47,6 +61,7 @@ class Settings:
     threads: int = 2
     seed: int = 0
     policies: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ()
 
     @property
     def long_tokens(self) -> int:
@@ -143,6 +158,17 @@ class Stored:
     def cache(self, length: int) -> DynamicCache:
         """A new cache of the first `length` tokens."""
         return DynamicCache([(k[:, :, :length], v[:, :, :length]) for k, v in self._pairs])
+
+
+@torch.no_grad()
+def without_a_past(model: PreTrainedModel, ids: Tensor, chunk: int) -> float:
+    """Seconds for the same chunks by transformers, each forgotten at once: what is below every prefill."""
+    with plain(model):
+        start = time.perf_counter()
+        for part in ids.split(chunk, dim=1):
+            cache = DynamicCache(config=model.config)
+            model(part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return time.perf_counter() - start
 
 
 @torch.no_grad()

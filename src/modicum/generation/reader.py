@@ -18,12 +18,16 @@ from modicum.generation.transcript import Transcript
 from modicum.kv.cache import BudgetCache
 from modicum.kv.call import cuts
 
+_GRAPHS = 64  # of one class of model: each policy and each size of cache has its own
+
 
 @cache
 def _graph(kind: Any, cuda: bool) -> Callable[..., Any]:
     # The function of the class, not of a model: what is compiled keeps no model alive.
-    mode = "reduce-overhead" if cuda else None
-    run: Callable[..., Any] = torch.compile(kind.forward, fullgraph=True, dynamic=False, mode=mode)
+    options: dict[str, Any] = {"mode": "reduce-overhead" if cuda else None}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # torch 2.11 has but the global one
+        options["recompile_limit"] = _GRAPHS
+    run: Callable[..., Any] = torch.compile(kind.forward, fullgraph=True, dynamic=False, **options)
     return run
 
 
