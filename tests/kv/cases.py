@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modicum import BudgetCache, parse_policy, policies
-from modicum.kv import bank, contest
+from modicum.kv import bank, contest, together
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.turning import NUMBERINGS
 from tests import zoo
@@ -65,6 +65,8 @@ class Case:
     seed: int = 0
     positions: str = "original"
     store: str = "model"
+    compile: bool | str = False
+    """"auto": counts are tensors, wherever they can be, as a compiled step has them."""
 
     @property
     def net(self) -> PreTrainedModel:
@@ -80,6 +82,7 @@ class Case:
             "evict_every": self.evict_every,
             "positions": self.positions,
             "store": self.store,
+            "compile": self.compile,
         }
         return BudgetCache(self.net, **{**settings, **changes})
 
@@ -192,6 +195,7 @@ def cases(
         draw(st.integers(0, 9)),
         draw(st.sampled_from(NUMBERINGS)),
         draw(st.sampled_from(stores)),
+        draw(st.sampled_from((False, "auto"))),
     )
 
 
@@ -247,6 +251,7 @@ def margins(policy: str) -> Iterator[Margin]:
     with (
         patch.object(bank, "best", best),
         patch.object(bank, "worst", worst),
+        patch.object(together, "worst", worst),
         patch.object(contest, "compete", compete),
     ):
         yield margin

@@ -13,6 +13,7 @@ import modicum
 from modicum import BudgetCache, PolicyError
 from modicum.errors import InputError
 from modicum.kernels import dispatch
+from modicum.kv.filling import Filling
 from modicum.kv.shared import Shared
 from tests import zoo
 from tests.driver import budget_layers, check_limits
@@ -72,6 +73,39 @@ def test_together_is_what_apart_is(policy: str, monkeypatch: pytest.MonkeyPatch)
         assert all(map(torch.equal, kept(cache), kept(apart)))
         assert cache.seen == apart.seen
         check_limits(cache)
+
+
+@pytest.mark.parametrize("evict_every", [1, 5])
+@pytest.mark.parametrize(
+    "policy",
+    ["full", "keydiff", "razor", "adakv+snapkv(window=4)", "criticalkv+snapkv(window=4)", "caote+tova"],
+)
+def test_filling_is_what_apart_is(policy: str, evict_every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps while there is room: as a cache fills, and between two evictions of several tokens."""
+    model, ids = zoo.build("llama"), zoo.tokens(2, 44)
+    how: dict[str, Any] = {**SMALL, "evict_every": evict_every}
+    steps: list[bool] = []
+    decide = Shared._decide
+
+    def watched(self: Shared, mask: Tensor | None) -> Any:
+        found = decide(self, mask)
+        steps.append(isinstance(found, Filling))
+        return found
+
+    monkeypatch.setattr(Shared, "_decide", watched)
+    budget = 44 if policy == "full" else 20
+    filling = BudgetCache(model, policy, budget, **how)
+    got = decoded(filling, model, ids, 12)
+    # RazorAttention's small heads are full before the first of these steps.
+    assert sum(steps) >= (20 if evict_every > 1 else 0 if policy == "razor" else 8)
+    monkeypatch.setattr(Shared, "_decide", lambda self, mask: None)
+    apart = BudgetCache(model, policy, budget, **how)
+    wanted = decoded(apart, model, ids, 12)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert all(map(torch.equal, kept(filling), kept(apart)))
+    assert filling.seen == apart.seen
+    assert filling.peak_nbytes == apart.peak_nbytes
+    check_limits(filling)
 
 
 @pytest.mark.parametrize("policy", ["keydiff", "manifoldkv", "caote+tova"])
@@ -166,9 +200,11 @@ def test_compile_is_yes_no_or_auto() -> None:
         BudgetCache(zoo.build("llama"), "keydiff", 60, **SMALL, compile="yes")  # type: ignore[arg-type]
 
 
-def test_a_step_cut_short_changes_nothing() -> None:
+@pytest.mark.parametrize("budget", [20, 60])
+def test_a_step_cut_short_changes_nothing(budget: int) -> None:
+    """In a full cache, and in one that is filling."""
     model, ids = zoo.build("llama"), zoo.tokens(1, 42)
-    cache, twin = (BudgetCache(model, "keydiff", 20, **SMALL) for _ in range(2))
+    cache, twin = (BudgetCache(model, "keydiff", budget, **SMALL) for _ in range(2))
     decoded(cache, model, ids[:, :40], 36)
     wanted = decoded(twin, model, ids, 36)[-2:]
 

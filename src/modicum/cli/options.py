@@ -30,6 +30,9 @@ PositionsOption = Annotated[
 StoreOption = Annotated[
     str, typer.Option(help="model: keys and values as the model gives them; int8 or fp8: in 8 bits.")
 ]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the decode step: the first takes long, the others less.")
+]
 DtypeOption = Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="Such as cpu or cuda; auto takes a GPU if there is one.")]
 FileOption = Annotated[
@@ -51,6 +54,7 @@ def cache_settings(
     evict_every: int,
     positions: str = "original",
     store: str = "model",
+    compile: bool = False,
 ) -> dict[str, Any]:
     """The arguments of a cache, checked before a model takes its time to load."""
     import modicum.kv.policies  # noqa: F401  # registers them
@@ -65,4 +69,5 @@ def cache_settings(
         "budget": Budget.of(budget, **settings),
         "positions": check_numbering(positions),
         "store": Store(store).name,
+        "compile": compile,
     }

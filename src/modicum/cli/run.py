@@ -15,6 +15,7 @@ from modicum.cli.console import load, print_json, print_table, read_text
 from modicum.cli.options import (
     BudgetOption,
     ChunkOption,
+    CompileOption,
     DeviceOption,
     DtypeOption,
     EvictEveryOption,
@@ -57,6 +58,7 @@ def run(
     evict_every: EvictEveryOption = 1,
     positions: PositionsOption = "original",
     store: StoreOption = "model",
+    compile: CompileOption = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")] = 128,
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; 0 is greedy.")
@@ -79,7 +81,7 @@ def run(
     """
     questions = list(question or [])
     text = _context(prompt, prompt_file, sample, questions)
-    settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions, store)
+    settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile)
     lm, tokenizer = load(model, dtype, device)
     import torch
 

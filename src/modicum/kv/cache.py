@@ -18,6 +18,7 @@ from modicum.kv.attention import PREFIX, attach
 from modicum.kv.bank import Setting
 from modicum.kv.budget import Budget
 from modicum.kv.heads import HeadScores, probe
+from modicum.kv.joining import why_no_graph
 from modicum.kv.layer import BudgetLayer
 from modicum.kv.plan import Plan, plan
 from modicum.kv.policies.razor import RazorAttention
@@ -26,7 +27,6 @@ from modicum.kv.registry import parse_policy
 from modicum.kv.shape import Shape
 from modicum.kv.shared import Shared, lasting
 from modicum.kv.store import Store
-from modicum.kv.together import why_no_graph
 from modicum.kv.turning import Turning, check_numbering
 from modicum.kv.window import WindowLayer
 

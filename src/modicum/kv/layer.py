@@ -18,43 +18,13 @@ from modicum.kv.call import Piece
 from modicum.kv.filling import Filling
 from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
+from modicum.kv.room import stacks
 from modicum.kv.shape import LayerShape
 from modicum.kv.shared import OURS, BudgetLength, Handle, Shared, lasting
 from modicum.kv.stack import Stack
 from modicum.kv.store import PLAIN, Store
 
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
-
-
-def stacks(
-    layers: list[BudgetLayer], rows: int, model: torch.dtype, device: torch.device
-) -> dict[tuple[Any, ...], Stack]:
-    """Room for all layers at once, by what it is for; none where heads compete, whose arenas change size."""
-    first = layers[0]
-    policy, shape = first.setting.policy, first.shape
-    if first.shared.spread or policy.head_shares() is not None or any(x.shape != shape for x in layers):
-        return {}
-    dims = shape.key_dim, shape.value_dim
-    columns = first.store.columns(dims[0]), first.store.columns(dims[1])
-    extra = policy.state_width(shape.group), policy.sum_width(*dims)
-    dtype = first.store.dtype(model)
-    number: dict[tuple[int, bool], int] = {}
-    for layer in layers:
-        for kind in zip(layer.capacities, layer.streaming, strict=True):
-            number[kind] = number.get(kind, 0) + rows
-    made: dict[tuple[Any, ...], Stack] = {}
-    for (capacity, streaming), entries in number.items():
-        virtual = streaming and first.compensates
-        width = (0, 0) if streaming else extra
-        parts = Arena.parts(capacity + 1 - virtual, *columns, *width, dtype, device)
-        made["arena", capacity, streaming] = Stack(entries, parts, device)
-        if virtual:
-            made["virtual", capacity, streaming] = Stack(entries, Virtual.parts(*dims), device)
-    if policy.query_rows > 0:
-        parts = QueryRing.parts(shape.group, policy.query_rows, shape.key_dim, model)
-        made["ring", 0, False] = Stack(rows * shape.kv_heads * len(layers), parts, device)
-        made["line", 0, False] = Stack(rows * len(layers), QueryRing.line(policy.query_rows), device)
-    return made
 
 
 def _block(both: tuple[Tensor, Tensor], bank: Bank) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,7 @@ overlap, as a compiler wants them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +23,8 @@ from modicum.kernels import dispatch as kernels
 from modicum.kv import admission
 from modicum.kv.bank import Bank, Candidates
 from modicum.kv.choice import worst
+from modicum.kv.group import Group, Place
+from modicum.kv.joining import why_apart
 from modicum.kv.policy import ALL
 from modicum.kv.scoring import level, observed
 from modicum.kv.span import Span, pick, put
@@ -34,106 +34,7 @@ if TYPE_CHECKING:
     from modicum.kv.layer import BudgetLayer
 
 
-def why_apart(layers: Sequence[BudgetLayer]) -> str | None:
-    """Why the steps of these layers cannot go together; None if they can."""
-    policy = layers[0].setting.policy
-    if policy.head_shares() is not None:
-        return f"{policy} lets heads compete, so that every head of every row has an arena of its own"
-    if not policy.traceable:
-        return f"{policy} decides by what it finds in its scores"
-    if policy.needs_output_weight:
-        return f"{policy} reads the output projection of each layer"
-    if any(layer.shape != layers[0].shape for layer in layers):
-        return "the model's layers are of unlike shapes"
-    ragged = any(len(set(zip(layer.capacities, layer.streaming, strict=True))) > 1 for layer in layers)
-    if policy.query_rows and ragged:
-        return f"{policy} reads queries of heads of unlike capacity"
-    return None
-
-
-def why_no_graph(layers: Sequence[BudgetLayer], cache_layers: int) -> str | None:
-    """Why the steps of these layers, of so many in the cache, cannot have one graph; None if they can."""
-    if len(layers) < cache_layers:
-        return "the model has layers with a sliding window, whose caches grow"
-    policy, budget, shared = layers[0].setting.policy, layers[0].setting.budget, layers[0].shared
-    if not policy.evicts:
-        return f"{policy} never evicts, so its steps grow: use transformers' StaticCache"
-    if (apart := why_apart(layers)) is not None:
-        return apart
-    if budget.evict_every > 1:
-        return "evict_every is above 1, so not all steps are alike"
-    if shared.turning is not None:
-        return "positions are renumbered, which sorts them anew at each step"
-    if shared.spread:
-        return "the model lies on several devices"
-    return None
-
-
 _SCRATCH = 64 * 2**20  # bytes of intermediate results while some layers are scored together
-
-
-@dataclass
-class Place:
-    """Where a bank's newcomers go, and what its attention leaves for the score."""
-
-    bank: Bank
-    alone: Span
-    """This bank by itself."""
-    at: Tensor
-    """[b·h] each head's free slot among the bank's b·h·S."""
-    keys: Tensor
-    """[b·h·S, Ck], the bank's, as `at` counts them."""
-    values: Tensor
-    dots: Tensor | None = None
-    """`View.dots`, [b, h, S]"""
-    logits: Tensor | None = None
-    """[b, h, G, S]"""
-
-
-class Group:
-    """The banks of all layers that have one capacity and are of one kind: M pairs of a row and a head."""
-
-    def __init__(self, banks: list[Bank], layers: list[int], rows: int, tile: int) -> None:
-        self.banks, self.layers = banks, layers
-        device, slots = banks[0].arena.keys.device, banks[0].arena.capacity + 1
-        edges = [0]
-        for bank in banks:
-            edges.append(edges[-1] + bank.arena.keys.shape[0] * bank.arena.keys.shape[1])
-        self.edges = edges
-        first = [torch.arange(b - a) * slots for a, b in pairwise(edges)]
-        self.first = torch.cat(first).to(device)  # [M] index of each pair's first slot among its bank's
-        self.hole = torch.zeros(edges[-1], dtype=torch.int64, device=device)
-        self.at = torch.zeros(edges[-1], dtype=torch.int64, device=device)
-        self.live = torch.zeros(rows, dtype=torch.int64, device=device)
-        """[B] slots in use in each row."""
-        self.spans = []
-        for i in range(0, len(banks), tile):
-            j = min(len(banks), i + tile)
-            hole = self.hole[edges[i] : edges[j]]
-            self.spans.append(Span.of(banks[i:j], layers[i:j], self.live, hole))
-
-    def places(self) -> Iterator[tuple[int, Place]]:
-        """Each bank's layer and place."""
-        for i, (layer, bank) in enumerate(zip(self.layers, self.banks, strict=True)):
-            arena = bank.arena
-            run = slice(self.edges[i], self.edges[i + 1])
-            free = self.hole[run].view(arena.keys.shape[:2])
-            keys, values = arena.keys.flatten(0, 2), arena.values.flatten(0, 2)
-            yield layer, Place(bank, Span.single(bank, layer, self.live, free), self.at[run], keys, values)
-
-    def enter(self) -> None:
-        """Take the free slots and counts from the arenas, which from now on have them from here."""
-        for i, bank in enumerate(self.banks):
-            arena = bank.arena
-            free = self.hole[self.edges[i] : self.edges[i + 1]].view(arena.keys.shape[:2])
-            live = torch.tensor(arena.live, device=free.device)
-            if arena.hole is None:
-                free.copy_(live[:, None].expand_as(free))
-            elif arena.hole.data_ptr() != free.data_ptr():
-                free.copy_(arena.hole)
-            arena.hole = free
-            self.live.copy_(live)
-        self.at.copy_(self.hole + self.first)
 
 
 class Together:
