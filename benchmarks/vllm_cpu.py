@@ -1,0 +1,242 @@
+"""vLLM on a CPU, stock beside the plug-in, with pools of one size: requests at once, throughput, overhead.
+
+Run by `make bench-vllm`, in an environment that has vLLM. Random weights, in the shape of kv_cpu.py's.
+Each engine is a process of its own, one at a time, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parent.parent
+_DOCS = _ROOT / "docs"
+BLOCK, CHUNK = 32, 512
+PROMPT, NEW, REQUESTS = 8_192, 256, 32
+BUDGETS = (512, 1_024)
+POOL = 4 * (PROMPT + NEW)
+"""Tokens: four whole requests."""
+
+
+def folder() -> str:
+    """A random Llama as a folder that vLLM can load."""
+    from subject import random_model
+
+    path = Path(tempfile.gettempdir()) / "modicum-vllm-bench"
+    if not (path / "config.json").is_file():
+        random_model().save_pretrained(path)
+    return str(path)
+
+
+def engine(model: str, budget: int | None, seqs: int, policy: str = "keydiff") -> Any:
+    """An engine over the pool: modicum's under a budget, or stock."""
+    from vllm import LLM
+
+    given: dict[str, Any] = {
+        "model": model,
+        "dtype": "float32",
+        "block_size": BLOCK,
+        "max_model_len": PROMPT + NEW,
+        "max_num_seqs": seqs,
+        "max_num_batched_tokens": CHUNK + seqs,
+        "num_gpu_blocks_override": POOL // BLOCK + 1,
+        "enable_prefix_caching": False,
+        "async_scheduling": False,
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+    }
+    if budget is not None:
+        given["additional_config"] = {"modicum": {"policy": policy, "budget": budget, "chunk": CHUNK}}
+        given["scheduler_cls"] = "modicum.vllm.scheduler.ArenaScheduler"
+    return LLM(**given)
+
+
+def serve(model: str, budget: int | None, quick: bool) -> dict[str, Any]:
+    """32 requests at once: how many ran together, tokens a second, and each one's latency."""
+    import torch
+    from vllm import SamplingParams
+
+    prompt, new, number = (1_024, 32, 8) if quick else (PROMPT, NEW, REQUESTS)
+    llm = engine(model, budget, REQUESTS)
+    core = llm.llm_engine
+    scheduler = core.engine_core.engine_core.scheduler
+    params = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False)
+    generator = torch.Generator().manual_seed(0)
+    start = time.perf_counter()
+    for i in range(number):
+        ids = torch.randint(1024, (prompt,), generator=generator).tolist()
+        core.add_request(str(i), {"prompt_token_ids": ids}, params)
+    together: list[int] = []
+    latency: list[float] = []
+    tokens = 0
+    while core.has_unfinished_requests():
+        for out in core.step():
+            if out.finished:
+                latency.append(time.perf_counter() - start)
+                tokens += len(out.outputs[0].token_ids)
+        together.append(len(scheduler.running))
+    seconds = time.perf_counter() - start
+    return {
+        "together": max(together),
+        "mean_together": statistics.mean(together),
+        "tokens_per_second": tokens / seconds,
+        "total_tokens_per_second": (tokens + number * prompt) / seconds,
+        "seconds": seconds,
+        "latency": latency,
+    }
+
+
+def step(model: str, budget: int | None, batch: int, seen: int) -> dict[str, Any]:
+    """Seconds of decode steps of a batch that has seen so many tokens each."""
+    import torch
+    from vllm import SamplingParams
+
+    llm = engine(model, budget, batch)
+    core = llm.llm_engine
+    params = SamplingParams(temperature=0.0, max_tokens=80, ignore_eos=True, detokenize=False)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(batch):
+        ids = torch.randint(1024, (seen,), generator=generator).tolist()
+        core.add_request(str(i), {"prompt_token_ids": ids}, params)
+    done, seconds = 0, []
+    while core.has_unfinished_requests():
+        start = time.perf_counter()
+        outs = core.step()
+        if len(outs) == batch:
+            done += 1
+            if done > 10:
+                seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds}
+
+
+def alone(job: dict[str, Any]) -> dict[str, Any]:
+    """A job in a process of its own."""
+    environment = {
+        **os.environ,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, str(Path(__file__)), "--job", json.dumps(job)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def measure(quick: bool, repeats: int) -> dict[str, Any]:
+    """Everything, stock and plug-in in turns."""
+    model = folder()
+    budgets = (256,) if quick else BUDGETS
+    served: list[dict[str, Any]] = []
+    for budget in (None, *budgets):
+        served.append(
+            {"budget": budget, **alone({"what": "serve", "model": model, "budget": budget, "quick": quick})}
+        )
+        print(f"served: {budget}", file=sys.stderr, flush=True)
+    steps: list[dict[str, Any]] = []
+    for number in range(repeats):
+        for batch in (1, 8):
+            # 700 tokens: below the budget nothing goes, above it a token a head goes at each step.
+            for name, budget, seen in (
+                ("stock", None, 700),
+                ("nothing goes", 1024, 700),
+                ("one goes", 512, 700),
+            ):
+                job = {"what": "step", "model": model, "budget": budget, "batch": batch, "seen": seen}
+                steps.append({"name": name, "batch": batch, "round": number, **alone(job)})
+            job = {"what": "step", "model": model, "budget": None, "batch": batch, "seen": 512 - 35}
+            steps.append({"name": "stock of the budget", "batch": batch, "round": number, **alone(job)})
+            print(f"steps: round {number}, batch {batch}", file=sys.stderr, flush=True)
+    return {"served": served, "steps": steps}
+
+
+def section(raw: dict[str, Any]) -> str:
+    """The tables, markers left out."""
+    m = raw["machine"]
+    rows = [["", "at once", "tokens/s", "with prompts", "p50", "p95", "÷ stock's tokens/s"], ["---"] * 7]
+    stock = raw["served"][0]["tokens_per_second"]
+    for x in raw["served"]:
+        late = sorted(x["latency"])
+        rows.append(
+            [
+                "stock" if x["budget"] is None else f"budget {x['budget']:,}",
+                f"{x['together']}",
+                f"{x['tokens_per_second']:.1f}",
+                f"{x['total_tokens_per_second']:,.0f}",
+                f"{late[len(late) // 2]:.1f} s",
+                f"{late[min(len(late) - 1, int(0.95 * len(late)))]:.1f} s",
+                f"{x['tokens_per_second'] / stock:.2f}",
+            ]
+        )
+    more = [["batch", "stock", "nothing goes", "÷ stock", "one goes", "stock of the budget's length", "÷ it"]]
+    more.append(["---"] * 7)
+    for batch in (1, 8):
+        found = {
+            name: [
+                statistics.median(x["seconds"])
+                for x in raw["steps"]
+                if (x["name"], x["batch"]) == (name, batch)
+            ]
+            for name in ("stock", "nothing goes", "one goes", "stock of the budget")
+        }
+        a, b, c, d = (statistics.median(values) * 1e3 for values in found.values())
+        more.append(
+            [
+                f"{batch}",
+                f"{a:.2f} ms",
+                f"{b:.2f} ms",
+                f"{b / a:.2f}",
+                f"{c:.2f} ms",
+                f"{d:.2f} ms",
+                f"{c / d:.2f}",
+            ]
+        )
+    text = (
+        f"Measured {raw['date']} in {raw['minutes']} minutes on {m['cores']} cores ({m['processor']}), vLLM "
+        f"{raw['vllm']}, KeyDiff, a pool of {POOL:,} tokens in pages of {BLOCK}, chunk {CHUNK}: {REQUESTS} "
+        f"requests of {PROMPT:,} + {NEW} tokens that come at once."
+    )
+    join = lambda lines: "\n".join("| " + " | ".join(x) + " |" for x in lines)  # noqa: E731
+    return f"{text}\n\n{join(rows)}\n\n**A decode step** at 700 tokens seen:\n\n{join(more)}"
+
+
+def main() -> None:
+    """Measure, write, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small; prints and writes nothing")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.job:
+        job = json.loads(asked.job)
+        run = {"serve": serve, "step": step}[job.pop("what")]
+        print(json.dumps(run(**job)))
+        return
+    import machine
+    import report
+
+    from modicum.vllm.version import installed
+
+    started = datetime.now().astimezone()
+    raw = {"date": started.date().isoformat(), "machine": machine.describe(), "vllm": installed()}
+    raw |= measure(asked.quick, 1 if asked.quick else asked.repeats)
+    raw["minutes"] = round((datetime.now().astimezone() - started).total_seconds() / 60, 1)
+    text = section(raw)
+    if not asked.quick:
+        (_DOCS / "benchmarks_vllm.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        report.write(text, _DOCS / "benchmarks.md", "vllm")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
