@@ -137,6 +137,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def draw(raw: dict[str, Any]) -> Any:
     """Two lines of three panels: prefill, a token and peak, against the length and against the budget."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     s, points = raw["settings"], raw["points"]
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained")
@@ -161,6 +162,9 @@ def draw(raw: dict[str, Any]) -> Any:
             for name, found in groups.items():
                 axis.plot([p[what] for p in found], [value(p) for p in found], "o-", label=name, markersize=4)
             axis.set(xscale="log", yscale="log", xlabel=f"{what}", title=title)
+            axis.set_xticks([p[what] for p in next(iter(groups.values()))][::2])
+            axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1024:g}K")
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.set_ylim(bottom=min(axis.get_ylim()[0], axis.get_ylim()[1] / 30))  # flat lines look flat
             axis.legend()
     return figure
