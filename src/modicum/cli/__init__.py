@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import modicum
-from modicum.cli import eval, heads, keep, policies, report, run
+from modicum.cli import eval, heads, keep, policies, report, run, serve
 from modicum.cli.console import complain, warnings_for_people
 from modicum.errors import ModicumError
 
@@ -41,6 +41,7 @@ app.command("heads")(heads.heads)
 app.command("keep")(keep.keep)
 app.command("eval")(eval.evaluate)
 app.command("report")(report.report)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)
 
 
 def _version(wanted: bool) -> None:
