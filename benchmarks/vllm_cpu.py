@@ -60,12 +60,12 @@ def engine(model: str, budget: int | None, seqs: int, policy: str = "keydiff") -
     return LLM(**given)
 
 
-def serve(model: str, budget: int | None, quick: bool) -> dict[str, Any]:
-    """32 requests at once: how many ran together, tokens a second, and each one's latency."""
+def serve(model: str, budget: int | None, quick: bool, number: int, new: int) -> dict[str, Any]:
+    """Requests that come at once: how many ran together, tokens a second, and each one's latency."""
     import torch
     from vllm import SamplingParams
 
-    prompt, new, number = (1_024, 32, 8) if quick else (PROMPT, NEW, REQUESTS)
+    prompt = 1_024 if quick else PROMPT
     llm = engine(model, budget, REQUESTS)
     core = llm.llm_engine
     scheduler = core.engine_core.engine_core.scheduler
@@ -133,15 +133,14 @@ def alone(job: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def measure(quick: bool, repeats: int) -> dict[str, Any]:
+def measure(quick: bool, repeats: int, requests: int, new: int) -> dict[str, Any]:
     """Everything, stock and plug-in in turns."""
     model = folder()
     budgets = (256,) if quick else BUDGETS
     served: list[dict[str, Any]] = []
     for budget in (None, *budgets):
-        served.append(
-            {"budget": budget, **alone({"what": "serve", "model": model, "budget": budget, "quick": quick})}
-        )
+        job = {"what": "serve", "model": model, "budget": budget, "quick": quick}
+        served.append({"budget": budget, **alone({**job, "number": requests, "new": new})})
         print(f"served: {budget}", file=sys.stderr, flush=True)
     steps: list[dict[str, Any]] = []
     for number in range(repeats):
@@ -203,8 +202,8 @@ def section(raw: dict[str, Any]) -> str:
         )
     text = (
         f"Measured {raw['date']} in {raw['minutes']} minutes on {m['cores']} cores ({m['processor']}), vLLM "
-        f"{raw['vllm']}, KeyDiff, a pool of {POOL:,} tokens in pages of {BLOCK}, chunk {CHUNK}: {REQUESTS} "
-        f"requests of {PROMPT:,} + {NEW} tokens that come at once."
+        f"{raw['vllm']}, KeyDiff, a pool of {POOL:,} tokens in pages of {BLOCK}, chunk {CHUNK}: "
+        f"{raw['requests']} requests of {PROMPT:,} + {raw['new']} tokens that come at once."
     )
     join = lambda lines: "\n".join("| " + " | ".join(x) + " |" for x in lines)  # noqa: E731
     return f"{text}\n\n{join(rows)}\n\n**A decode step** at 700 tokens seen:\n\n{join(more)}"
@@ -215,6 +214,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small; prints and writes nothing")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--new", type=int, default=NEW, help="tokens of each answer")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.job:
@@ -229,7 +230,8 @@ def main() -> None:
 
     started = datetime.now().astimezone()
     raw = {"date": started.date().isoformat(), "machine": machine.describe(), "vllm": installed()}
-    raw |= measure(asked.quick, 1 if asked.quick else asked.repeats)
+    raw |= {"requests": asked.requests, "new": asked.new}
+    raw |= measure(asked.quick, 1 if asked.quick else asked.repeats, asked.requests, asked.new)
     raw["minutes"] = round((datetime.now().astimezone() - started).total_seconds() / 60, 1)
     text = section(raw)
     if not asked.quick:

