@@ -49,9 +49,9 @@ class ArenaBuilder(CPUAttentionMetadataBuilder):
         if self.settings is None:
             return super().build(common_prefix_len, given, fast_build)
         step = self.ledger.step(given.block_table_tensor, given.query_start_loc, given.seq_lens)
-        slots = step.table[step.row, step.slot // self.block_size].long() * self.block_size
+        page, slot = step.place(self.block_size)
         # In place: it is by this very tensor that keys and values are written before attention.
-        given.slot_mapping[: len(slots)] = slots + step.slot % self.block_size
+        given.slot_mapping[: len(page)] = page * self.block_size + slot
         lengths = step.total.to(given.seq_lens.dtype)
         changed = given.replace(seq_lens=lengths, max_seq_len=int(lengths.max()))
         made = super().build(common_prefix_len, changed, fast_build)

@@ -50,19 +50,14 @@ class Eviction:
 
     def take_in(self, step: Step, query: Tensor) -> None:
         """Note the tokens of a step, which lie in their slots; query [T, Hq, D]."""
-        page = step.table[step.row, step.slot // self.pages.block].long()
-        self.positions[page, :, step.slot % self.pages.block] = step.position.to(torch.int32)[:, None]
+        page, slot = step.place(self.pages.block)
+        self.positions[page, :, slot] = step.position[:, None]
         if self.recent is not None:
             self.recent.take_in(step, query)
 
     def let_go(self, step: Step) -> None:
-        """Bring every request down to what it may hold, those of one size together."""
-        over = (step.total > step.after).nonzero().flatten()
-        if not len(over):
-            return
-        sizes = torch.stack([step.total[over], step.after[over]], 1)
-        for total, after in {(int(a), int(b)) for a, b in sizes.tolist()}:
-            rows = over[(sizes[:, 0] == total) & (sizes[:, 1] == after)]
+        """Bring every request down to what it may hold."""
+        for rows, total, after in step.over:
             self._let_go(step, rows, total, after)
 
     def _let_go(self, step: Step, rows: Tensor, total: int, after: int) -> None:

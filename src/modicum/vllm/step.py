@@ -33,11 +33,32 @@ class Step:
     """[T] where in its request it stands."""
     starts: Tensor
     """[R] each request's first token among the T."""
+    _place: tuple[Tensor, Tensor] | None = None  # the same for all layers
+    _over: list[tuple[Tensor, int, int]] | None = None
 
     @property
     def total(self) -> Tensor:
         """[R] tokens held while the step attends."""
         return self.live + self.new
+
+    def place(self, block: int) -> tuple[Tensor, Tensor]:
+        """The page of each token and its slot there, [T] each, pages being of `block` slots."""
+        if self._place is None:
+            page = self.table[self.row, torch.div(self.slot, block, rounding_mode="floor")].long()
+            self._place = page, self.slot % block
+        return self._place
+
+    @property
+    def over(self) -> list[tuple[Tensor, int, int]]:
+        """Requests that hold too many, those of one size together: rows, what they hold, what they may."""
+        if self._over is None:
+            sizes = list(zip(self.total.tolist(), self.after.tolist(), strict=True))
+            kinds: dict[tuple[int, int], list[int]] = {}
+            for number, (total, after) in enumerate(sizes):
+                if total > after:
+                    kinds.setdefault((total, after), []).append(number)
+            self._over = [(torch.tensor(rows), *size) for size, rows in kinds.items()]
+        return self._over
 
 
 class Ledger:
@@ -65,17 +86,9 @@ class Ledger:
         self._count(first > 0, new, total, after)
         row = torch.repeat_interleave(torch.arange(len(new)), new)
         offset = torch.arange(len(row)) - starts[:-1].long()[row]
-        return Step(
-            table,
-            live,
-            new,
-            after,
-            seen.long(),
-            row,
-            live[row] + offset,
-            before[row] + offset,
-            starts[:-1].long(),
-        )
+        begin = starts[:-1].long()
+        slot, position = live[row] + offset, (before[row] + offset).to(torch.int32)
+        return Step(table, live, new, after, seen.long(), row, slot, position, begin)
 
     def _count(self, real: Tensor, new: Tensor, total: Tensor, after: Tensor) -> None:
         """Tell the server; requests on vLLM's page 0 are its own dry runs."""
