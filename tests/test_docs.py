@@ -69,7 +69,7 @@ def test_readme_begins_with_two_commands_and_a_short_example() -> None:
 def test_commands_and_their_options_exist(page: Path) -> None:
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for block in blocks(page, "sh"):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("|"):
                 words = shlex.split(part, comments=True)
                 if words[:1] != ["modicum"]:
