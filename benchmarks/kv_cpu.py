@@ -24,13 +24,12 @@ import storage
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from subject import COMPILED, FLOOR, PRIME, Settings, all_policies, probe_heads, random_model, split
+from subject import COMPILED, FLOOR, PRIME, QUICK, Settings, all_policies, probe_heads, random_model, split
 
 import modicum
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 _BUSY = 0.5  # load average above which a run is not worth publishing
-_QUICK = Settings(tokens=2048, budget=256, chunk=128, repeats=2, block=4)
 
 
 def run(settings: Settings, tell: speed.Tell) -> dict[str, Any]:
@@ -75,7 +74,7 @@ def _work(settings: Settings) -> int:
 
 
 def _settings(asked: argparse.Namespace) -> Settings:
-    base = _QUICK if asked.quick else Settings()
+    base = QUICK if asked.quick else Settings()
     names = ("tokens", "budget", "chunk", "repeats", "block", "threads")
     given: dict[str, Any] = {name: getattr(asked, name) for name in names}
     known = all_policies()
@@ -121,10 +120,8 @@ def main() -> None:
         task = bar.add_task("warming up", total=_work(settings))
         results = run(settings, lambda what: bar.update(task, advance=1, description=what))
     raw = {
-        "date": started.date().isoformat(),
-        "minutes": round((datetime.now().astimezone() - started).total_seconds() / 60, 1),
+        **machine.since(started),
         "load_before": load,
-        "machine": machine.describe(),
         "settings": {**asdict(settings), "long_tokens": settings.long_tokens},
         **results,
     }

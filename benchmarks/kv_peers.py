@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import fresh
 import machine
 import report
+from peak import FULL
 from report import Spread
 from rich.console import Console
 from rich.progress import track
-from subject import Settings
+from subject import QUICK, Settings
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DOCS = _ROOT / "docs"
 PEERS = {"kvpress": ".venv-kvpress", "transformers": ".venv-transformers"}
-PLAIN = "DynamicCache"
-_QUICK = Settings(tokens=2048, budget=256, chunk=128, repeats=2, block=4)
 
 
 def run(peer: str, settings: Settings, *more: str) -> dict[str, Any]:
@@ -38,11 +36,8 @@ def run(peer: str, settings: Settings, *more: str) -> dict[str, Any]:
         raise SystemExit(f"there is no {python.relative_to(_ROOT)}: `make bench-speed-peers` builds it")
     names = ("tokens", "budget", "chunk", "repeats", "block", "threads")
     options = [f"--{name}={getattr(settings, name)}" for name in names]
-    command = [str(python), str(_ROOT / "benchmarks" / "rival.py"), "--peer", peer, *options, *more]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    given = ["--peer", peer, *options, *more]
+    return fresh.answer("rival.py", given, python, PYTHONPATH=str(_ROOT / "src"), HF_HUB_OFFLINE="1")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -64,7 +59,7 @@ def section(raw: dict[str, Any]) -> str:
         f"Measured {raw['date']} in {raw['minutes']} minutes on {raw['machine']['cores']} cores "
         f"({raw['machine']['processor']}): a prompt of {s['tokens']:,} tokens, {s['budget']:,} kept per KV "
         f"head; {s['repeats']} rounds of {s['block']} decoded tokens, all in turns; medians and quartiles of "
-        f"ratios to `{PLAIN}` in the same round."
+        f"ratios to `{FULL}` in the same round."
     ]
     parts += [_table(peer, found, s) for peer, found in raw["peers"].items()]
     return "\n\n".join(parts)
@@ -90,11 +85,10 @@ def _table(peer: str, found: dict[str, Any], s: dict[str, Any]) -> str:
                 f"{(memory[rival]['peak'] - memory[rival]['loaded']) / 2**20:,.0f} MiB",
             ]
         )
-    head = ["", "prefill", "÷ one-shot", "a token", f"÷ `{PLAIN}` at {s['tokens']:,}"]
+    head = ["", "prefill", "÷ one-shot", "a token", f"÷ `{FULL}` at {s['tokens']:,}"]
     presses = peer == "kvpress"
     head += ["÷ the press's", "÷ the same, decoding too"] * presses + ["peak above the model"]
-    lines = [head, ["---"] * len(head), *rows]
-    return f"**Beside {peer}** ({versions})\n\n" + "\n".join("| " + " | ".join(x) + " |" for x in lines)
+    return f"**Beside {peer}** ({versions})\n\n" + report.table(head, rows)
 
 
 def _beside_presses(samples: list[dict[str, Any]], rival: str, own: dict[int, float]) -> list[str]:
@@ -121,13 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small settings; prints and writes nothing")
     asked = parser.parse_args()
-    settings = _QUICK if asked.quick else replace(Settings(), policies=())
+    settings = QUICK if asked.quick else replace(Settings(), policies=())
     started = datetime.now().astimezone()
     peers = measure(settings)
     raw = {
-        "date": started.date().isoformat(),
-        "minutes": round((datetime.now().astimezone() - started).total_seconds() / 60, 1),
-        "machine": machine.describe(),
+        **machine.since(started),
         "settings": asdict(settings),
         "peers": peers,
     }

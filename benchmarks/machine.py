@@ -7,7 +7,9 @@ import platform
 import resource
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -33,6 +35,16 @@ def describe() -> dict[str, str | int]:
     if _CACHE.is_file():
         told["last-level cache"] = _CACHE.read_text().strip()
     return told
+
+
+def since(started: datetime) -> dict[str, Any]:
+    """What goes with every result: the day, how many minutes it took, and the machine."""
+    seconds = (datetime.now().astimezone() - started).total_seconds()
+    return {
+        "date": started.date().isoformat(),
+        "minutes": round(seconds / 60, 1),
+        "machine": describe(),
+    }
 
 
 def copy_bandwidth() -> float:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import fresh
 import torch
 from machine import peak_memory
 from subject import Numbers, Settings, as_text, random_ids, random_model
@@ -25,10 +24,7 @@ def in_fresh_process(policy: str, tokens: int, settings: Settings) -> dict[str, 
     """What `measure` finds, in a process of its own."""
     given = {**vars(settings), "policy": policy, "tokens": tokens}
     names = ("policy", "tokens", "budget", "chunk", "threads", "seed")
-    command = [sys.executable, str(Path(__file__)), *(f"--{name}={given[name]}" for name in names)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return fresh.answer(Path(__file__).name, [f"--{name}={given[name]}" for name in names])
 
 
 def measure(policy: str, tokens: int, settings: Settings) -> dict[str, Any]:

@@ -109,10 +109,10 @@ def _targets(raw: Raw) -> str:
         [what, f"≤ {limit:,}", found.text(digits), "met" if found.median <= limit else "**missed**"]
         for what, limit, found, digits in rows
     ]
-    table = _table(["KeyDiff", "target", "measured", ""], lines)
+    text = table(["KeyDiff", "target", "measured", ""], lines)
     above = {p: _decode(raw, p, "short").median for p in _policies(raw) if p != "full"}
     dear = [f"`{p}` ({x:.2f})" for p, x in above.items() if x > EVERY_POLICY]
-    table += (
+    text += (
         f"\n\nA token ÷ {brief} ≤ {EVERY_POLICY:.2f} is the target for every policy: "
         f"{len(above) - len(dear)} of {len(above)} rows meet it, not {', '.join(dear) or 'one'}. "
         f"`/{EVERY}` is `evict_every={EVERY}`: "
@@ -122,11 +122,11 @@ def _targets(raw: Raw) -> str:
     )
     other = {key: s[key] for key in SETTINGS if s[key] != SETTINGS[key]}
     if other:
-        table += "\n\nThe targets are for other settings than these: " + ", ".join(
+        text += "\n\nThe targets are for other settings than these: " + ", ".join(
             f"{key} {SETTINGS[key]:,}" for key in other
         )
-        table += "."
-    return f"### Targets\n\n{table}"
+        text += "."
+    return f"### Targets\n\n{text}"
 
 
 def _speed(raw: Raw) -> str:
@@ -152,7 +152,7 @@ def _speed(raw: Raw) -> str:
         "### Speed\n\n"
         f"DynamicCache: prefill in one shot {one_shot.text(1, unit=' s')}; a decoded token "
         f"{long.text(1, 1e3, ' ms')} at {s['tokens']:,} and {short.text(1, 1e3, ' ms')} at {s['budget']:,} "
-        f"tokens. *scoring*: share of a decode step beyond what `{FLOOR}` takes.\n\n" + _table(head, lines)
+        f"tokens. *scoring*: share of a decode step beyond what `{FLOOR}` takes.\n\n" + table(head, lines)
     )
 
 
@@ -181,7 +181,7 @@ def _compiled(raw: Raw) -> str:
         f"`torch.compile` of the decode step, one graph, beside a compiled `StaticCache` of "
         f"{s['budget']:,} + {s['chunk']:,} tokens, whose step takes "
         f"{static.text(1, 1e3, ' ms')}. *First*: the step that "
-        "compiles.\n\n" + _table(["policy", "a token", "÷ StaticCache, compiled", "first"], lines)
+        "compiles.\n\n" + table(["policy", "a token", "÷ StaticCache, compiled", "first"], lines)
     )
 
 
@@ -209,7 +209,7 @@ def _storage(raw: Raw) -> str:
         "After the prompt, from live storage. *slots*: keys and values in slots' worth per layer and head, "
         "the newcomer's included; *all as slots*: with positions and policy state. *peak above*: the "
         "high-water mark within calls less what is held between them, in units of one layer's chunk of keys "
-        "and values.\n\n" + _table(head, lines) + _full_note(raw)
+        "and values.\n\n" + table(head, lines) + _full_note(raw)
     )
 
 
@@ -235,7 +235,7 @@ def _processes(raw: Raw) -> str:
     return (
         "### Peak memory of a whole process\n\n"
         "A fresh process that loads the model and answers one prompt; the interpreter, torch and the weights "
-        "are in it.\n\n" + _table(["", "prompt", "peak", "above the loaded model", "time"], lines)
+        "are in it.\n\n" + table(["", "prompt", "peak", "above the loaded model", "time"], lines)
     )
 
 
@@ -267,7 +267,7 @@ def _floor(raw: Raw) -> str:
         "### How near the floor\n\n"
         f"A decode step must read the weights ({_size(raw['weights_nbytes'])}; a row of the input embeddings "
         "is next to nothing) and the keys and values held. A large copy in the same run moved "
-        f"{bandwidth.text(1, 1e-9, ' GB/s')}, reads and writes counted.\n\n" + _table(head, lines)
+        f"{bandwidth.text(1, 1e-9, ' GB/s')}, reads and writes counted.\n\n" + table(head, lines)
     )
 
 
@@ -314,6 +314,7 @@ def _size(nbytes: float) -> str:
     return f"{nbytes / 2**20:.1f} MiB" if nbytes else "0"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

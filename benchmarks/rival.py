@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 from machine import copy_bandwidth, peak_memory
+from peak import FULL
 from subject import Settings, as_text, budgeted, decode, one_shot, plain, random_ids, random_model
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-PLAIN = "DynamicCache"
 PRESSES = {"keydiff": "KeyDiffPress", "snapkv": "SnapKVPress", "knorm": "KnormPress"}
 _BITS = (4, 2)
 
@@ -59,7 +59,7 @@ def ours(policy: str, settings: Settings) -> Rival:
 
 def full() -> Rival:
     """transformers' cache of the whole prompt."""
-    return Rival(PLAIN, lambda model, ids: one_shot(model, ids)[1], lambda cache: cache, plain)
+    return Rival(FULL, lambda model, ids: one_shot(model, ids)[1], lambda cache: cache, plain)
 
 
 def kvpress(settings: Settings) -> list[Rival]:

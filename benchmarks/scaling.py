@@ -9,25 +9,23 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import fresh
 import machine
 import report
 import torch
 from machine import peak_memory
+from peak import FULL
 from picture import paint
 from rich.console import Console
 from rich.progress import track
 from subject import PRIME, Settings, as_text, budgeted, decode, one_shot, plain, random_ids, random_model
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
-FULL = "DynamicCache"
 LENGTHS = tuple(2**n for n in range(10, 19))
 FULL_LENGTHS = tuple(2**n for n in range(10, 16))
 """Beyond, one shot takes minutes: it grows with the square."""
@@ -53,10 +51,7 @@ def measure(policy: str, tokens: int, budget: int, chunk: int, threads: int) -> 
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     else:
         budgeted(model, as_text(warm), policy, settings)
-        text = as_text(ids)
-        start = time.perf_counter()
-        _, kept = budgeted(model, text, policy, settings)
-        prefill = time.perf_counter() - start
+        prefill, kept = budgeted(model, as_text(ids), policy, settings)
         steps = [decode(model, kept, more) for _ in range(_BLOCKS)]
         kept.check_integrity()
         held = kept.nbytes
@@ -75,10 +70,7 @@ def _alone(point: tuple[str, int, int], settings: Settings) -> Point:
     numbers = zip(("tokens", "budget"), point[1:], strict=True)
     options = [f"--{name}={value}" for name, value in numbers]
     options += [f"--chunk={settings.chunk}", f"--threads={settings.threads}"]
-    command = [sys.executable, str(Path(__file__)), "--policy", point[0], *options]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    answer: Point = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return fresh.answer(Path(__file__).name, ["--policy", point[0], *options])
 
 
 def run(
@@ -114,9 +106,9 @@ def section(raw: dict[str, Any]) -> str:
             "*Peak* is what the process had resident at its most, above the loaded model.",
             "![time and memory against length and budget](benchmarks_scaling.png)",
             f"**Against the length**, budget {s['budget']:,}:",
-            _table(head, rows),
+            report.table(head, rows),
             f"**Against the budget**, {s['tokens']:,} tokens:",
-            _table(["budget", "prefill", "a token", "peak", "held"], more),
+            report.table(["budget", "prefill", "a token", "peak", "held"], more),
         ]
     )
 
@@ -128,10 +120,6 @@ def _at_one_length(p: Point, s: dict[str, Any]) -> bool:
 def _cells(p: Point) -> list[str]:
     step = statistics.median(p["decode"])
     return [f"{p['prefill']:.2f} s", f"{step * 1e3:.1f} ms", f"{p['peak'] / 2**20:,.0f} MiB"]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(x) + " |" for x in [head, ["---"] * len(head), *rows])
 
 
 def draw(raw: dict[str, Any]) -> Any:
@@ -188,9 +176,7 @@ def main() -> None:
     quick = (LENGTHS[:2], FULL_LENGTHS[:1], BUDGETS[:1])
     points = run(settings, *(quick if asked.quick else (LENGTHS, FULL_LENGTHS, BUDGETS)))
     raw = {
-        "date": started.date().isoformat(),
-        "minutes": round((datetime.now().astimezone() - started).total_seconds() / 60, 1),
-        "machine": machine.describe(),
+        **machine.since(started),
         "settings": {"tokens": asked.tokens, "budget": asked.budget, "chunk": asked.chunk},
         "points": points,
     }

@@ -73,6 +73,10 @@ class Settings:
         return self.tokens + self.block * (self.repeats + 1) if policy == "full" else self.budget
 
 
+QUICK = Settings(tokens=2048, budget=256, chunk=128, repeats=2, block=4)
+"""Small, to see that all of it runs."""
+
+
 def split(contender: str) -> tuple[str, int]:
     """ "snapkv /16" is SnapKV that lets 16 tokens go at every 16th step: the policy, and `evict_every`."""
     policy, _, every = contender.partition(" /")

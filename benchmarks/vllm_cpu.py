@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import fresh
+import report
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DOCS = _ROOT / "docs"
@@ -122,16 +123,12 @@ def step(model: str, budget: int | None, batch: int, seen: int, every: int = 1) 
 def alone(job: dict[str, Any]) -> dict[str, Any]:
     """A job in a process of its own."""
     environment = {
-        **os.environ,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, str(Path(__file__)), "--job", json.dumps(job)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return fresh.answer(Path(__file__).name, ["--job", json.dumps(job)], **environment)
 
 
 def measure(quick: bool, repeats: int, requests: int, new: int) -> dict[str, Any]:
@@ -165,7 +162,7 @@ def measure(quick: bool, repeats: int, requests: int, new: int) -> dict[str, Any
 def section(raw: dict[str, Any]) -> str:
     """The tables, markers left out."""
     m = raw["machine"]
-    rows = [["", "at once", "tokens/s", "with prompts", "p50", "p95", "÷ stock's tokens/s"], ["---"] * 7]
+    head, rows = ["", "at once", "tokens/s", "with prompts", "p50", "p95", "÷ stock's tokens/s"], []
     stock = raw["served"][0]["tokens_per_second"]
     for x in raw["served"]:
         late = sorted(x["latency"])
@@ -180,20 +177,9 @@ def section(raw: dict[str, Any]) -> str:
                 f"{x['tokens_per_second'] / stock:.2f}",
             ]
         )
-    more = [
-        [
-            "batch",
-            "stock, 700",
-            "nothing goes",
-            "÷ it",
-            "stock, 512",
-            "one goes",
-            "÷ it",
-            "16 at a time",
-            "÷ it",
-        ]
-    ]
-    more.append(["---"] * 9)
+    over = ["batch", "stock, 700", "nothing goes", "÷ it", "stock, 512", "one goes", "÷ it"]
+    over += ["16 at a time", "÷ it"]
+    more = []
     for batch in (1, 8):
         found = {
             name: [
@@ -223,11 +209,7 @@ def section(raw: dict[str, Any]) -> str:
         f"{raw['requests']} requests of {PROMPT:,} + {raw['new']} tokens that come at once."
     )
     note = "**A decode step** of the plug-in at 700 tokens seen; stock at 700, and at the budget of 512:"
-    return "\n\n".join([text, _table(rows), note, _table(more)])
-
-
-def _table(lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join([text, report.table(head, rows), note, report.table(over, more)])
 
 
 def main() -> None:
@@ -245,15 +227,13 @@ def main() -> None:
         print(json.dumps(run(**job)))
         return
     import machine
-    import report
 
     from modicum.vllm.version import installed
 
     started = datetime.now().astimezone()
-    raw = {"date": started.date().isoformat(), "machine": machine.describe(), "vllm": installed()}
-    raw |= {"requests": asked.requests, "new": asked.new}
+    raw = {"vllm": installed(), "requests": asked.requests, "new": asked.new}
     raw |= measure(asked.quick, 1 if asked.quick else asked.repeats, asked.requests, asked.new)
-    raw["minutes"] = round((datetime.now().astimezone() - started).total_seconds() / 60, 1)
+    raw |= machine.since(started)
     text = section(raw)
     if not asked.quick:
         (_DOCS / "benchmarks_vllm.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")

@@ -347,7 +347,7 @@ def test_heads_fold_each_for_itself() -> None:
 def test_with_no_other_token_the_virtual_one_is_the_output() -> None:
     q, _, _, gone_k, gone_v = case(seed=5)
     mean_k, mean_v, count = fold(*empty(), gone_k, gone_v, everything(9))
-    out = torch.zeros(B, H, M, V, dtype=torch.float64)
+    out = torch.full((B, H, M, V), math.nan, dtype=torch.float64)
     lse = torch.full((B, H, M), -math.inf, dtype=torch.float64)
     got = merge(out, lse, mean_v, virtual_logit(q, mean_k, count, D**-0.5))
     assert torch.equal(got, mean_v.unsqueeze(2).expand_as(got))

@@ -15,7 +15,7 @@ from modicum.errors import BudgetError, InputError, PolicyError
 from modicum.kv.choice import best
 from modicum.kv.registry import parse_policy
 from modicum.vllm.eviction import Eviction
-from modicum.vllm.pages import Pages
+from modicum.vllm.pages import Pages, place
 from modicum.vllm.recent import Recent
 from modicum.vllm.settings import Settings, refuse, why_not
 from modicum.vllm.step import Ledger, Step
@@ -151,7 +151,7 @@ def test_pages_are_read_and_moved_in_place() -> None:
                 assert torch.equal(keys[r, h, s], raw[page, h, 0].view(3, 4)[:, s % 4])
                 assert torch.equal(values[r, h, s], raw[page, h, 1].view(4, 3)[s % 4])
     row, head, source, target = (torch.tensor(x) for x in ([0, 0, 1], [0, 1, 1], [9, 8, 9], [1, 2, 0]))
-    pages.move(table, row, head, source, target)
+    pages.move(head, place(table, row, source, 4), place(table, row, target, 4))
     moved, _ = pages.read(table, 10)
     for r, h, a, b in zip(row, head, source, target, strict=True):
         assert torch.equal(moved[r, h, b], keys[r, h, a])

@@ -103,19 +103,21 @@ def cost(model: str, settings: Settings, block_size: int) -> str:
     import transformers
 
     from modicum.kv.budget import format_size
+    from modicum.kv.shape import layer_shapes
 
     read: Any = transformers.AutoConfig
     try:
         config = read.from_pretrained(model).get_text_config()
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the configuration of {model}: {str(error).splitlines()[0]}") from None
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dtype = getattr(config, "dtype", None) or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     pages = settings.pages(block_size)
     position = 4
-    token = config.num_hidden_layers * heads * (2 * dim * dtype.itemsize + position)
+    token = sum(
+        layer.kv_heads * ((layer.key_dim + layer.value_dim) * dtype.itemsize + position)
+        for layer in layer_shapes(config)
+    )
     return (
         f"modicum: each request has at most {pages} pages of {block_size} tokens ({settings.budget:,} held + "
         f"{settings.chunk:,} in hand), {format_size(pages * block_size * token)} with the tokens' positions, "

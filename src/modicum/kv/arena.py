@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modicum.errors import CacheError
 from modicum.kernels import dispatch as kernels
+from modicum.kv.choice import gaps
 from modicum.kv.stack import Stack
 
 _MOVE = 256  # tokens moved at a time: moving needs a copy of that many, not of a chunk
@@ -185,10 +186,7 @@ class Arena:
             gap = keep.new_zeros(*keep.shape[:2], need - held)
             keep = torch.cat([keep[:, :, :held], gap, keep[:, :, held:]], dim=2)
         goal = torch.tensor(live, device=keep.device)[:, None, None]
-        index = torch.arange(keep.shape[2], device=keep.device)
-        # Every hole below the new length is filled by a kept token from above it: there are as many of each.
-        holes = ((index < goal) & ~keep).nonzero()  # [K, 3] row, head, slot
-        movers = ((index >= goal) & keep).nonzero()
+        holes, movers = gaps(keep, goal)
         inside = movers[:, 2] < need
         for hole, mover in _tiles(holes[inside], movers[inside], heads):
             for store in self.tensors.values():

@@ -213,12 +213,7 @@ class Bank:
         keys, values = self.held(n)
         keys = self._ranked(moment, keys, valid)
         query = turned_query[:, :, :, 0]
-        if self.virtual is None and moment.softcap is None and keys.shape[-1] == values.shape[-1]:
-            out = attend.decode(query, keys, values, moment.scaling, valid)
-        else:
-            mask = None if valid is None else valid[:, :1, None, :]
-            out, lse = attend.with_lse(query, keys, values, moment.scaling, mask=mask, softcap=moment.softcap)
-            out = self._compensate(query, out, lse, moment)
+        out = self.answer(query, keys, values, moment.scaling, moment.softcap, valid, self._mean(moment))
         if whole or setting.policy.accumulates:
             positions = arena.positions if whole else arena.positions[:, :, :n]
             view = self._view(setting, moment, ((keys, values),), positions, valid, 1)
@@ -236,9 +231,11 @@ class Bank:
         scaling: float,
         softcap: float | None,
         valid: Tensor | None,
+        mean: Tensor | None = None,
     ) -> Tensor:
         """Attend with one token to keys [B, H, n, Dk] and values that are held, and to the virtual token:
-        query [B, H, G, Dk], valid [B, 1|H, n] -> [B, H, G, Dv].
+        query [B, H, G, Dk], valid [B, 1|H, n] -> [B, H, G, Dv]. mean [B, H, Dk]: the virtual token's key, if
+        that is not as it is kept.
         """
         if self.virtual is None and softcap is None and keys.shape[-1] == values.shape[-1]:
             return attend.decode(query, keys, values, scaling, valid)
@@ -247,7 +244,8 @@ class Bank:
         v = self.virtual
         if v is None:
             return out
-        return compensated(v.key, v.value, v.count, query, out, lse, scaling, softcap)
+        key = v.key if mean is None else mean
+        return compensated(key, v.value, v.count, query, out, lse, scaling, softcap)
 
     def _evict(self, setting: Setting, view: Candidates) -> None:
         """Let one token per head go, or `evict_every` of them, in place."""
@@ -434,12 +432,18 @@ class Bank:
         """Add the virtual token's share: query [B, H, M, Dk], out [B, H, M, Dv], lse [B, H, M]."""
         if self.virtual is None:
             return out
-        v, mean = self.virtual, self.virtual.key
-        if moment.turning is not None:  # right after the sinks, where what it stands for was when it left
-            sinks = moment.sinks
-            rank = torch.full((1, 1, 1), sinks, device=mean.device)
-            mean = moment.turning.to(mean[:, :, None], rank, sinks + 1)[:, :, 0]
-        return compensated(mean, v.value, v.count, query, out, lse, moment.scaling, moment.softcap)
+        v, turned = self.virtual, self._mean(moment)
+        key = v.key if turned is None else turned
+        return compensated(key, v.value, v.count, query, out, lse, moment.scaling, moment.softcap)
+
+    def _mean(self, moment: Moment) -> Tensor | None:
+        """The virtual token's key [B, H, Dk] where positions are renumbered: right after the sinks, where
+        what it stands for was when it left.
+        """
+        if self.virtual is None or moment.turning is None:
+            return None
+        rank = torch.full((1, 1, 1), moment.sinks, device=self.virtual.key.device)
+        return moment.turning.to(self.virtual.key[:, :, None], rank, moment.sinks + 1)[:, :, 0]
 
     def _fold(self, gone: Tensor, key: Tensor | None = None, value: Tensor | None = None) -> None:
         """Fold what is let go into the virtual token; gone [B, H, N] over the first slots, then the fresh

@@ -35,6 +35,16 @@ def best(score: Tensor, positions: Tensor, count: Tensor) -> Tensor:
     return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, taken.expand(order.shape))
 
 
+def gaps(keep: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """Where what is kept is to move, so that the first `live` slots hold it.
+
+    keep: [B, H, N] bool; live: [B, 1, 1], of each row as many as its heads keep. Returns [K, 3] row, head and
+    slot, twice: every free slot below the new length, and the kept tokens from above it, as many of each.
+    """
+    index = torch.arange(keep.shape[2], device=keep.device)
+    return ((index < live) & ~keep).nonzero(), ((index >= live) & keep).nonzero()
+
+
 def worst(score: Tensor, positions: Tensor) -> Tensor:
     """[B, H]: index of the lowest score of each head, the oldest among equals."""
     lowest = score == score.amin(-1, keepdim=True)

@@ -47,10 +47,12 @@ def virtual_logit(
 def merge(out: Tensor, lse: Tensor, mean_v: Tensor, logit: Tensor) -> Tensor:
     """The attention output with the virtual token's share joined in by log-sum-exp.
 
-    out [B, H, M, Dv] and lse [B, H, M]: attention over the tokens held (0 and -inf where there are none);
+    out [B, H, M, Dv] and lse [B, H, M]: attention over the tokens held (lse -inf where there are none);
     mean_v [B, H, Dv]; logit [B, H, M] of `virtual_logit`. A logit of -inf leaves `out` as it is, bit for bit.
     """
     wide = mean_v.dtype
     # Neither a token held nor one let go, -inf - -inf, is no share.
     share = torch.sigmoid(logit - lse.to(wide)).nan_to_num_(0.0).unsqueeze(-1)
-    return torch.lerp(out.to(wide), mean_v.unsqueeze(2), share).to(out.dtype)
+    mean_v = mean_v.unsqueeze(2)
+    # A share of 1 means no other token: what stands in `out` is then not even looked at.
+    return torch.where(share == 1.0, mean_v, torch.lerp(out.to(wide), mean_v, share)).to(out.dtype)

@@ -37,7 +37,7 @@ class Filling:
 
     def __init__(self, layers: Sequence[BudgetLayer]) -> None:
         self.layers = list(layers)
-        self._positions: Tensor | None = None  # [B, 1] of the step under way
+        self._positions: Tensor | None = None  # [B, 1] of the step under way; between steps nothing is held
 
     def attend(
         self,

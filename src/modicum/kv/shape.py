@@ -64,18 +64,23 @@ class Shape:
         reason = _refusal(model, config)
         if reason is not None:
             raise ModelError(f"{type(model).__name__} ({config.model_type}) cannot be served: {reason}")
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        if getattr(config, "multi_query", False) and not hasattr(config, "num_key_value_heads"):
-            kv_heads = 1
-        dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        layers = tuple(
-            LayerShape(kv_heads, heads // kv_heads, dim, getattr(config, "v_head_dim", None) or dim, window)
-            for window in _windows(config)
-        )
+        layers = layer_shapes(config)
         sample = model.get_input_embeddings().weight[:8].detach().to("cpu", torch.float32).contiguous()
         fingerprint = 0 if sample.is_meta else zlib.crc32(sample.numpy().tobytes())
         return cls(config.model_type, layers, model.dtype, fingerprint)
+
+
+def layer_shapes(config: Any) -> tuple[LayerShape, ...]:
+    """The attention layers of a decoder with this configuration."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if getattr(config, "multi_query", False) and not hasattr(config, "num_key_value_heads"):
+        kv_heads = 1
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return tuple(
+        LayerShape(kv_heads, heads // kv_heads, dim, getattr(config, "v_head_dim", None) or dim, window)
+        for window in _windows(config)
+    )
 
 
 def _windows(config: Any) -> list[int | None]:

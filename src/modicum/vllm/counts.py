@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 
 VARIABLE = "MODICUM_COUNTS"
-_FORM = struct.Struct("=5q")
+_FORM = struct.Struct("=4q")
 
 
 @dataclass
@@ -28,7 +28,6 @@ class Counts:
     """Tokens per KV head that the requests of the last step hold after it."""
     most: int = 0
     """The most that any request has held after a step."""
-    steps: int = 0
 
 
 def announce() -> None:
@@ -54,8 +53,7 @@ class Page:
     def write(self, counts: Counts) -> None:
         """Let the server know."""
         if self._map is not None:
-            numbers = (counts.seen, counts.gone, counts.held, counts.most, counts.steps)
-            self._map[:] = _FORM.pack(*numbers)
+            self._map[:] = _FORM.pack(counts.seen, counts.gone, counts.held, counts.most)
 
     def read(self) -> Counts:
         """What was last written."""

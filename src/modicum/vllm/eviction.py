@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from modicum.kv.bank import Candidates
-from modicum.kv.choice import best
+from modicum.kv.choice import best, gaps
 from modicum.kv.scoring import level
-from modicum.vllm.pages import Pages
+from modicum.vllm.pages import Pages, place
 from modicum.vllm.recent import Recent
 from modicum.vllm.settings import Settings
 from modicum.vllm.step import Step
@@ -66,15 +66,11 @@ class Eviction:
         view = self._view(step, rows, table, total)
         score = view.guard(level(view, self.settings.policy.score(view), self.settings.policy))
         keep = best(score, view.positions, torch.tensor([[after]]))  # [R, H, N]
-        slot = torch.arange(total)
-        # Every free slot below the new length is filled by a token from above it: there are as many of each.
-        hole = ((slot < after) & ~keep).nonzero()
-        mover = ((slot >= after) & keep).nonzero()
-        row, head, source, target = mover[:, 0], mover[:, 1], mover[:, 2], hole[:, 2]
-        self.pages.move(table, row, head, source, target)
-        block = self.pages.block
-        old, new = (table[row, x // block].long() for x in (source, target))
-        self.positions[new, head, target % block] = self.positions[old, head, source % block]
+        free, mover = gaps(keep, torch.tensor([[[after]]]))
+        row, head = mover[:, 0], mover[:, 1]
+        source, target = (place(table, row, slot, self.pages.block) for slot in (mover[:, 2], free[:, 2]))
+        self.pages.move(head, source, target)
+        self.positions[target[0], head, target[1]] = self.positions[source[0], head, source[1]]
 
     def _view(self, step: Step, rows: Tensor, table: Tensor, total: int) -> Candidates:
         keys, values = self.pages.read(table, total)

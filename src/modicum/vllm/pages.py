@@ -35,12 +35,13 @@ class Pages:
         values = self.values[used].transpose(1, 2)
         return keys.flatten(2, 3)[:, :, :slots], values.flatten(2, 3)[:, :, :slots]
 
-    def move(self, table: Tensor, row: Tensor, head: Tensor, source: Tensor, target: Tensor) -> None:
-        """Copy tokens between slots: row, head, source, target [K]; no slot is both source and target."""
-        from_page, from_slot = self._at(table, row, source)
-        to_page, to_slot = self._at(table, row, target)
+    def move(self, head: Tensor, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> None:
+        """Copy tokens of heads [K] from pages and slots [K] to others; none is both source and target."""
+        (from_page, from_slot), (to_page, to_slot) = source, target
         self.keys[to_page, head, :, to_slot] = self.keys[from_page, head, :, from_slot]
         self.values[to_page, head, to_slot] = self.values[from_page, head, from_slot]
 
-    def _at(self, table: Tensor, row: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
-        return table[row, torch.div(slot, self.block, rounding_mode="floor")].long(), slot % self.block
+
+def place(table: Tensor, row: Tensor, slot: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """The page and the slot in it [K] of slots [K] of arenas; table [R, P], row [K] whose each slot is."""
+    return table[row, torch.div(slot, block, rounding_mode="floor")].long(), slot % block

@@ -8,34 +8,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from modicum.vllm.settings import Settings
 
 
-class _WholeChunks:
-    _chunk: int
+class ArenaScheduler(Scheduler):
+    """`--scheduler-cls modicum.vllm.scheduler.ArenaScheduler`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = Settings.of_config(self.vllm_config)  # type: ignore[attr-defined]
+        settings = Settings.of_config(self.vllm_config)
         self._chunk = 0 if settings is None else settings.chunk
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         """The last word on a request's tokens in a step: a whole chunk, or what is left of it, or none."""
-        parent: Any = super()
-        given = int(parent._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens))
+        given = int(super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens))
         if not self._chunk:
             return given
         left = request.num_tokens + request.num_output_placeholders - num_computed_tokens
         whole = min(self._chunk, left)
         return whole if given >= whole else 0
-
-
-class ArenaScheduler(_WholeChunks, Scheduler):
-    """`--scheduler-cls modicum.vllm.scheduler.ArenaScheduler`."""
-
-
-class ArenaAsyncScheduler(_WholeChunks, AsyncScheduler):
-    """The same where the next step is scheduled while one runs."""

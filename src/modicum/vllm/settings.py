@@ -39,7 +39,7 @@ class Settings:
 
     def pages(self, block_size: int) -> int:
         """Pages that a request has at most."""
-        return -(-(self.budget + self.chunk) // block_size)
+        return whole_pages(self.budget + self.chunk, block_size)
 
     @classmethod
     def of(cls, given: Any, chunk: int) -> Settings:
@@ -80,6 +80,11 @@ class Settings:
         return cls.of(extra[KEY], bounded_chunk(extra[KEY], config.scheduler_config))
 
 
+def whole_pages(tokens: int, block_size: int) -> int:
+    """Pages for so many tokens."""
+    return -(-tokens // block_size)
+
+
 def why_not(policy: Policy) -> str | None:
     """Why a policy cannot run inside vLLM; None if it can."""
     if not policy.evicts:
@@ -111,7 +116,7 @@ def bounded_chunk(given: Any, scheduler: Any) -> int:
         return step
     named = scheduler.scheduler_cls
     name = named if isinstance(named, str) else getattr(named, "__qualname__", "")
-    if not name.split(".")[-1].startswith("Arena"):
+    if name.split(".")[-1] != "ArenaScheduler":
         raise InputError(
             f"a chunk of {chunk} tokens is kept by modicum's scheduler only: give --scheduler-cls "
             f"modicum.vllm.scheduler.ArenaScheduler, or --max-num-batched-tokens {chunk}"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from modicum.vllm.settings import Settings, whole_pages
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-    from modicum.vllm.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class ArenaSpec(FullAttentionSpec):
     @property
     def pages(self) -> int:
         """Pages that a request has at most."""
-        return int(-(-(self.budget + self.chunk) // self.block_size))
+        return whole_pages(self.budget + self.chunk, self.block_size)
 
     @property
     def prefix_cacheable(self) -> bool:
@@ -37,7 +37,7 @@ class ArenaSpec(FullAttentionSpec):
 
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """A request of any length: so the server's own figures of concurrency are right."""
-        whole = -(-vllm_config.model_config.max_model_len // self.block_size)
+        whole = whole_pages(vllm_config.model_config.max_model_len, self.block_size)
         return int(min(self.pages, whole) * self.page_size_bytes)
 
     @classmethod

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modicum.vllm.counts import Counts, Page
+from modicum.vllm.pages import place
 from modicum.vllm.settings import Settings
 
 
@@ -44,8 +45,7 @@ class Step:
     def place(self, block: int) -> tuple[Tensor, Tensor]:
         """The page of each token and its slot there, [T] each, pages being of `block` slots."""
         if self._place is None:
-            page = self.table[self.row, torch.div(self.slot, block, rounding_mode="floor")].long()
-            self._place = page, self.slot % block
+            self._place = place(self.table, self.row, self.slot, block)
         return self._place
 
     @property
@@ -85,8 +85,8 @@ class Ledger:
         self._held[first] = after
         self._count(first > 0, new, total, after)
         row = torch.repeat_interleave(torch.arange(len(new)), new)
-        offset = torch.arange(len(row)) - starts[:-1].long()[row]
         begin = starts[:-1].long()
+        offset = torch.arange(len(row)) - begin[row]
         slot, position = live[row] + offset, (before[row] + offset).to(torch.int32)
         return Step(table, live, new, after, seen.long(), row, slot, position, begin)
 
@@ -99,5 +99,4 @@ class Ledger:
         counts.gone += int((total - after).sum())
         counts.held = int(after.sum())
         counts.most = max(counts.most, int(after.max()))
-        counts.steps += 1
         self._page.write(counts)
