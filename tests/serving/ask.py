@@ -70,9 +70,11 @@ class Watch:
     def free(self) -> int:
         return int(self.pool.get_num_free_blocks())
 
-    def _layers(self) -> list[Any]:
-        worker = self.core.model_executor.driver_worker.worker
-        return list(worker.vllm_config.compilation_config.static_forward_context.values())
+    def eviction(self) -> Any:
+        """The worker's."""
+        runner = self.core.model_executor.driver_worker.worker.model_runner
+        [[group]] = runner.attn_groups
+        return group.get_metadata_builder().eviction
 
     def _watch_ledger(self) -> None:
         """Note each request's pages and length, by its first page, whenever a step begins."""
@@ -93,8 +95,7 @@ class Watch:
         """[layers][heads]: the positions that the last request to have begun holds, in order."""
         table, after = list(self.last.values())[-1]
         found = []
-        for layer in self._layers():
-            positions = layer.impl.eviction.positions
+        for positions in self.eviction().notes.positions:
             pages = table[: -(-after // positions.shape[2])].long()
             held = positions[pages].transpose(0, 1).flatten(1)[:, :after]
             found.append(held.sort(-1).values.tolist())

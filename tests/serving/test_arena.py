@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modicum.errors import BudgetError, InputError, PolicyError
+from modicum.kv.bank import Candidates
 from modicum.kv.choice import best
 from modicum.kv.registry import parse_policy
-from modicum.vllm.eviction import Eviction
-from modicum.vllm.pages import Pages, place
+from modicum.kv.scoring import level
+from modicum.vllm.eviction import Attention, Eviction
+from modicum.vllm.pages import Pages, Room, VecPages, place
 from modicum.vllm.recent import Recent
 from modicum.vllm.settings import Settings, refuse, why_not
+from modicum.vllm.shown import Held
 from modicum.vllm.step import Ledger, Step
 from tests.kv.cases import BASES, WRAPPED
 
@@ -105,7 +110,7 @@ def test_the_ledger_counts_as_a_cache_does(data: st.DataObject) -> None:
     """Against a loop over requests, as `Bank.attend` and `Bank._evict` have it."""
     every = data.draw(st.integers(1, 4))
     settings = Settings.of({**GIVEN, "evict_every": every}, 8)
-    ledger = Ledger(settings)
+    ledger = Ledger(settings, 3)
     requests = [{"first": 10 * i + 3, "seen": 0, "held": 0} for i in range(3)]
     for _ in range(data.draw(st.integers(1, 12))):
         chosen = data.draw(st.lists(st.sampled_from(requests), min_size=1, max_size=3, unique_by=id))
@@ -120,7 +125,7 @@ def test_the_ledger_counts_as_a_cache_does(data: st.DataObject) -> None:
         at = 0
         for i, (request, n) in enumerate(zip(chosen, new, strict=True)):
             held = request["held"] if request["seen"] else 0
-            assert int(step.live[i]) == held
+            assert int(step.total[i]) == held + n
             assert step.slot[at : at + n].tolist() == list(range(held, held + n))
             assert step.position[at : at + n].tolist() == list(range(request["seen"], request["seen"] + n))
             total = held + n
@@ -132,16 +137,17 @@ def test_the_ledger_counts_as_a_cache_does(data: st.DataObject) -> None:
             at += n
 
 
-def _pages(number: int, heads: int, block: int, dim: int) -> tuple[Tensor, Pages]:
+def _pages(number: int, heads: int, block: int, dim: int) -> tuple[Tensor, VecPages]:
     torch.manual_seed(0)
     cache = torch.randn(number, heads, block, 2 * dim)
-    return cache, Pages(cache)
+    return cache, VecPages(cache, Room())
 
 
 def test_pages_are_read_and_moved_in_place() -> None:
     cache, pages = _pages(9, 2, 4, 3)
     table = torch.tensor([[5, 2, 7], [1, 8, 3]])
-    keys, values = pages.read(table, 10)
+    held = Held([pages], pages.used(table, 10), 10)
+    keys, values = held
     assert keys.shape == values.shape == (2, 2, 10, 3)
     raw = cache.view(9, 2, 2, 12)
     for r in range(2):
@@ -150,70 +156,158 @@ def test_pages_are_read_and_moved_in_place() -> None:
                 page = int(table[r, s // 4])
                 assert torch.equal(keys[r, h, s], raw[page, h, 0].view(3, 4)[:, s % 4])
                 assert torch.equal(values[r, h, s], raw[page, h, 1].view(4, 3)[s % 4])
+    vectors = torch.randn(2, 2, 3, 3)
+    assert torch.allclose(held.dot(vectors), vectors @ keys.transpose(-1, -2), atol=1e-6)
     row, head, source, target = (torch.tensor(x) for x in ([0, 0, 1], [0, 1, 1], [9, 8, 9], [1, 2, 0]))
-    pages.move(head, place(table, row, source, 4), place(table, row, target, 4))
-    moved, _ = pages.read(table, 10)
-    for r, h, a, b in zip(row, head, source, target, strict=True):
-        assert torch.equal(moved[r, h, b], keys[r, h, a])
+    there, here = (place(table, row, slot, 4) for slot in (source, target))
+    before = cache.clone()
+    pages.put(pages.numbers(here[0], head, here[1]), pages.take(pages.numbers(there[0], head, there[1])))
+    moved = Held([pages], pages.used(table, 10), 10)
+    for was, now in zip((keys, values), moved, strict=True):
+        for r, h, a, b in zip(row, head, source, target, strict=True):
+            assert torch.equal(now[r, h, b], was[r, h, a])
+    assert int((cache != before).sum()) == 3 * 6
 
 
+def test_pages_in_any_order_in_memory() -> None:
+    """As GPU backends have them: keys and values of a token side by side, heads before or after slots."""
+    torch.manual_seed(0)
+    for cache in (torch.randn(9, 2, 4, 10), torch.randn(9, 4, 2, 10).transpose(1, 2)):
+        pages = Pages(*cache.chunk(2, dim=-1))
+        page, head, slot = (torch.tensor(x) for x in ([1, 7], [0, 1], [3, 2]))
+        expected = cache[page, head, slot]
+        numbers = pages.numbers(page, head, slot)
+        assert torch.equal(pages.take(numbers), expected)
+        pages.put(pages.numbers(page + 1, head, slot), expected)
+        assert torch.equal(cache[page + 1, head, slot], expected)
+        table = torch.tensor([[5, 2], [1, 8]])
+        vectors = torch.randn(2, 2, 1, 5)
+        held = Held([pages], pages.used(table, 6), 6)
+        keys = held[0]
+        assert torch.equal(keys[1, 1, 5], cache[8, 1, 1, :5])
+        assert torch.allclose(held.dot(vectors), vectors @ keys.transpose(-1, -2), atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize(
-    "policy", ["keydiff", "knorm", "streamingllm", "tova", "caote+tova", "snapkv(window=3)"]
+    "policy",
+    [
+        "keydiff",
+        "manifoldkv",
+        "knorm",
+        "streamingllm",
+        "random",
+        "tova",
+        "caote+tova",
+        "caote+keydiff",
+        "snapkv(window=3)",
+        "ahakv(window=3)",
+    ],
 )
-def test_what_a_layer_lets_go_is_the_policys_choice(policy: str) -> None:
-    """Requests of unlike length in one step, each against its own view; no other page is touched."""
-    settings = Settings.of({**GIVEN, "policy": policy}, 8)
-    cache, pages = _pages(16, 2, 4, 8)
-    window = settings.policy.query_rows
-    recent = Recent(4, 16, 2, 2, window, 8, torch.float32) if window else None
-    layer = Eviction(settings, pages, 0, 2, 0.5, None, 2, recent)
-    ledger = Ledger(settings)
+def test_what_is_let_go_is_the_policys_choice(policy: str, every: int) -> None:
+    """Requests of unlike length in one step, each against a view of its own; no other page is touched."""
+    settings = Settings.of({**GIVEN, "policy": policy, "evict_every": every}, 8)
+    layers, group, dim = 2, 2, 8
+    caches = [torch.randn(16, 2, 4, 2 * dim) for _ in range(layers)]
+    attention = Attention(layers, scaling=0.5, softcap=None, group=group)
+    eviction = Eviction(settings, attention, lambda cache: VecPages(cache, Room()), 4)
+    ledger = Ledger(settings, 4)
     table = torch.tensor([[5, 2, 7, 9, 0], [1, 8, 3, 11, 12]])
-    keys: list[dict[int, Tensor]] = [{}, {}]
+    # [layer][row] position -> key, value [H, D] and query [H, G, D]
+    said: list[list[dict[int, tuple[Tensor, Tensor, Tensor]]]] = [[{}, {}] for _ in range(layers)]
+    held: list[list[list[set[int]]]] = [[[set(), set()] for _ in range(2)] for _ in range(layers)]
     seen = torch.zeros(2, dtype=torch.int64)
-    untouched = cache[[4, 6, 10, 13]].clone()
-    for new in ([8, 5], [7, 1], [1, 8], [1, 1], [6, 1], [1, 1]):
+    untouched = [cache[[4, 6, 10, 13]].clone() for cache in caches]
+    torch.manual_seed(3)
+    for new in (
+        [8, 5],
+        [7, 1],
+        [1, 8],
+        [1, 1],
+        [1, 1],
+        [6, 1],
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        [1, 2],
+        [1, 1],
+    ):
         starts = torch.tensor([0, new[0], sum(new)])
         seen = seen + torch.tensor(new)
         step = ledger.step(table, starts, seen)
-        for t in range(sum(new)):
-            row, slot = int(step.row[t]), int(step.slot[t])
-            page = int(table[row, slot // 4])
-            key, value = torch.randn(2, 8), torch.randn(2, 8)
-            pages.keys[page, :, :, slot % 4], pages.values[page, :, slot % 4] = key, value
-            keys[row][int(step.position[t])] = key
-        layer.take_in(step, torch.randn(sum(new), 4, 8))
-        wanted = [_wanted(layer, step, row) for row in range(2)]
-        layer.let_go(step)
-        for row in range(2):
+        for layer, cache in enumerate(caches):
+            pages = VecPages(cache, Room())
+            key, value, query = torch.randn(3, sum(new), 2, dim)
+            query = torch.stack([query, torch.randn_like(query)], 2)  # [T, H, G, D]
+            for t in range(sum(new)):
+                row, slot = int(step.row[t]), int(step.slot[t])
+                page = int(table[row, slot // 4])
+                pages.keys[page, :, slot % 4], pages.values[page, :, slot % 4] = key[t], value[t]
+                said[layer][row][int(step.position[t])] = key[t], value[t], query[t]
+                for head in range(2):
+                    held[layer][row][head].add(int(step.position[t]))
+            eviction.after(step, layer, query.flatten(1, 2), key, value, cache)
+        for layer, row, head in itertools.product(range(layers), range(2), range(2)):
             n = int(step.after[row])
-            held, _ = pages.read(table[row : row + 1], n)
-            used = table[row, : -(-n // 4)]
-            positions = layer.positions[used].transpose(0, 1).flatten(1)[:, :n]
-            for head in range(2):
-                found = positions[head].tolist()
-                assert len(set(found)) == n <= 12
-                if wanted[row] is not None:
-                    assert set(found) == wanted[row][head]
-                for slot, position in enumerate(found):
-                    assert torch.equal(held[0, head, slot], keys[row][position][head])
-    assert torch.equal(cache[[4, 6, 10, 13]], untouched)
+            if n < len(held[layer][row][head]):
+                facts = said[layer][row], held[layer][row], int(seen[row])
+                held[layer][row] = _chosen(settings, *facts, n, int(step.new[row]), layer)
+            used = table[row : row + 1, : -(-n // 4)]
+            [positions] = eviction.notes.of(used, n, slice(layer, layer + 1))[0]
+            assert set(positions[head].tolist()) == held[layer][row][head]
+            keys, values = Held([eviction.pages[layer]], used, n)
+            for slot, position in enumerate(positions[head].tolist()):
+                assert torch.equal(keys[0, head, slot], said[layer][row][position][0][head])
+                assert torch.equal(values[0, head, slot], said[layer][row][position][1][head])
+            assert n <= 12
+    for cache, before in zip(caches, untouched, strict=True):
+        assert torch.equal(cache[[4, 6, 10, 13]], before)
 
 
-def _wanted(layer: Eviction, step: Step, row: int) -> list[set[int]] | None:
-    """[heads] the positions that should stay, one request by itself; None if all do."""
-    total, after = int(step.total[row]), int(step.after[row])
-    if total == after:
-        return None
-    view = layer._view(step, torch.tensor([row]), step.table[row : row + 1], total)
-    score = view.guard(layer.settings.policy.score(view))
-    keep = best(score, view.positions, torch.tensor([[after]]))
-    return [set(view.positions[0, h][keep[0, h]].tolist()) for h in range(2)]
+def _chosen(
+    settings: Settings,
+    said: dict[int, tuple[Tensor, Tensor, Tensor]],
+    held: list[set[int]],
+    seen: int,
+    after: int,
+    new: int,
+    layer: int,
+) -> list[set[int]]:
+    """[heads] the positions that stay of one request by itself, in a plain view without state or sums."""
+    order = [sorted(positions) for positions in held]
+    keys, values = (
+        torch.stack([torch.stack([said[p][which][h] for p in order[h]]) for h in range(2)])[None]
+        for which in (0, 1)
+    )
+    policy, positions = settings.policy, torch.tensor(order)[None]
+    last = range(max(0, seen - policy.query_rows), seen)
+    queries = (
+        torch.stack([said[p][2] for p in last], 2)[None] if policy.query_rows else None
+    )  # [1, H, G, R, D]
+    view = Candidates(
+        parts=((keys, values),),
+        positions=positions,
+        valid=None,
+        protected=(positions < settings.n_sink) | (positions >= seen - settings.protected),
+        seen=torch.tensor([seen]),
+        capacity=settings.budget,
+        layer=layer,
+        layers=2,
+        scaling=0.5,
+        queries=queries,
+        query_positions=torch.tensor([list(last)]) if policy.query_rows else None,
+        state=policy.token_state(keys, values, 2, None) if policy.state_width(2) else None,
+        newcomers=new,
+    )
+    score = level(view, policy.score(view), policy)
+    keep = best(score.masked_fill(view.protected, math.inf), positions, torch.tensor([[after]]))
+    return [set(positions[0, h][keep[0, h]].tolist()) for h in range(2)]
 
 
 def test_rings_hold_each_requests_own_last_queries() -> None:
-    ring = Recent(2, 10, 1, 2, 3, 4, torch.float32)
-    ledger = Ledger(Settings.of(GIVEN, 8))
+    ring = Recent(1, 2, 2, 1, 3, 4, torch.float32, torch.device("cpu"))
+    ledger = Ledger(Settings.of(GIVEN, 8), 2)
     said: dict[int, list[Tensor]] = {4: [], 7: [], 9: []}
 
     def go(batch: dict[int, int], fresh: bool = False) -> Step:
@@ -227,8 +321,9 @@ def test_rings_hold_each_requests_own_last_queries() -> None:
         starts = torch.tensor([0, *torch.tensor(list(batch.values())).cumsum(0).tolist()])
         seen = torch.tensor([len(said[first]) for first in batch])
         step = ledger.step(torch.tensor([[first, 0] for first in batch]), starts, seen)
-        ring.take_in(step, torch.stack(queries))
-        queries_of, at = ring.of(step, torch.arange(len(batch)))
+        ring.begin(step)
+        ring.take_in(0, torch.stack(queries))
+        queries_of, at = ring.of(slice(0, 1), step.ring)
         for i, first in enumerate(batch):
             last = {p: said[first][p] for p in range(max(0, len(said[first]) - 3), len(said[first]))}
             assert {p for p in at[i].tolist() if p >= 0} == set(last)

@@ -13,7 +13,7 @@ import sys
 
 
 def register() -> None:
-    """Register the arena's pages, their manager and the attention backend with vLLM.
+    """Register the arena's pages, their manager and the attention backends with vLLM.
 
     With a vLLM whose insides are not known it does nothing, unless the server is asked for modicum.
     """
@@ -38,4 +38,5 @@ def register() -> None:
     # vLLM registers its own kinds when first asked, and not at all once another is there.
     KVCacheSpecRegistry.check_kv_cache_spec_registry({})
     KVCacheSpecRegistry.register(ArenaSpec, ArenaManager, FullAttentionSpec)
-    register_backend(AttentionBackendEnum.CPU_ATTN, "modicum.vllm.cpu.ArenaBackend")
+    for name, room in {"CPU_ATTN": "cpu", "FLASH_ATTN": "flash", "TRITON_ATTN": "triton"}.items():
+        register_backend(AttentionBackendEnum[name], f"modicum.vllm.{room}.ArenaBackend")

@@ -1,45 +1,136 @@
-"""Pages: the CPU backend's pages of one layer, read and rewritten token by token and head by head.
-
-A page of a KV head is its keys, then its values. The "vec" kernels hold keys as [D, block], so that a query
-meets a whole page at once, and values as [block, D].
-"""
+"""Pages: the pages of one layer, read and rewritten token by token and head by head."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 ISA = "vec"
-"""The kernels whose layout this is; those for AMX repack pages in tiles."""
+"""The CPU kernels whose layout `VecPages` is; those for AMX repack pages in tiles."""
+
+_WARM = 2**20  # bytes of keys read at a time: less than a core's second-level cache
 
 
 class Pages:
-    """All pages of a layer.
+    """All pages of a layer, as views of one storage.
+
+    Args:
+        keys: [pages, H, block, Dk].
+        values: [pages, H, block, Dv].
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.number, self.heads, self.block, self.key_dim = keys.shape
+        self.value_dim = values.shape[3]
+        start = min(keys.storage_offset(), values.storage_offset())
+        end = 1 + max(
+            x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+            for x in (keys, values)
+        )
+        self._flat = keys.as_strided((end - start,), (1,), start)
+        self._steps = [
+            (
+                (int(x.storage_offset() - start), *map(int, x.stride()[:3])),
+                torch.arange(x.shape[3], device=x.device) * x.stride(3),
+            )
+            for x in (keys, values)
+        ]
+
+    def used(self, table: Tensor, slots: int) -> Tensor:
+        """The pages of table [R, P] that the first slots fill."""
+        return table[:, : -(-slots // self.block)].long()
+
+    def read(self, of: Tensor, used: Tensor, slots: int) -> Tensor:
+        """The first slots of requests that used [R, P] hold: [R, H, slots, D] of `keys` or `values`."""
+        return of[used].transpose(1, 2).flatten(2, 3)[:, :, :slots]
+
+    def dot(self, layers: Sequence[Pages], used: Tensor, vectors: Tensor) -> Tensor:
+        """Vectors [L, R, H, M, Dk] fp32 times each key of pages used [R, P] of some layers: [L, R, H, P, M,
+        block] fp32.
+        """
+        keys = torch.stack([pages.keys[used] for pages in layers]).transpose(2, 3)  # [L, R, H, P, block, Dk]
+        return torch.matmul(vectors.unsqueeze(3), keys.float().transpose(-1, -2))
+
+    def numbers(self, page: Tensor, head: Tensor, slot: Tensor) -> Tensor:
+        """[..., Dk + Dv]: where the numbers of tokens lie; page, head and slot [...].
+
+        The same in all layers, whose pages are alike.
+        """
+        found: list[Tensor] = []
+        for (start, by_page, by_head, by_slot), inner in self._steps:
+            token = page * by_page + head * by_head + slot * by_slot
+            found.append(token.unsqueeze(-1) + (inner + start))
+        return torch.cat(found, -1)
+
+    def take(self, numbers: Tensor) -> Tensor:
+        """What lies there: numbers [..., Dk + Dv] as `numbers` gave them -> the same shape."""
+        return self._flat.index_select(0, numbers.flatten()).view(numbers.shape)
+
+    def put(self, numbers: Tensor, what: Tensor) -> None:
+        """Write it; no token twice."""
+        self._flat.index_copy_(0, numbers.flatten(), what.flatten())
+
+
+class Room:
+    """Where a request's keys are copied to be read; used again and again, so that it stays warm."""
+
+    def __init__(self) -> None:
+        self._numbers = torch.empty(0)
+
+    def of(self, lines: int, width: int, dtype: torch.dtype) -> Tensor:
+        """[lines, width] of anything."""
+        if self._numbers.dtype != dtype or len(self._numbers) < lines * width:
+            self._numbers = torch.empty(lines * width, dtype=dtype)
+        return self._numbers[: lines * width].view(lines, width)
+
+
+class VecPages(Pages):
+    """Pages as vLLM's "vec" kernels for CPUs have them.
+
+    A page of a KV head is its keys, then its values; keys as [D, block], so that a query meets a whole page
+    at once, and values as [block, D].
 
     Args:
         cache: [pages, H, block, 2·D] as vLLM binds it to the layer.
+        room: of all layers.
     """
 
-    def __init__(self, cache: Tensor) -> None:
+    def __init__(self, cache: Tensor, room: Room) -> None:
         pages, heads, block, both = cache.shape
         dim = both // 2
-        flat = cache.view(pages, heads, 2, block * dim)
-        self.keys = flat[:, :, 0].view(pages, heads, dim, block)  # [pages, H, D, block]
-        self.values = flat[:, :, 1].view(pages, heads, block, dim)  # [pages, H, block, D]
-        self.block = block
+        halves = cache.view(pages, heads, 2, block * dim)
+        keys = halves[:, :, 0].view(pages, heads, dim, block).transpose(2, 3)
+        super().__init__(keys, halves[:, :, 1].view(pages, heads, block, dim))
+        self._lines = cache.view(pages * heads * 2, block * dim)
+        self._of_head = torch.arange(heads)[:, None] * 2
+        self._room = room
 
-    def read(self, table: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-        """The first slots of some requests, whose pages are table [R, P]: copies [R, H, slots, D]."""
-        used = table[:, : -(-slots // self.block)]
-        keys = self.keys[used].permute(0, 2, 1, 4, 3)  # [R, H, P, block, D]
-        values = self.values[used].transpose(1, 2)
-        return keys.flatten(2, 3)[:, :, :slots], values.flatten(2, 3)[:, :, :slots]
-
-    def move(self, head: Tensor, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> None:
-        """Copy tokens of heads [K] from pages and slots [K] to others; none is both source and target."""
-        (from_page, from_slot), (to_page, to_slot) = source, target
-        self.keys[to_page, head, :, to_slot] = self.keys[from_page, head, :, from_slot]
-        self.values[to_page, head, to_slot] = self.values[from_page, head, from_slot]
+    def dot(self, layers: Sequence[Pages], used: Tensor, vectors: Tensor) -> Tensor:
+        """A few requests at a time, through room that stays warm, and without turning keys around."""
+        count, rows, heads, m, dim = vectors.shape
+        pages, width, dtype = used.shape[1], self.block * dim, self._lines.dtype
+        some = min(rows, max(1, _WARM // (heads * pages * width * dtype.itemsize)))
+        lines = (used.unsqueeze(1) * (2 * heads) + self._of_head).view(rows, -1)  # [R, H·P] of the keys
+        where = [part.flatten() for part in torch.split(lines, some)]
+        room = self._room.of(some * heads * pages, width, dtype)
+        rooms = [room[: len(part)] for part in where]
+        keys = [part.view(-1, dim, self.block) for part in rooms]
+        # Once for all layers: with few tokens each call costs as much as what it does.
+        each = vectors.unsqueeze(4).transpose(3, 4).expand(-1, -1, -1, pages, -1, -1)
+        each = each.reshape(count, rows * heads * pages, m, dim)
+        out = vectors.new_empty(count, rows * heads * pages, m, self.block)
+        size = some * heads * pages
+        for layer, vector, to in zip(layers, each, out, strict=True):
+            assert isinstance(layer, VecPages)
+            for at, place, line, key in zip(range(rows), where, rooms, keys, strict=False):
+                torch.index_select(layer._lines, 0, place, out=line)
+                key = key if dtype == torch.float32 else key.float()
+                part = slice(at * size, (at + 1) * size)
+                torch.bmm(vector[part], key, out=to[part])
+        return out.view(count, rows, heads, pages, m, self.block)
 
 
 def place(table: Tensor, row: Tensor, slot: Tensor, block: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from modicum.errors import InputError
 from modicum.vllm.settings import Settings
+from modicum.vllm.spec import ArenaSpec
 
 
 class ArenaScheduler(Scheduler):
@@ -20,6 +22,12 @@ class ArenaScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         settings = Settings.of_config(self.vllm_config)
         self._chunk = 0 if settings is None else settings.chunk
+        groups = self.kv_cache_config.kv_cache_groups
+        if settings is not None and not all(isinstance(g.kv_cache_spec, ArenaSpec) for g in groups):
+            raise InputError(
+                "the attention backend that vLLM chose knows no arenas, so nothing would be held to the "
+                "budget: give --attention-backend FLASH_ATTN or TRITON_ATTN"
+            )
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         """The last word on a request's tokens in a step: a whole chunk, or what is left of it, or none."""
