@@ -50,7 +50,8 @@ class Watch:
         [self.manager] = scheduler.kv_cache_manager.coordinator.single_type_managers
         self.pool = scheduler.kv_cache_manager.block_pool
         self.most = 0
-        self.preempted = 0
+        self.preempted: list[tuple[int, int]] = []
+        """The lengths of the prompt and of the answer so far of every request that had to wait again."""
         self.together = 0
         step = self.core.step
 
@@ -63,12 +64,29 @@ class Watch:
 
         self.core.step_fn = watched if getattr(self.core, "step_fn", None) else None
         self.core.step = watched
+        preempt = scheduler._preempt_request
+
+        def preempted(request: Any, *args: Any, **kwargs: Any) -> Any:
+            self.preempted.append((request.num_prompt_tokens, request.num_output_tokens))
+            return preempt(request, *args, **kwargs)
+
+        scheduler._preempt_request = preempted
         self.last: dict[int, tuple[Any, Any]] = {}
         self._watch_ledger()
 
     @property
     def free(self) -> int:
         return int(self.pool.get_num_free_blocks())
+
+    def concurrency(self) -> float:
+        """vLLM's own figure, which it prints at the start."""
+        from vllm.v1.core.kv_cache_utils import get_max_concurrency_for_kv_cache_config
+
+        return float(
+            get_max_concurrency_for_kv_cache_config(
+                self.core.vllm_config, self.core.scheduler.kv_cache_config
+            )
+        )
 
     def eviction(self) -> Any:
         """The worker's."""
@@ -102,6 +120,18 @@ class Watch:
         return found
 
 
+def _begin_and_abort(engine: Any, ids: list[int]) -> None:
+    """Have a prompt read in part."""
+    from vllm import SamplingParams
+
+    engine.add_request("left", {"prompt_token_ids": ids}, SamplingParams(max_tokens=4, detokenize=False))
+    for _ in range(3):
+        assert not engine.step()
+    engine.abort_request(["left"])
+    while engine.has_unfinished_requests():
+        engine.step()
+
+
 def main() -> None:
     """Run a job: batches of prompts, one after the other."""
     job = json.loads(Path(sys.argv[1]).read_text())
@@ -110,10 +140,14 @@ def main() -> None:
     from vllm import SamplingParams
 
     llm = engine(job)
-    watch = Watch(llm) if job.get("modicum") is not None else None
+    watch = Watch(llm) if job.get("modicum") is not None and job.get("watch", True) else None
     answer: dict[str, Any] = {"tokens": [], "free": [], "most": [], "kept": [], "together": []}
     if watch is not None:
         answer["free"].append(watch.free)
+        answer["concurrency"] = watch.concurrency()
+    for ids in job.get("abort", []):
+        _begin_and_abort(llm.llm_engine, ids)
+        answer["free"].append(watch.free if watch is not None else -1)
     for batch in job["batches"]:
         params = SamplingParams(
             temperature=0.0, max_tokens=job["max_tokens"], ignore_eos=True, detokenize=False
@@ -126,6 +160,7 @@ def main() -> None:
             answer["most"].append(watch.most)
             answer["together"].append(watch.together)
             answer["kept"].append(watch.kept())
+            answer["preempted"] = watch.preempted
     out.write(json.dumps(answer) + "\n")
     out.flush()
 

@@ -219,20 +219,13 @@ def test_what_is_let_go_is_the_policys_choice(policy: str, every: int) -> None:
     seen = torch.zeros(2, dtype=torch.int64)
     untouched = [cache[[4, 6, 10, 13]].clone() for cache in caches]
     torch.manual_seed(3)
-    for new in (
-        [8, 5],
-        [7, 1],
-        [1, 8],
-        [1, 1],
-        [1, 1],
-        [6, 1],
-        [1, 1],
-        [1, 1],
-        [1, 1],
-        [1, 1],
-        [1, 2],
-        [1, 1],
-    ):
+    ones = [[1, 1]] * 4
+    restarts = [5, 4], [4, 2]
+    for new in ([8, 5], [7, 1], [1, 8], *ones, [6, 1], *ones, [1, 2], *restarts, *ones, *ones):
+        if new == [5, 4]:  # both begin anew in the same pages, as after a preemption
+            seen = torch.zeros(2, dtype=torch.int64)
+            said = [[{}, {}] for _ in range(layers)]
+            held = [[[set(), set()] for _ in range(2)] for _ in range(layers)]
         starts = torch.tensor([0, new[0], sum(new)])
         seen = seen + torch.tensor(new)
         step = ledger.step(table, starts, seen)

@@ -60,10 +60,31 @@ def by_transformers(ids: list[int], how: dict[str, Any], new: int) -> tuple[list
 
 
 def test_with_room_for_all_the_tokens_are_vllms_own(tmp_path: Path) -> None:
+    """Also where vLLM compiles the model, as it does unless told otherwise."""
     batch = prompts(40, 150, 333, 64)
     stock = ask(tmp_path, {"batches": [batch]})
-    ours = ask(tmp_path, {"batches": [batch], "modicum": {**TIGHT, "budget": 512}})
-    assert ours["tokens"] == stock["tokens"]
+    roomy = {"batches": [batch], "modicum": {**TIGHT, "budget": 512}}
+    assert ask(tmp_path, roomy)["tokens"] == stock["tokens"]
+    compiled = ask(tmp_path, {**roomy, "engine": {"enforce_eager": False}})
+    assert (
+        compiled["tokens"]
+        == ask(tmp_path, {"batches": [batch], "engine": {"enforce_eager": False}})["tokens"]
+    )
+
+
+def test_bfloat16_runs_within_its_rounding(tmp_path: Path) -> None:
+    """Where vLLM may prefer kernels for AMX, whose pages lie otherwise."""
+    batch = prompts(40, 150, 333, 64)
+    half: dict[str, Any] = {"engine": {"dtype": "bfloat16"}, "batches": [batch]}
+    stock = ask(tmp_path, half)
+    ours = ask(tmp_path, {**half, "modicum": {**TIGHT, "budget": 512}})
+    assert [t[0] for t in ours["tokens"][0]] == [t[0] for t in stock["tokens"][0]]
+    one = ask(tmp_path, {**half, "batches": [batch[2:3]], "modicum": TIGHT, "max_tokens": 1})
+    _, exact = by_transformers(batch[2], TIGHT, 1)
+    for mine, theirs in zip(one["kept"][0], exact, strict=True):
+        for head, other in zip(mine, theirs, strict=True):
+            assert len(set(head)) == 96
+            assert len(set(head) & set(other)) > 86
 
 
 @pytest.mark.parametrize(
@@ -94,10 +115,54 @@ def test_a_request_is_itself_in_any_company_and_no_page_is_lost(tmp_path: Path) 
     together = ask(tmp_path, {"batches": [batch, batch[::-1]], "modicum": TIGHT})
     assert together["tokens"][0] == together["tokens"][1][::-1] == alone
     assert max(together["together"]) > 4
-    few = {"num_gpu_blocks_override": 2 * PAGES + 1}
-    scarce = ask(tmp_path, {"batches": [batch, batch], "modicum": TIGHT, "engine": few})
-    assert max(len(ids) for ids in batch) > few["num_gpu_blocks_override"] * BLOCK
-    assert [len(t) for t in scarce["tokens"][0]] == [24] * len(batch)
-    assert max(scarce["most"]) <= PAGES
-    for answer in (one_by_one, together, scarce):
+    for answer in (one_by_one, together):
         assert len(set(answer["free"])) == 1
+        # vLLM's figure, for requests of any length: the pool over an arena
+        assert answer["concurrency"] == pytest.approx((answer["free"][0] + 1) / PAGES)
+
+
+def test_a_prompt_longer_than_the_pool_and_requests_that_wait_again(tmp_path: Path) -> None:
+    """What was generated becomes prompt when a request is resumed, and its tokens follow from that."""
+    batch = prompts(700, 30, 420, 64, 90, 200, 20, 350)
+    few = {"num_gpu_blocks_override": 2 * PAGES + 1}
+    assert max(len(ids) for ids in batch) > few["num_gpu_blocks_override"] * BLOCK
+    how = {"batches": [batch], "modicum": TIGHT, "engine": few, "max_tokens": 60}
+    scarce = ask(tmp_path, how)
+    assert scarce["preempted"]
+    assert max(scarce["most"]) <= PAGES
+    assert len(set(scarce["free"])) == 1
+    resumed = {
+        length: [g for n, g in scarce["preempted"] if n == length] for length, _ in scarce["preempted"]
+    }
+    for ids, tokens in zip(batch, scarce["tokens"][0], strict=True):
+        assert len(tokens) == 60
+        said = max(resumed.get(len(ids), [0]))  # tokens that were there when it last began anew
+        expected, _ = by_transformers(ids + tokens[:said], TIGHT, 60 - said)
+        assert tokens[said:] == expected
+
+
+def test_a_request_given_up_while_its_prompt_is_read_frees_all_and_leaves_nothing(tmp_path: Path) -> None:
+    [long, short] = prompts(900, 200)
+    [clean] = ask(tmp_path, {"batches": [[short]], "modicum": TIGHT})["tokens"]
+    after = ask(tmp_path, {"batches": [[short]], "modicum": TIGHT, "abort": [long, long]})
+    assert after["tokens"] == [clean]
+    assert len(set(after["free"])) == 1
+
+
+def test_two_workers_give_the_tokens_of_one(tmp_path: Path) -> None:
+    """Tensor parallelism: each worker has half of the heads."""
+    batch = prompts(350, 130)
+    for how in (TIGHT, {**TIGHT, "policy": "snapkv(window=16)", "evict_every": 4}):
+        one = ask(tmp_path, {"batches": [batch], "modicum": how})
+        both = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+        threads = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+        two = ask(
+            tmp_path, {"batches": [batch], "modicum": how, "engine": both, "watch": False, "env": threads}
+        )
+        assert two["tokens"] == one["tokens"]
+
+
+def test_without_the_plug_in_its_scheduler_refuses_to_start(tmp_path: Path) -> None:
+    """Nothing would be held to the budget."""
+    said = ask(tmp_path, {"batches": [], "modicum": TIGHT, "env": {"VLLM_PLUGINS": "none"}}, fails=True)
+    assert "knows no arenas" in said

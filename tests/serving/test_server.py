@@ -35,7 +35,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [*MODICUM, "serve", "reference", "--policy", "keydiff", "--budget", str(BUDGET)]
     command += ["--chunk", str(CHUNK), "--recent", "16", "--block-size", str(BLOCK), "--max-num-seqs", "32"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
+    folder = tmp_path_factory.mktemp("server")
+    template = folder / "chat.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}\n{% endfor %}")
+    command += ["--chat-template", str(template)]
+    log = folder / "log.txt"
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
@@ -71,12 +75,19 @@ def test_a_chat_about_a_text_of_four_times_the_budget_streams(server: str) -> No
 
     client = OpenAI(base_url=f"{server}/v1", api_key="none")
     text = sample_text().read_text()[:2000]
-    pieces = [
-        chunk.choices[0].text
-        for chunk in client.completions.create(model="reference", prompt=text, max_tokens=40, stream=True)
-    ]
+    question = [{"role": "user", "content": text}, {"role": "user", "content": "What is it about?"}]
+    stream = client.chat.completions.create(
+        model="reference",
+        messages=question,
+        max_tokens=40,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    pieces = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
     assert len(pieces) > 1
     assert "".join(pieces)
+    assert chunks[-1].usage.prompt_tokens > 4 * BUDGET
     found = metrics(server)
     assert found["modicum:budget_tokens"] == BUDGET
     assert 0 < found["modicum:most_held_tokens"] <= BUDGET

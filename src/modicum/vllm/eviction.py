@@ -72,6 +72,8 @@ class Eviction:
         notes, block = self.notes, self.pages[layer].block
         if layer == 0:
             self._single = self._find_single(step)
+            if step.begins:
+                notes.summed[step.ring[step.fresh]] = False
             if self._recent is not None:
                 self._recent.begin(step)
             if self._single is None or not self._single.alone:
@@ -206,7 +208,7 @@ class Single:
         if notes.sums is not None:
             sums = notes.sums[:, ring].flatten(0, 1)
             sums += self._summand(keys, values, state)
-            summed = notes.summed[ring] & ~step.fresh[over.rows]
+            summed = notes.summed[ring]
             if not bool(summed.all()):
                 held = Held(eviction.pages, used, over.total)
                 sums = torch.where(summed.repeat(layers)[:, None, None], sums, self._sums(held, states))

@@ -31,13 +31,16 @@ class Pages:
             for x in (keys, values)
         )
         self._flat = keys.as_strided((end - start,), (1,), start)
-        self._steps = [
-            (
-                (int(x.storage_offset() - start), *map(int, x.stride()[:3])),
-                torch.arange(x.shape[3], device=x.device) * x.stride(3),
-            )
+        assert keys.stride()[:2] == values.stride()[:2]
+        self._by_page, self._by_head = keys.stride()[:2]
+        inner = [
+            x.storage_offset() - start + x.stride(3) * torch.arange(x.shape[3], device=x.device)
             for x in (keys, values)
         ]
+        self._inner = torch.cat(inner)  # [Dk + Dv] where a token's numbers lie from its page and head on
+        self._by_slot = torch.cat(
+            [torch.full_like(i, x.stride(2)) for i, x in zip(inner, (keys, values), strict=True)]
+        )
 
     def used(self, table: Tensor, slots: int) -> Tensor:
         """The pages of table [R, P] that the first slots fill."""
@@ -59,11 +62,8 @@ class Pages:
 
         The same in all layers, whose pages are alike.
         """
-        found: list[Tensor] = []
-        for (start, by_page, by_head, by_slot), inner in self._steps:
-            token = page * by_page + head * by_head + slot * by_slot
-            found.append(token.unsqueeze(-1) + (inner + start))
-        return torch.cat(found, -1)
+        head_of_page = page * self._by_page + head * self._by_head
+        return head_of_page.unsqueeze(-1) + slot.unsqueeze(-1) * self._by_slot + self._inner
 
     def take(self, numbers: Tensor) -> Tensor:
         """What lies there: numbers [..., Dk + Dv] as `numbers` gave them -> the same shape."""

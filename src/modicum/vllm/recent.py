@@ -36,7 +36,8 @@ class Recent:
 
     def begin(self, step: Step) -> None:
         """Work out which of a step's tokens are to be kept, and where."""
-        self.positions[step.ring[step.fresh]] = -1
+        if step.begins:
+            self.positions[step.ring[step.fresh]] = -1
         token = (step.position >= step.seen[step.row] - self.window).nonzero()[:, 0]
         position = step.position[token].long()
         ring = step.ring[step.row[token]]

@@ -57,6 +57,8 @@ class Step:
     """[R] each request's place among those that run."""
     fresh: Tensor
     """[R] bool: what lies in that place is not the request's own."""
+    begins: bool
+    """Whether any is."""
     over: list[Over]
     most: int
     """The largest `total`."""
@@ -110,7 +112,7 @@ class Ledger:
         there: dict[str, Any] = {
             name: torch.from_numpy(x).to(device, non_blocking=True) for name, x in parts.items()
         }
-        return Step(table=table, over=over, most=int(total.max()), **there)
+        return Step(table=table, begins=any(fresh), over=over, most=int(total.max()), **there)
 
     def _count(self, real: bool, new: Numbers, total: Numbers, after: Numbers) -> None:
         """Tell the server; requests on vLLM's page 0 are its own dry runs."""
