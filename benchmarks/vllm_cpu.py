@@ -38,7 +38,7 @@ def folder() -> str:
     return str(path)
 
 
-def engine(model: str, budget: int | None, seqs: int, every: int = 1) -> Any:
+def engine(model: str, budget: int | None, seqs: int, every: int = 1, compiled: bool = False) -> Any:
     """An engine over the pool: modicum's under a budget, or stock."""
     from vllm import LLM
 
@@ -53,7 +53,7 @@ def engine(model: str, budget: int | None, seqs: int, every: int = 1) -> Any:
         "enable_prefix_caching": False,
         "async_scheduling": False,
         "skip_tokenizer_init": True,
-        "enforce_eager": True,
+        "enforce_eager": not compiled,
     }
     if budget is not None:
         ours = {"policy": "keydiff", "budget": budget, "chunk": CHUNK, "evict_every": every}
@@ -97,12 +97,14 @@ def serve(model: str, budget: int | None, quick: bool, number: int, new: int) ->
     }
 
 
-def step(model: str, budget: int | None, batch: int, seen: int, every: int = 1) -> dict[str, Any]:
+def step(
+    model: str, budget: int | None, batch: int, seen: int, every: int = 1, compiled: bool = False
+) -> dict[str, Any]:
     """Seconds of decode steps of a batch that has seen so many tokens each."""
     import torch
     from vllm import SamplingParams
 
-    llm = engine(model, budget, batch, every)
+    llm = engine(model, budget, batch, every, compiled)
     core = llm.llm_engine
     params = SamplingParams(temperature=0.0, max_tokens=80, ignore_eos=True, detokenize=False)
     generator = torch.Generator().manual_seed(0)
@@ -131,84 +133,99 @@ def alone(job: dict[str, Any]) -> dict[str, Any]:
     return fresh.answer(Path(__file__).name, ["--job", json.dumps(job)], **environment)
 
 
-def measure(quick: bool, repeats: int, requests: int, new: int) -> dict[str, Any]:
+STEPS: dict[str, dict[str, Any]] = {
+    "stock, 700 seen": {"budget": None, "seen": 700},
+    "nothing goes": {"budget": 1024, "seen": 700},
+    # A step of stock attends to as many tokens as the budget holds.
+    "stock, 512 seen": {"budget": None, "seen": 512 - 45},
+    "one goes": {"budget": 512, "seen": 700},
+    "16 at a time": {"budget": 512, "seen": 700, "every": 16},
+    "stock, 512 seen, compiled": {"budget": None, "seen": 512 - 45, "compiled": True},
+    "one goes, compiled": {"budget": 512, "seen": 700, "compiled": True},
+}
+AGAINST = {
+    "nothing goes": "stock, 700 seen",
+    "one goes": "stock, 512 seen",
+    "16 at a time": "stock, 512 seen",
+    "one goes, compiled": "stock, 512 seen, compiled",
+}
+BATCHES = (1, 8)
+
+
+def measure(quick: bool, repeats: int, rounds: int, requests: int, new: int) -> dict[str, Any]:
     """Everything, stock and plug-in in turns."""
     model = folder()
     budgets = (256,) if quick else BUDGETS
     served: list[dict[str, Any]] = []
-    for budget in (None, *budgets):
-        job = {"what": "serve", "model": model, "budget": budget, "quick": quick}
-        served.append({"budget": budget, **alone({**job, "number": requests, "new": new})})
-        print(f"served: {budget}", file=sys.stderr, flush=True)
+    for number in range(rounds):
+        for budget in (None, *budgets):
+            job = {"what": "serve", "model": model, "budget": budget, "quick": quick}
+            found = alone({**job, "number": requests, "new": new})
+            served.append({"budget": budget, "round": number, **found})
+            print(f"served: round {number}, {budget}", file=sys.stderr, flush=True)
     steps: list[dict[str, Any]] = []
     for number in range(repeats):
-        for batch in (1, 8):
-            # 700 tokens: below the budget nothing goes, above it a token a head goes at each step.
-            kinds = {
-                "stock": (None, 1),
-                "nothing goes": (1024, 1),
-                "one goes": (512, 1),
-                "16 at a time": (512, 16),
-            }
-            for name, (budget, every) in kinds.items():
-                job = {"what": "step", "model": model, "budget": budget, "batch": batch, "every": every}
-                steps.append({"name": name, "batch": batch, "round": number, **alone({**job, "seen": 700})})
-            job = {"what": "step", "model": model, "budget": None, "batch": batch, "seen": 512 - 35}
-            steps.append({"name": "stock of the budget", "batch": batch, "round": number, **alone(job)})
+        for batch in BATCHES:
+            for name, how in STEPS.items():
+                found = alone({"what": "step", "model": model, "batch": batch, **how})
+                # the mean: sixteen at a time is dear once in sixteen steps
+                mean = statistics.mean(found["seconds"])
+                steps.append({"name": name, "batch": batch, "round": number, "seconds": mean})
             print(f"steps: round {number}, batch {batch}", file=sys.stderr, flush=True)
     return {"served": served, "steps": steps}
+
+
+def spread(values: list[float], form: str) -> str:
+    """The median, and from where to where."""
+    middle, low, high = (format(x, form) for x in (statistics.median(values), min(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({low}–{high})"
 
 
 def section(raw: dict[str, Any]) -> str:
     """The tables, markers left out."""
     m = raw["machine"]
-    head, rows = ["", "at once", "tokens/s", "with prompts", "p50", "p95", "÷ stock's tokens/s"], []
-    stock = raw["served"][0]["tokens_per_second"]
-    for x in raw["served"]:
-        late = sorted(x["latency"])
+    head = ["", "most at once", "mean", "tokens/s", "with prompts", "p50", "p95", "÷ stock's tokens/s"]
+    rows = []
+    rounds = {x["round"]: x["tokens_per_second"] for x in raw["served"] if x["budget"] is None}
+    for budget in dict.fromkeys(x["budget"] for x in raw["served"]):
+        all_of_it = [x for x in raw["served"] if x["budget"] == budget]
+        late = sorted(seconds for x in all_of_it for seconds in x["latency"])
         rows.append(
             [
-                "stock" if x["budget"] is None else f"budget {x['budget']:,}",
-                f"{x['together']}",
-                f"{x['tokens_per_second']:.1f}",
-                f"{x['total_tokens_per_second']:,.0f}",
-                f"{late[len(late) // 2]:.1f} s",
-                f"{late[min(len(late) - 1, int(0.95 * len(late)))]:.1f} s",
-                f"{x['tokens_per_second'] / stock:.2f}",
+                "stock" if budget is None else f"budget {budget:,}",
+                f"{max(x['together'] for x in all_of_it)}",
+                spread([x["mean_together"] for x in all_of_it], ".1f"),
+                spread([x["tokens_per_second"] for x in all_of_it], ".1f"),
+                spread([x["total_tokens_per_second"] for x in all_of_it], ",.0f"),
+                f"{late[len(late) // 2]:.0f} s",
+                f"{late[min(len(late) - 1, int(0.95 * len(late)))]:.0f} s",
+                spread([x["tokens_per_second"] / rounds[x["round"]] for x in all_of_it], ".2f"),
             ]
         )
-    over = ["batch", "stock, 700", "nothing goes", "÷ it", "stock, 512", "one goes", "÷ it"]
-    over += ["16 at a time", "÷ it"]
+    seconds = {(x["name"], x["batch"], x["round"]): x["seconds"] for x in raw["steps"]}
+    count = 1 + max(x["round"] for x in raw["steps"])
+    over = ["", *(f"batch {batch}{what}" for batch in BATCHES for what in (", ms", " ÷ stock"))]
     more = []
-    for batch in (1, 8):
-        found = {
-            name: [
-                statistics.mean(x["seconds"])  # sixteen at a time is dear once in sixteen steps
-                for x in raw["steps"]
-                if (x["name"], x["batch"]) == (name, batch)
-            ]
-            for name in ("stock", "nothing goes", "one goes", "16 at a time", "stock of the budget")
-        }
-        a, b, c, d, e = (statistics.median(values) * 1e3 for values in found.values())
-        more.append(
-            [
-                f"{batch}",
-                f"{a:.2f} ms",
-                f"{b:.2f} ms",
-                f"{b / a:.2f}",
-                f"{e:.2f} ms",
-                f"{c:.2f} ms",
-                f"{c / e:.2f}",
-                f"{d:.2f} ms",
-                f"{d / e:.2f}",
-            ]
-        )
+    for name, against in AGAINST.items():
+        row = [name]
+        for batch in BATCHES:
+            mine, theirs = (
+                [seconds[which, batch, number] for number in range(count)] for which in (name, against)
+            )
+            row.append(f"{statistics.median(mine) * 1e3:.1f}")
+            row.append(spread([a / b for a, b in zip(mine, theirs, strict=True)], ".2f"))
+        more.append(row)
     text = (
         f"Measured {raw['date']} in {raw['minutes']} minutes on {m['cores']} cores ({m['processor']}), vLLM "
         f"{raw['vllm']}, KeyDiff, a pool of {POOL:,} tokens in pages of {BLOCK}, chunk {CHUNK}: "
-        f"{raw['requests']} requests of {PROMPT:,} + {raw['new']} tokens that come at once."
+        f"{raw['requests']} requests of {PROMPT:,} + {raw['new']} tokens that come at once; "
+        f"{1 + max(rounds)} rounds in turns, medians and from where to where; latencies of all rounds."
     )
-    note = "**A decode step** of the plug-in at 700 tokens seen; stock at 700, and at the budget of 512:"
+    note = (
+        f"**A decode step** at 700 tokens seen, over stock's at as many tokens attended to, in {count} "
+        "rounds: where nothing goes (budget 1,024), and where each request lets a token of each head and "
+        "layer go at each step (budget 512), or 16 at each sixteenth."
+    )
     return "\n\n".join([text, report.table(head, rows), note, report.table(over, more)])
 
 
@@ -217,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small; prints and writes nothing")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="of requests served")
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--new", type=int, default=NEW, help="tokens of each answer")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -232,7 +250,8 @@ def main() -> None:
 
     started = datetime.now().astimezone()
     raw = {"vllm": installed(), "requests": asked.requests, "new": asked.new}
-    raw |= measure(asked.quick, 1 if asked.quick else asked.repeats, asked.requests, asked.new)
+    repeats, rounds = (1, 1) if asked.quick else (asked.repeats, asked.rounds)
+    raw |= measure(asked.quick, repeats, rounds, asked.requests, asked.new)
     raw |= machine.since(started)
     text = section(raw)
     if not asked.quick:

@@ -81,7 +81,11 @@ def test_bad_settings(given: Any, error: type[Exception], message: str) -> None:
 
 
 def _config(**changes: Any) -> Any:
-    parallel = SimpleNamespace(decode_context_parallel_size=changes.pop("dcp", 1))
+    parallel = SimpleNamespace(
+        decode_context_parallel_size=changes.pop("dcp", 1),
+        prefill_context_parallel_size=changes.pop("pcp", 1),
+        enable_dbo=changes.pop("dbo", False),
+    )
     cache = SimpleNamespace(
         enable_prefix_caching=changes.pop("prefix", False), cache_dtype=changes.pop("dtype", "auto")
     )
@@ -96,6 +100,8 @@ def _config(**changes: Any) -> Any:
         ({"speculative_config": object()}, "--speculative-config"),
         ({"kv_transfer_config": object()}, "--kv-transfer-config"),
         ({"dcp": 2}, "--decode-context-parallel-size"),
+        ({"pcp": 2}, "--prefill-context-parallel-size"),
+        ({"dbo": True}, "--enable-dbo"),
         ({"dtype": "fp8"}, "--kv-cache-dtype"),
     ],
 )
@@ -158,6 +164,8 @@ def test_pages_are_read_and_moved_in_place() -> None:
                 assert torch.equal(values[r, h, s], raw[page, h, 1].view(4, 3)[s % 4])
     vectors = torch.randn(2, 2, 3, 3)
     assert torch.allclose(held.dot(vectors), vectors @ keys.transpose(-1, -2), atol=1e-6)
+    weights = torch.randn(2, 2, 3, 10)
+    assert torch.allclose(held.weigh(weights), weights @ keys, atol=1e-5)
     row, head, source, target = (torch.tensor(x) for x in ([0, 0, 1], [0, 1, 1], [9, 8, 9], [1, 2, 0]))
     there, here = (place(table, row, slot, 4) for slot in (source, target))
     before = cache.clone()
@@ -186,6 +194,8 @@ def test_pages_in_any_order_in_memory() -> None:
         keys = held[0]
         assert torch.equal(keys[1, 1, 5], cache[8, 1, 1, :5])
         assert torch.allclose(held.dot(vectors), vectors @ keys.transpose(-1, -2), atol=1e-6)
+        weights = torch.randn(2, 2, 1, 6)
+        assert torch.allclose(held.weigh(weights), weights @ keys, atol=1e-5)
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -56,7 +56,7 @@ def test_methods_that_are_overridden_are_those_that_vllm_calls(backends: tuple[A
 def test_what_is_read_of_them_is_there(backends: tuple[Any, Any]) -> None:
     from vllm.v1.attention.backend import CommonAttentionMetadata
 
-    ours, theirs = backends
+    _, theirs = backends
     impl = inspect.getsource(theirs.get_impl_cls().__init__)
     for name in (
         "scale",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,8 @@ class Attention:
 class Eviction:
     """All layers'.
 
-    A request that takes in several tokens is brought down layer by layer. Those in decode, of which each head
-    lets one go, are dealt with after the last layer, all at once (`Single`).
+    A request that takes in several tokens is brought down layer by layer; those in decode after the last
+    layer, all layers at once (`Decode`).
 
     Args:
         bind: makes the pages of a layer's cache.
@@ -51,7 +51,6 @@ class Eviction:
         self.pages: list[Pages] = []
         self._notes: Notes | None = None
         self._recent: Recent | None = None
-        self._single: Single | None = None
 
     @property
     def notes(self) -> Notes:
@@ -70,38 +69,35 @@ class Eviction:
         if len(self.pages) <= layer:
             self._begin(query, cache)
         notes, block = self.notes, self.pages[layer].block
+        decode = len(step.row) == len(step.new)
+        # Where all let one go, what is known of the new tokens is written with them into the places left.
+        placed = decode and len(step.over) == 1 and self._one(step.over[0], len(step.new))
         if layer == 0:
-            self._single = self._find_single(step)
             if step.begins:
                 notes.summed[step.ring[step.fresh]] = False
             if self._recent is not None:
                 self._recent.begin(step)
-            if self._single is None or not self._single.alone:
+            if not placed:
                 notes.begin(step, block)
-        single = self._single
         if self._recent is not None:
             self._recent.take_in(layer, query)
-        calm = len(step.row) == len(step.new) and not step.over
-        if not calm and (single is None or not single.alone):
+        if not decode:
             notes.take_in(step, slice(layer, layer + 1), key[None], value[None], block)
             for over in step.over:
-                if single is None or over is not single.over:
+                if not over.decode:
                     self._let_go(step, over, layer)
         if layer == self.attention.layers - 1:
-            self._end(step, calm)
+            if decode and not placed and notes.state is not None:
+                page, slot = (x[:, None] for x in step.place(block))
+                notes.take_in(step, slice(0, layer + 1), *self.tokens(page, slot), block)
+            for over in step.over:
+                if over.decode:
+                    Decode(self, step, over).let_go()
+                else:
+                    notes.summed[step.ring[over.rows]] = False
 
-    def _end(self, step: Step, calm: bool) -> None:
-        """Do what is done for all layers at once: with few tokens they cost as much as one."""
-        single, self._single = self._single, None
-        if single is not None:
-            single.let_go()
-        elif calm and self.notes.state is not None:
-            page, slot = (x[:, None] for x in step.place(self.pages[0].block))
-            keys, values = self.tokens(page, slot)
-            self.notes.take_in(step, slice(0, len(keys)), keys, values, self.pages[0].block)
-        for over in step.over:
-            if single is None or over is not single.over:
-                self.notes.summed[step.ring[over.rows]] = False
+    def _one(self, over: Over, rows: int) -> bool:
+        return over.decode and over.total == over.after + 1 and len(over.rows) == rows
 
     def tokens(self, page: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [L, T, H, D] of tokens whose pages and slots [T, 1] are those of all heads."""
@@ -120,11 +116,6 @@ class Eviction:
         if self.policy.query_rows:
             shape = (layers, self._requests, pages.heads, group, self.policy.query_rows, pages.key_dim)
             self._recent = Recent(*shape, dtype=query.dtype, device=query.device)
-
-    def _find_single(self, step: Step) -> Single | None:
-        if self.settings.evict_every > 1:
-            return None
-        return next((Single(self, step, over) for over in step.over if over.single), None)
 
     def view(
         self,
@@ -155,7 +146,7 @@ class Eviction:
             queries=queries,
             query_positions=at,
             state=state,
-            newcomers=1 if over.single else int(step.new[rows].max()),
+            newcomers=1 if over.decode else int(step.new[rows].max()),
             sums=sums,
         )
         limit = (seen - self.settings.protected).to(torch.int32)[:, None, None]
@@ -178,26 +169,33 @@ class Eviction:
         notes.move(*(notes.line(layer, page, head, slot) for page, slot in (source, target)))
 
 
-class Single:
-    """Requests of which each head in each layer lets one token go in a step."""
+class Decode:
+    """Requests in decode that hold too much, in all layers."""
 
     def __init__(self, eviction: Eviction, step: Step, over: Over) -> None:
         self.eviction, self.step, self.over = eviction, step, over
-        self.alone = len(over.rows) == len(step.row)
-        """Whether the step has no other tokens."""
+        pages = eviction.pages[0]
+        self.table = step.table[over.rows]
+        self.used = pages.used(self.table, over.total)
+        self.ring = step.ring[over.rows]
+        self.layers, self.rows, self.heads = eviction.attention.layers, len(over.rows), pages.heads
 
     def let_go(self) -> None:
-        """Choose in all layers, and put each head's new token where its worst is."""
-        eviction, step, over = self.eviction, self.step, self.over
+        """Bring them down."""
+        positions, states = self.eviction.notes.of(self.used, self.over.total)
+        if self.over.total == self.over.after + 1:
+            self._one(positions, states)
+        else:
+            self._several(positions, states)
+
+    def _one(self, positions: Tensor, states: Tensor | None) -> None:
+        """Put each head's new token where its worst is; positions [L·R, H, N], states [L·R, H, N, F]."""
+        eviction, step, over, device = self.eviction, self.step, self.over, self.used.device
         notes, policy, pages = eviction.notes, eviction.policy, eviction.pages[0]
-        table, ring = step.table[over.rows], step.ring[over.rows]
-        used = pages.used(table, over.total)
-        layers, rows, heads = eviction.attention.layers, len(over.rows), pages.heads
-        at = (step.seen[over.rows] - 1).to(torch.int32).repeat(layers)[:, None].expand(-1, heads)
-        newest = torch.full((rows, 1), over.total - 1, device=used.device)
-        line = torch.arange(rows, device=used.device)[:, None]
-        keys, values = eviction.tokens(*place(table, line, newest, pages.block))
-        positions, states = notes.of(used, over.total)  # [L·R, H, N], [L·R, H, N, F]
+        line = torch.arange(self.rows, device=device)[:, None]
+        newest = torch.full_like(line, over.total - 1)
+        keys, values = eviction.tokens(*place(self.table, line, newest, pages.block))  # [L, R, H, D]
+        at = (step.seen[over.rows] - 1).to(torch.int32).repeat(self.layers)[:, None].expand(-1, self.heads)
         positions[:, :, -1] = at
         state = None  # of the new tokens [L·R, H, F]
         if states is not None:
@@ -206,51 +204,78 @@ class Single:
             states[:, :, -1] = state
         sums = None
         if notes.sums is not None:
-            sums = notes.sums[:, ring].flatten(0, 1)
+            sums = notes.sums[:, self.ring].flatten(0, 1)
             sums += self._summand(keys, values, state)
-            summed = notes.summed[ring]
+            summed = notes.summed[self.ring]
             if not bool(summed.all()):
-                held = Held(eviction.pages, used, over.total)
-                sums = torch.where(summed.repeat(layers)[:, None, None], sums, self._sums(held, states))
+                summed = summed.repeat(self.layers)[:, None, None]
+                sums = torch.where(summed, sums, self._sums(states))
 
-        victim = torch.empty(layers * rows, heads, dtype=torch.long, device=positions.device)
-        span = self._span(heads * rows * over.total)
-        for first in range(0, layers, span):
-            some = slice(first, min(first + span, layers))
-            lines = slice(some.start * rows, some.stop * rows)
-            parts = (None if x is None else x[lines] for x in (states, sums))
-            view = eviction.view(step, over, used, some, positions[lines], *parts)
+        victim = torch.empty(self.layers * self.rows, self.heads, dtype=torch.long, device=device)
+        for view in self._views(positions, states, sums):
             score = view.guard(level(view, policy.ranking(view), policy))
-            victim[lines] = worst(score, view.positions)
+            victim[self._lines(view)] = worst(score, view.positions)
 
-        shape = (layers, rows, heads)
-        row = torch.arange(rows, device=victim.device)[:, None].expand(shape)
-        head = torch.arange(heads, device=victim.device).expand(shape)
-        page, slot = place(table, row, victim.view(shape), pages.block)
+        shape = (self.layers, self.rows, self.heads)
+        layer = torch.arange(self.layers, device=device)[:, None, None]
+        head = torch.arange(self.heads, device=device).expand(shape)
+        page, slot = place(self.table, line.expand(shape), victim.view(shape), pages.block)
         numbers = pages.numbers(page, head, slot)  # [L, R, H, Dk + Dv]
-        fresh = torch.cat([keys, values], -1)
         if sums is not None and notes.sums is not None:
             gone = torch.stack([p.take(n) for p, n in zip(eviction.pages, numbers, strict=True)])
+            state_gone = None
             if states is not None:
                 index = victim[:, :, None, None].expand(-1, -1, 1, states.shape[-1])
                 state_gone = states.gather(2, index)[:, :, 0]
-            dim = pages.key_dim
-            sums -= self._summand(gone[..., :dim], gone[..., dim:], None if states is None else state_gone)
-            notes.sums[:, ring] = sums.view(layers, rows, *sums.shape[1:])
-            notes.summed[ring] = True
+            sums -= self._summand(gone[..., : pages.key_dim], gone[..., pages.key_dim :], state_gone)
+            notes.sums[:, self.ring] = sums.view(self.layers, self.rows, *sums.shape[1:])
+            notes.summed[self.ring] = True
+        fresh = torch.cat([keys, values], -1)
         for p, n, new in zip(eviction.pages, numbers, fresh, strict=True):
             p.put(n, new)
-        layer = torch.arange(layers, device=victim.device)[:, None, None]
-        line = notes.line(layer, page, head, slot)
-        notes.write(line, at.flatten(), None if state is None else state.flatten(0, 1))
+        flat = notes.line(layer, page, head, slot)
+        notes.write(flat, at.flatten(), None if state is None else state.flatten(0, 1))
 
-    def _span(self, tokens: int) -> int:
-        """Layers that are ranked together; a layer has so many tokens to be ranked."""
+    def _several(self, positions: Tensor, states: Tensor | None) -> None:
+        """Let more than one go of each head, and close the gaps."""
+        eviction, after, policy = self.eviction, self.over.after, self.eviction.policy
+        count = torch.tensor([[after]])
+        found = []
+        for view in self._views(positions, states, None):
+            score = view.guard(level(view, policy.score(view), policy))
+            found.append(best(score, view.positions, count))
+        keep = torch.cat(found)  # [L·R, H, N]
+        free, mover = gaps(keep, torch.tensor([[[after]]], device=keep.device))
+        layer, row, head = mover[:, 0] // self.rows, mover[:, 0] % self.rows, mover[:, 1]
+        pages = eviction.pages[0]
+        source, target = (place(self.table, row, slot, pages.block) for slot in (mover[:, 2], free[:, 2]))
+        each = torch.bincount(layer, minlength=self.layers).tolist()  # they come layer by layer
+        numbers = [torch.split(pages.numbers(page, head, slot), each) for page, slot in (source, target)]
+        for p, there, here in zip(eviction.pages, *numbers, strict=True):
+            p.put(here, p.take(there))
+        eviction.notes.move(
+            *(eviction.notes.line(layer, page, head, slot) for page, slot in (source, target))
+        )
+        eviction.notes.summed[self.ring] = False
+
+    def _views(self, positions: Tensor, states: Tensor | None, sums: Tensor | None) -> Iterator[Shown]:
+        """Of as many layers at a time as the policy and memory allow."""
+        span = self._span()
+        for first in range(0, self.layers, span):
+            some = slice(first, min(first + span, self.layers))
+            lines = slice(some.start * self.rows, some.stop * self.rows)
+            state, of_heads = (None if x is None else x[lines] for x in (states, sums))
+            yield self.eviction.view(self.step, self.over, self.used, some, positions[lines], state, of_heads)
+
+    def _lines(self, view: Shown) -> slice:
+        return slice(view.layer * self.rows, view.layer * self.rows + len(view.positions))
+
+    def _span(self) -> int:
         policy, attention = self.eviction.policy, self.eviction.attention
         if policy.layerwise:
             return 1
-        rows = max(1, policy.query_rows * attention.group)
-        return max(1, _TOGETHER // (4 * tokens * max(rows, self.eviction.pages[0].key_dim)))
+        width = max(policy.query_rows * attention.group, self.eviction.pages[0].key_dim)
+        return max(1, _TOGETHER // (4 * self.rows * self.heads * self.over.total * width))
 
     def _summand(self, keys: Tensor, values: Tensor, state: Tensor | None) -> Tensor:
         """[L·R, H, F] what tokens add to the policy's sums: keys [L, R, H, D], state [L·R, H, F]."""
@@ -258,8 +283,8 @@ class Single:
         state = keys[..., :0] if state is None else state.unsqueeze(2)
         return self.eviction.policy.summand(keys, values, state)[:, :, 0].double()
 
-    def _sums(self, held: Held, states: Tensor | None) -> Tensor:
+    def _sums(self, states: Tensor | None) -> Tensor:
         """[L·R, H, F] over all that is held."""
-        keys, values = (x.float() for x in held)
+        keys, values = (x.float() for x in Held(self.eviction.pages, self.used, self.over.total))
         state = keys[..., :0] if states is None else states
         return self.eviction.policy.summand(keys, values, state).sum(2, dtype=torch.float64)

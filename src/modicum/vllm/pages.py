@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -33,14 +33,13 @@ class Pages:
         self._flat = keys.as_strided((end - start,), (1,), start)
         assert keys.stride()[:2] == values.stride()[:2]
         self._by_page, self._by_head = keys.stride()[:2]
-        inner = [
-            x.storage_offset() - start + x.stride(3) * torch.arange(x.shape[3], device=x.device)
-            for x in (keys, values)
-        ]
-        self._inner = torch.cat(inner)  # [Dk + Dv] where a token's numbers lie from its page and head on
-        self._by_slot = torch.cat(
-            [torch.full_like(i, x.stride(2)) for i, x in zip(inner, (keys, values), strict=True)]
-        )
+        inner, by_slot = [], []
+        for x in (keys, values):
+            inside = torch.arange(x.shape[3], device=x.device)
+            inner.append(inside * int(x.stride(3)) + int(x.storage_offset() - start))
+            by_slot.append(torch.full_like(inside, int(x.stride(2))))
+        # Where a token's numbers lie [Dk + Dv], from its page and head on: inner + slot · by_slot.
+        self._inner, self._by_slot = torch.cat(inner), torch.cat(by_slot)
 
     def used(self, table: Tensor, slots: int) -> Tensor:
         """The pages of table [R, P] that the first slots fill."""
@@ -56,6 +55,11 @@ class Pages:
         """
         keys = torch.stack([pages.keys[used] for pages in layers]).transpose(2, 3)  # [L, R, H, P, block, Dk]
         return torch.matmul(vectors.unsqueeze(3), keys.float().transpose(-1, -2))
+
+    def weigh(self, layers: Sequence[Pages], used: Tensor, weights: Tensor) -> Tensor:
+        """The keys' sum with weights [L, R, H, P, M, block] fp32 -> [L, R, H, M, Dk] fp32."""
+        keys = torch.stack([pages.keys[used] for pages in layers]).transpose(2, 3)
+        return torch.matmul(weights, keys.float()).sum(3)
 
     def numbers(self, page: Tensor, head: Tensor, slot: Tensor) -> Tensor:
         """[..., Dk + Dv]: where the numbers of tokens lie; page, head and slot [...].
@@ -109,28 +113,43 @@ class VecPages(Pages):
         self._room = room
 
     def dot(self, layers: Sequence[Pages], used: Tensor, vectors: Tensor) -> Tensor:
-        """A few requests at a time, through room that stays warm, and without turning keys around."""
         count, rows, heads, m, dim = vectors.shape
-        pages, width, dtype = used.shape[1], self.block * dim, self._lines.dtype
-        some = min(rows, max(1, _WARM // (heads * pages * width * dtype.itemsize)))
-        lines = (used.unsqueeze(1) * (2 * heads) + self._of_head).view(rows, -1)  # [R, H·P] of the keys
-        where = [part.flatten() for part in torch.split(lines, some)]
-        room = self._room.of(some * heads * pages, width, dtype)
-        rooms = [room[: len(part)] for part in where]
-        keys = [part.view(-1, dim, self.block) for part in rooms]
+        pages = used.shape[1]
         # Once for all layers: with few tokens each call costs as much as what it does.
-        each = vectors.unsqueeze(4).transpose(3, 4).expand(-1, -1, -1, pages, -1, -1)
+        each = vectors.unsqueeze(3).expand(-1, -1, -1, pages, -1, -1)
         each = each.reshape(count, rows * heads * pages, m, dim)
         out = vectors.new_empty(count, rows * heads * pages, m, self.block)
-        size = some * heads * pages
-        for layer, vector, to in zip(layers, each, out, strict=True):
-            assert isinstance(layer, VecPages)
-            for at, place, line, key in zip(range(rows), where, rooms, keys, strict=False):
-                torch.index_select(layer._lines, 0, place, out=line)
-                key = key if dtype == torch.float32 else key.float()
-                part = slice(at * size, (at + 1) * size)
-                torch.bmm(vector[part], key, out=to[part])
+        for layer, part, keys in self._walk(layers, used):
+            torch.bmm(each[layer, part], keys, out=out[layer, part])
         return out.view(count, rows, heads, pages, m, self.block)
+
+    def weigh(self, layers: Sequence[Pages], used: Tensor, weights: Tensor) -> Tensor:
+        count, rows, heads, pages, m, block = weights.shape
+        flat = weights.reshape(count, rows * heads * pages, m, block)
+        out = weights.new_empty(count, rows * heads * pages, m, self.key_dim)
+        for layer, part, keys in self._walk(layers, used):
+            torch.bmm(flat[layer, part], keys.transpose(1, 2), out=out[layer, part])
+        return out.view(count, rows, heads, pages, m, -1).sum(3)
+
+    def _walk(self, layers: Sequence[Pages], used: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        """The keys of a few requests at a time, [K, D, block] fp32 as they lie, through room that stays warm:
+        which layer's, and which of its R·H·P pages of heads.
+        """
+        rows, heads, width, dtype = len(used), self.heads, self.block * self.key_dim, self._lines.dtype
+        size = heads * used.shape[1]
+        some = min(rows, max(1, _WARM // (size * width * dtype.itemsize)))
+        lines = (used.unsqueeze(1) * (2 * heads) + self._of_head).flatten()  # [R·H·P] of the keys
+        room = self._room.of(some * size, width, dtype)
+        parts = []
+        for start in range(0, rows * size, some * size):
+            part = slice(start, min(start + some * size, rows * size))
+            here = room[: part.stop - part.start]
+            parts.append((part, lines[part], here, here.view(-1, self.key_dim, self.block)))
+        for number, layer in enumerate(layers):
+            assert isinstance(layer, VecPages)
+            for part, where, here, keys in parts:
+                torch.index_select(layer._lines, 0, where, out=here)
+                yield number, part, keys if dtype == torch.float32 else keys.float()
 
 
 def place(table: Tensor, row: Tensor, slot: Tensor, block: int) -> tuple[Tensor, Tensor]:

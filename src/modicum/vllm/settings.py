@@ -137,6 +137,8 @@ def refuse(config: VllmConfig) -> None:
         "--speculative-config": (config.speculative_config is not None, "drafts cannot be taken back"),
         "--kv-transfer-config": (config.kv_transfer_config is not None, "pages are not in token order"),
         "--decode-context-parallel-size": (parallel.decode_context_parallel_size > 1, "pages are split"),
+        "--prefill-context-parallel-size": (parallel.prefill_context_parallel_size > 1, "pages are split"),
+        "--enable-dbo": (parallel.enable_dbo, "a step is split in two"),
         "--kv-cache-dtype": (cache.cache_dtype not in ("auto", "float32", "bfloat16"), "pages are coded"),
     }
     for name, (given, why) in reasons.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from modicum.kv.bank import Candidates
 from modicum.vllm.pages import Pages
@@ -39,9 +40,18 @@ class Held:
         found = self.layers[0].dot(self.layers, self.used, split)  # [L, R, H, P, M, block]
         return found.transpose(3, 4).reshape(len(vectors), heads, m, -1)[..., : self.slots]
 
+    def weigh(self, weights: Tensor) -> Tensor:
+        """Sums of the keys: weights [L·R, H, M, slots] fp32 -> [L·R, H, M, D] fp32."""
+        number, heads, m, slots = weights.shape
+        block = self.layers[0].block
+        padded = F.pad(weights, (0, -slots % block))
+        split = padded.view(len(self.layers), -1, heads, m, self.used.shape[1], block).transpose(3, 4)
+        found = self.layers[0].weigh(self.layers, self.used, split)  # [L, R, H, M, D]
+        return found.view(number, heads, m, -1)
+
 
 class Shown(Candidates):
-    """A view of them; products with keys are made where the keys lie."""
+    """A view of them; products with keys, and their sums, are made where the keys lie."""
 
     def __init__(self, held: Held, **given: Any) -> None:
         super().__init__(parts=(held,), valid=None, protected=None, **given)  # type: ignore[arg-type]
@@ -49,3 +59,8 @@ class Shown(Candidates):
 
     def dot_keys(self, vectors: Tensor) -> Tensor:
         return self._held.dot(vectors)
+
+    def sum_keys(self, weights: Tensor) -> Tensor:
+        shape = weights.shape
+        found = self._held.weigh(weights.reshape(*shape[:2], -1, shape[-1]))
+        return found.view(*shape[:-1], found.shape[-1])

@@ -27,8 +27,8 @@ class Over:
     """Tokens that each holds while the step attends."""
     after: int
     """Tokens that each is to hold."""
-    single: bool
-    """Whether each has taken one token in and lets one go, as in decode."""
+    decode: bool
+    """Whether each has taken one token in."""
 
 
 @dataclass
@@ -127,11 +127,11 @@ class Ledger:
 
 
 def _alike(total: list[int], after: list[int], new: list[int]) -> dict[tuple[int, int, bool], list[int]]:
-    """Requests over their budget, those of one kind together: total, after and whether `single` -> rows."""
+    """Requests over their budget, those of one kind together: total, after and whether in decode -> rows."""
     kinds: dict[tuple[int, int, bool], list[int]] = {}
     for row, (held, kept, come) in enumerate(zip(total, after, new, strict=True)):
         if held > kept:
-            kinds.setdefault((held, kept, come == 1 and held == kept + 1), []).append(row)
+            kinds.setdefault((held, kept, come == 1), []).append(row)
     return kinds
 
 
