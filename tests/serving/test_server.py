@@ -36,9 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += ["--chunk", str(CHUNK), "--recent", "16", "--block-size", str(BLOCK), "--max-num-seqs", "32"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     folder = tmp_path_factory.mktemp("server")
-    template = folder / "chat.jinja"
-    template.write_text("{% for message in messages %}{{ message.content }}\n{% endfor %}")
-    command += ["--chat-template", str(template)]
+    command += ["--chat-template", "{% for message in messages %}{{ message.content }} {% endfor %}"]
     log = folder / "log.txt"
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as out:
@@ -70,24 +68,19 @@ def metrics(address: str) -> dict[str, float]:
     return {m[1]: float(m[2]) for m in re.finditer(r"^([\w:]+)(?:{.*})? ([\d.e+-]+)$", text, re.MULTILINE)}
 
 
-def test_a_chat_about_a_text_of_four_times_the_budget_streams(server: str) -> None:
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+def test_a_chat_about_a_text_of_four_times_the_budget_streams(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's own example."""
+    pytest.importorskip("openai")
     text = sample_text().read_text()[:2000]
-    question = [{"role": "user", "content": text}, {"role": "user", "content": "What is it about?"}]
-    stream = client.chat.completions.create(
-        model="reference",
-        messages=question,
-        max_tokens=40,
-        stream=True,
-        stream_options={"include_usage": True},
-    )
-    chunks = list(stream)
-    pieces = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
-    assert len(pieces) > 1
-    assert "".join(pieces)
-    assert chunks[-1].usage.prompt_tokens > 4 * BUDGET
+    (tmp_path / "book.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    [example] = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert "http://localhost:8000" in example
+    exec(example.replace("http://localhost:8000", server), {})
+    assert len(capsys.readouterr().out) > 100
     found = metrics(server)
     assert found["modicum:budget_tokens"] == BUDGET
     assert 0 < found["modicum:most_held_tokens"] <= BUDGET

@@ -1,0 +1,1 @@
+"""Sparse weights without training: a language model's linear layers pruned to a budget."""

@@ -1,0 +1,98 @@
+"""Solve: weights moved so that those that stay make up for those that go, under a given mask or choosing one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from modicum.errors import InputError
+from modicum.weights.pattern import Groups, Pattern, Rows
+from modicum.weights.statistics import Statistics
+
+DAMPING = 0.01
+_TRIES = 4
+BLOCK = 128
+"""Columns that are settled before the rest is told (SparseGPT's own)."""
+
+
+def factor(inputs: Statistics, damping: float = DAMPING) -> Tensor:
+    """[d, d] U, upper, with UᵀU = H⁻¹, H = G + damping · mean(diag G) · I; float64.
+
+    Raises:
+        InputError: H cannot be factored even with a thousand times the damping.
+    """
+    for attempt in range(_TRIES):
+        matrix = inputs.damped(damping * 10**attempt).double()
+        dead = matrix.diagonal() == 0
+        matrix.diagonal()[dead] = 1.0  # all inputs are zero
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if int(failed):
+            continue
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not int(failed) and bool(upper.isfinite().all()):
+            return upper
+    raise InputError(
+        f"{inputs.name}: its inputs' Gram matrix cannot be factored; give more calibration text, or another method"
+    )
+
+
+def sweep(
+    weight: Tensor, inputs: Statistics, pattern: Pattern, mask: Tensor | None = None, block: int = BLOCK
+) -> tuple[Tensor, Tensor]:
+    """SparseGPT: columns from the left, what a removed weight did taken over by those to its right.
+
+    Args:
+        weight: [out, d].
+        mask: [out, d] bool, True where kept; None to choose it on the way (not for blocks), of each row
+            ⌊b·k/d⌋ - ⌊a·k/d⌋ weights in the columns from a to b, so that each row ends at k.
+        block: must be a multiple of M where the pattern is N:M.
+
+    Returns the weights [out, d] float64, zero where removed, and the mask.
+    """
+    upper = factor(inputs)
+    w = weight.to(upper.device, torch.float64).clone()
+    d = w.shape[1]
+    chosen = torch.ones_like(w, dtype=torch.bool) if mask is None else mask.to(w.device)
+    for start in range(0, d, block):
+        end = min(start + block, d)
+        if mask is None and isinstance(pattern, Rows):
+            chosen[:, start:end] = _select(w, upper, pattern, start, end)
+        residual = torch.zeros(w.shape[0], end - start, dtype=w.dtype, device=w.device)
+        for j in range(start, end):
+            if mask is None and isinstance(pattern, Groups) and j % pattern.of == 0:
+                stop = j + pattern.of
+                chosen[:, j:stop] = pattern.select((w[:, j:stop] / upper.diagonal()[j:stop]).square())
+            gone = torch.where(chosen[:, j], 0.0, w[:, j] / upper[j, j])
+            w[:, j:end] -= gone[:, None] * upper[j, j:end]
+            residual[:, j - start] = gone
+        w[:, end:] -= residual @ upper[start:end, end:]
+    return torch.where(chosen, w, 0.0), chosen
+
+
+def _select(w: Tensor, upper: Tensor, pattern: Rows, start: int, end: int) -> Tensor:
+    """The mask of columns start:end as the weights now are."""
+    d = w.shape[1]
+    score = (w[:, start:end] / upper.diagonal()[start:end]).square()
+    k = pattern.removed(d)
+    order = score.argsort(dim=1, stable=True)[:, : end * k // d - start * k // d]
+    return torch.ones_like(score, dtype=torch.bool).scatter_(1, order, False)
+
+
+def least_squares(weight: Tensor, inputs: Statistics, mask: Tensor) -> Tensor:
+    """[out, d] float64: the weights on a mask that make the layer's damped error least, row by row:
+    W H_{:,S} (H_SS)⁻¹ (a fixed-support solve, as in ALPS: Meng et al., 2024).
+    """
+    matrix = inputs.damped(DAMPING).double()
+    w, kept = weight.to(matrix.device, torch.float64), mask.to(matrix.device)
+    goal = w @ matrix
+    out = torch.zeros_like(w)
+    eye = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+    rows = max(1, 2**28 // (8 * w.shape[1] ** 2))
+    for start in range(0, len(w), rows):
+        there = kept[start : start + rows]
+        both = there.unsqueeze(2) & there.unsqueeze(1)
+        system = torch.where(both, matrix, torch.where(both | ~eye.bool(), 0.0, eye))
+        right = torch.where(there, goal[start : start + rows], 0.0)
+        found = torch.linalg.solve(system, right.unsqueeze(2)).squeeze(2)
+        out[start : start + rows] = torch.where(there, found, 0.0)
+    return out

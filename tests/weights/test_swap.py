@@ -1,0 +1,155 @@
+"""1-swap: each change is what it says, the error never rises, and at the end no swap helps."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from modicum.weights import swap
+from modicum.weights.pattern import Blocks, Groups, Pattern, Rows
+from modicum.weights.scores import wanda
+from modicum.weights.statistics import Statistics
+from modicum.weights.swap import Swap
+from tests.weights.layers import layer, loss
+
+
+def row_loss(w: Tensor, mask: Tensor, matrix: Tensor) -> float:
+    return float(loss(w[None], torch.where(mask, w, 0.0)[None], matrix))
+
+
+def best_swap(w: Tensor, mask: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[float, int, int]:
+    """By trying all: the lowest error after a swap, and which."""
+    found = (float("inf"), -1, -1)
+    for p, u in itertools.product(range(len(w)), repeat=2):
+        if mask[p] or not mask[u] or (isinstance(pattern, Groups) and p // pattern.of != u // pattern.of):
+            continue
+        new = mask.clone()
+        new[p], new[u] = True, False
+        found = min(found, (row_loss(w, new, matrix), p, u))
+    return found
+
+
+def by_loop(w: Tensor, mask: Tensor, matrix: Tensor, pattern: Pattern) -> Tensor:
+    out = mask.clone()
+    for i in range(len(w)):
+        for _ in range(w.shape[1]):
+            now = row_loss(w[i], out[i], matrix)
+            then, p, u = best_swap(w[i], out[i], matrix, pattern)
+            if not then - now < -1e-9 * now:
+                break
+            out[i, p], out[i, u] = True, False
+    return out
+
+
+@pytest.mark.parametrize("pattern", [Rows(0.5), Rows(0.7), Groups(2, 4), Groups(1, 4)], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_are_those_of_a_loop_and_no_swap_is_left(pattern: Pattern, seed: int) -> None:
+    w, seen, _ = layer(6, 12, seed)
+    mask = pattern.select(wanda(w, seen))
+    found = swap.refine(Swap(), w, mask, seen, pattern)
+    assert pattern.follows(found.mask)
+    assert found.capped == 0
+    assert torch.equal(found.mask, by_loop(w, mask, seen.matrix, pattern))
+    for i in range(6):
+        now = row_loss(w[i], found.mask[i], seen.matrix)
+        assert best_swap(w[i], found.mask[i], seen.matrix, pattern)[0] >= now * (1 - 1e-8)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 300), swaps=st.integers(0, 6))
+def test_the_error_never_rises(seed: int, swaps: int) -> None:
+    w, seen, _ = layer(5, 16, seed)
+    mask = Rows(0.6).select(wanda(w, seen))
+    few, more = (swap.refine(Swap(max_swaps=n), w, mask, seen, Rows(0.6)) for n in (swaps, swaps + 1))
+    for i in range(5):
+        assert row_loss(w[i], more.mask[i], seen.matrix) <= row_loss(w[i], few.mask[i], seen.matrix) * (1 + 1e-9)
+
+
+def test_it_is_never_better_than_the_best_of_all_masks() -> None:
+    w, seen, _ = layer(8, 8)
+    found = swap.refine(Swap(), w, Rows(0.5).select(wanda(w, seen)), seen, Rows(0.5)).mask
+    for i in range(8):
+        every = []
+        for kept in itertools.combinations(range(8), 4):
+            mask = torch.zeros(8, dtype=torch.bool)
+            mask[list(kept)] = True
+            every.append(row_loss(w[i], mask, seen.matrix))
+        assert row_loss(w[i], found[i], seen.matrix) >= min(every) * (1 - 1e-9)
+
+
+def test_independent_inputs_leave_wandas_mask() -> None:
+    seen = Statistics(8, gram=True)
+    seen.add(torch.diag(torch.arange(1.0, 9)))
+    w = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    mask = Rows(0.5).select(wanda(w, seen))
+    found = swap.refine(Swap(), w, mask, seen, Rows(0.5))
+    assert found.swaps == 0
+    assert torch.equal(found.mask, mask)
+
+
+def test_equal_columns_are_not_swapped_for_ever() -> None:
+    a = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).repeat(1, 2)
+    seen = Statistics(8, gram=True)
+    seen.add(a)
+    w = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).repeat(1, 2)
+    found = swap.refine(Swap(), w, Rows(0.5).select(wanda(w, seen)), seen, Rows(0.5))
+    assert found.capped == 0
+
+
+def test_order_of_columns_does_not_matter() -> None:
+    w, seen, a = layer(6, 14)
+    order = torch.randperm(14, generator=torch.Generator().manual_seed(2))
+    other = Statistics(14, gram=True)
+    other.add(a[:, order])
+    mask = Rows(0.5).select(wanda(w, seen))
+    found = swap.refine(Swap(), w, mask, seen, Rows(0.5)).mask
+    assert torch.equal(swap.refine(Swap(), w[:, order], mask[:, order], other, Rows(0.5)).mask, found[:, order])
+
+
+def test_with_a_bias_that_makes_up_the_covariance_counts() -> None:
+    w, seen, _ = layer(6, 10)
+    mask = Rows(0.5).select(wanda(w, seen))
+    covariance = seen.matrix - torch.outer(seen.mean, seen.mean)
+    found = swap.refine(Swap(centred=True), w, mask, seen, Rows(0.5)).mask
+    assert torch.equal(found, by_loop(w, mask, covariance, Rows(0.5)))
+
+
+def test_little_memory_and_a_shortlist_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, seen, _ = layer(7, 40)
+    mask = Rows(0.6).select(wanda(w, seen))
+    whole = swap.refine(Swap(), w, mask, seen, Rows(0.6))
+    few = swap.refine(Swap(work_bytes=1), w, mask, seen, Rows(0.6))
+    assert torch.equal(few.mask, whole.mask)
+    monkeypatch.setattr(swap, "_WIDE", 16)
+    monkeypatch.setattr(swap, "_SHORT", 5)
+    short = swap.refine(Swap(work_bytes=40_000), w, mask, seen, Rows(0.6))
+    assert short.capped == 0
+    for i in range(7):
+        now = row_loss(w[i], short.mask[i], seen.matrix)
+        assert best_swap(w[i], short.mask[i], seen.matrix, Rows(0.6))[0] >= now * (1 - 1e-8)
+
+
+@pytest.mark.parametrize("pattern", [Blocks(2, 3, 0.5), Blocks(1, 2, 0.4), Blocks(3, 1, 0.6)], ids=str)
+def test_blocks_are_swapped_as_a_whole(pattern: Blocks) -> None:
+    w, seen, _ = layer(6, 12)
+    mask = pattern.select(wanda(w, seen).square())
+    found = swap.refine(Swap(), w, mask, seen, pattern)
+    assert pattern.follows(found.mask)
+    before, after = (float(loss(w, torch.where(m, w, 0.0), seen.matrix).sum()) for m in (mask, found.mask))
+    assert after <= before
+    count = 12 // pattern.width
+    for strip in range(6 // pattern.height):
+        rows = slice(strip * pattern.height, (strip + 1) * pattern.height)
+        now = float(loss(w[rows], torch.where(found.mask[rows], w[rows], 0.0), seen.matrix).sum())
+        for p, u in itertools.product(range(count), repeat=2):
+            new = found.mask[rows].clone().view(pattern.height, count, pattern.width)
+            if bool(new[0, p, 0]) or not bool(new[0, u, 0]):
+                continue
+            new[:, p], new[:, u] = True, False
+            kept = torch.where(new.view(pattern.height, -1), w[rows], 0.0)
+            assert float(loss(w[rows], kept, seen.matrix).sum()) >= now * (1 - 1e-8)
