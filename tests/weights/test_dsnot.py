@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -61,7 +62,10 @@ def by_loop(how: DSnoT, w: Tensor, mask: Tensor, seen: Statistics, start: Tensor
             if how.guarded:
                 new = out[i].clone()
                 new[p], new[u] = True, False
-                now, then = (float(loss(w[i : i + 1], torch.where(m, w[i], 0.0)[None], seen.matrix)) for m in (out[i], new))
+                now, then = (
+                    float(loss(w[i : i + 1], torch.where(m, w[i], 0.0)[None], seen.matrix))
+                    for m in (out[i], new)
+                )
                 if then >= now:
                     continue
             elif how.overshoot == "refuse" and abs(after) >= abs(error):
@@ -113,7 +117,7 @@ def _hand() -> tuple[Tensor, Statistics, Tensor]:
 
 
 def test_a_case_by_hand() -> None:
-    """E = 0.9; one move grows 0 and prunes 2, E = -0.2; no removed candidate is negative, so {0, 3} stands."""
+    """E = 0.9; a move grows 0, prunes 2, E = -0.2; no removed candidate is negative: {0, 3} stands."""
     w, seen, mask = _hand()
     found = dsnot.refine(DSnoT(cycles=4), w, mask, seen, w.abs(), Rows(0.5))
     assert found.tolist() == [[True, False, False, True]]
@@ -147,12 +151,14 @@ def test_moves_lower_the_expected_error_iff_they_are_small(seed: int, cycles: in
         now = dsnot.refine(how, w, mask, seen, start, Rows(0.6))
         assert Rows(0.6).follows(now)
         errors.append((now, torch.where(now, 0.0, w.double() * seen.mean).sum(1).abs()))
-    for (old, e), (new, f) in zip(errors, errors[1:], strict=False):
+    for (old, e), (new, f) in itertools.pairwise(errors):
         for i in range(6):
             if torch.equal(old[i], new[i]):
                 continue
             [p], [u] = (new[i] & ~old[i]).nonzero().tolist(), (old[i] & ~new[i]).nonzero().tolist()
-            moved = abs(float(w[i, p[0]].double() * seen.mean[p[0]])) + abs(float(w[i, u[0]].double() * seen.mean[u[0]]))
+            moved = abs(float(w[i, p[0]].double() * seen.mean[p[0]])) + abs(
+                float(w[i, u[0]].double() * seen.mean[u[0]])
+            )
             assert (float(f[i]) < float(e[i])) == (moved < 2 * float(e[i]))
             if not allow:
                 assert float(f[i]) < float(e[i])

@@ -24,7 +24,9 @@ def test_masks_are_of_their_pattern(data: st.DataObject) -> None:
         "blocks": Blocks(*data.draw(st.sampled_from([(2, 3), (1, 4), (6, 2)])), sparsity),
     }[kind]
     pattern.check(rows, width, "a layer")
-    score = torch.randint(0, 5, (rows, width), generator=torch.Generator().manual_seed(data.draw(st.integers(0, 9)))).float()
+    score = torch.randint(
+        0, 5, (rows, width), generator=torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
+    ).float()
     mask = pattern.select(score)
     assert pattern.follows(mask)
     assert not pattern.follows(~mask) or float(mask.float().mean()) == 0.5
@@ -37,7 +39,9 @@ def test_the_best_of_all_masks_of_a_row() -> None:
     score = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
     mask = Rows(0.5).select(score)
     for row, keep in zip(score, mask, strict=True):
-        assert float(row[keep].sum()) == pytest.approx(max(float(row[list(c)].sum()) for c in itertools.combinations(range(8), 4)))
+        assert float(row[keep].sum()) == pytest.approx(
+            max(float(row[list(c)].sum()) for c in itertools.combinations(range(8), 4))
+        )
 
 
 def test_among_equals_the_lower_column_goes() -> None:

@@ -44,7 +44,9 @@ def test_saliency_is_the_error_once_those_to_the_right_make_up() -> None:
     for j in range(6):
         corner = torch.linalg.inv(h[j:, j:])[0, 0]
         assert float(factor(seen)[j, j] ** 2) == pytest.approx(float(corner), rel=1e-6)
-        assert float(saliency(w, seen)[0, j]) == pytest.approx(float(w[0, j].double() ** 2 / corner), rel=1e-4)
+        assert float(saliency(w, seen)[0, j]) == pytest.approx(
+            float(w[0, j].double() ** 2 / corner), rel=1e-4
+        )
 
 
 def test_where_no_token_came_by_size_decides() -> None:
@@ -135,5 +137,5 @@ def test_what_cannot_be_factored_is_told() -> None:
     seen = Statistics(3, gram=True, name="blocks.0.down")
     seen.add(torch.ones(2, 3))
     seen._products = -torch.eye(3, dtype=torch.float64)
-    with pytest.raises(InputError, match="blocks.0.down: .*cannot be factored"):
+    with pytest.raises(InputError, match=r"blocks.0.down: .*cannot be factored"):
         factor(seen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,11 +14,15 @@ from modicum.weights.statistics import Statistics
 from tests.weights.layers import inputs
 
 
-@given(cuts=st.lists(st.integers(1, 99), max_size=5), order=st.randoms(use_true_random=False), merged=st.booleans())
+@given(
+    cuts=st.lists(st.integers(1, 99), max_size=5),
+    order=st.randoms(use_true_random=False),
+    merged=st.booleans(),
+)
 def test_any_split_and_order_gives_the_same(cuts: list[int], order: object, merged: bool) -> None:
     a = inputs(7, 100)
     edges = sorted({0, 100, *cuts})
-    parts = [a[i:j] for i, j in zip(edges, edges[1:], strict=False)]
+    parts = [a[i:j] for i, j in itertools.pairwise(edges)]
     order.shuffle(parts)  # type: ignore[attr-defined]
     seen = Statistics(7, gram=True)
     for number, part in enumerate(parts):
@@ -61,7 +67,9 @@ def test_one_token_has_no_variance_and_none_nothing() -> None:
     assert seen.variance.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize(("given", "message"), [(torch.ones(2, 4), "must be"), (torch.tensor([[1.0, 2, float("nan")]]), "finite")])
+@pytest.mark.parametrize(
+    ("given", "message"), [(torch.ones(2, 4), "must be"), (torch.tensor([[1.0, 2, float("nan")]]), "finite")]
+)
 def test_bad_inputs_are_told_by_the_layers_name(given: torch.Tensor, message: str) -> None:
     seen = Statistics(3, name="blocks.2.up")
     with pytest.raises(InputError, match=f"blocks.2.up.*{message}"):

@@ -67,7 +67,9 @@ def test_the_error_never_rises(seed: int, swaps: int) -> None:
     mask = Rows(0.6).select(wanda(w, seen))
     few, more = (swap.refine(Swap(max_swaps=n), w, mask, seen, Rows(0.6)) for n in (swaps, swaps + 1))
     for i in range(5):
-        assert row_loss(w[i], more.mask[i], seen.matrix) <= row_loss(w[i], few.mask[i], seen.matrix) * (1 + 1e-9)
+        assert row_loss(w[i], more.mask[i], seen.matrix) <= row_loss(w[i], few.mask[i], seen.matrix) * (
+            1 + 1e-9
+        )
 
 
 def test_it_is_never_better_than_the_best_of_all_masks() -> None:
@@ -108,7 +110,9 @@ def test_order_of_columns_does_not_matter() -> None:
     other.add(a[:, order])
     mask = Rows(0.5).select(wanda(w, seen))
     found = swap.refine(Swap(), w, mask, seen, Rows(0.5)).mask
-    assert torch.equal(swap.refine(Swap(), w[:, order], mask[:, order], other, Rows(0.5)).mask, found[:, order])
+    assert torch.equal(
+        swap.refine(Swap(), w[:, order], mask[:, order], other, Rows(0.5)).mask, found[:, order]
+    )
 
 
 def test_with_a_bias_that_makes_up_the_covariance_counts() -> None:

@@ -22,14 +22,14 @@ _FLOOR = 1e-12  # of the mean variance: an input that is always the same has non
 
 @dataclass(frozen=True)
 class DSnoT:
-    """How DSnoT moves. With c_ij = W_ij·μ_j and E_i the sum of the removed c_ij, a move grows the removed weight
-    with the largest sign(E_i)·c_ip / v_p^var_power and prunes the kept one of the other sign with the lowest
-    score; E_i becomes E_i + c_iu - c_ip. A row stops when |E_i| <= threshold.
+    """How DSnoT moves. With c_ij = W_ij·μ_j and E_i the sum of the removed c_ij, a move grows the removed
+    weight with the largest sign(E_i)·c_ip / v_p^var_power and prunes the kept one of the other sign with the
+    lowest score; E_i becomes E_i + c_iu - c_ip. A row stops when |E_i| <= threshold.
     """
 
     cycles: int | float = 0.012
-    """Moves of a row at most: a number, or a share of its inputs. The paper's 50 are 1.2 % of 4,096 inputs; on
-    narrow layers 50 would replace half a row.
+    """Moves of a row at most: a number, or a share of its inputs. The paper's 50 are 1.2 % of 4,096 inputs;
+    on narrow layers 50 would replace half a row.
     """
     threshold: float = 0.1 / 2048
     """ε, of the mean error per token (the paper's 0.1 is of the sum over 2,048 tokens)."""
@@ -43,7 +43,7 @@ class DSnoT:
     """Take a move only if the row's mean squared error falls, whatever |E_i| does; needs the Gram matrix."""
     prune_score: Literal["wanda", "start"] = "wanda"
     sign_stop: bool | None = None
-    """Whether a row stops before E_i would change its sign; None: only in N:M, as the released code has it."""
+    """Whether a row stops before E_i would change its sign; None: in N:M alone, as in the released code."""
     partner_sign: bool = False
     """In N:M, whether the pruned weight must be of the other sign, as it must elsewhere."""
 
@@ -52,7 +52,9 @@ class DSnoT:
         if isinstance(c, bool) or not isinstance(c, int | float) or not 0 <= c < math.inf:
             raise InputError(f"dsnot: cycles is {c!r}; a whole number of moves, or a share of a row's inputs")
         if isinstance(c, float) and c > 1:
-            raise InputError(f"dsnot: cycles is {c}, a share of a row's inputs above 1; give {int(c)} for moves")
+            raise InputError(
+                f"dsnot: cycles is {c}, a share above 1 of a row; give {int(c)} for as many moves"
+            )
         if not 0 <= self.var_power <= 1:
             raise InputError(f"dsnot: var_power is {self.var_power}; it must be from 0 to 1")
         if not self.threshold >= 0:

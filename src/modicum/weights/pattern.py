@@ -78,7 +78,9 @@ class Groups(Pattern):
 
     def check(self, rows: int, width: int, name: str) -> None:
         if width % self.of:
-            raise InputError(f"{name}: pattern {self} does not divide its {width} inputs; leave the layer out")
+            raise InputError(
+                f"{name}: pattern {self} does not divide its {width} inputs; leave the layer out"
+            )
 
     def select(self, score: Tensor) -> Tensor:
         grouped = score.view(score.shape[0], -1, self.of)
@@ -150,7 +152,9 @@ def parse_pattern(text: str, sparsity: float | None) -> Pattern:
     if match := re.fullmatch(r"(\d+):(\d+)", text.strip()):
         found = Groups(int(match[1]), int(match[2]))
         if sparsity is not None and abs(sparsity - found.sparsity) > 1e-9:
-            raise InputError(f"pattern {text} removes {found.sparsity:.4g}, not {sparsity:.4g}: give one of them")
+            raise InputError(
+                f"pattern {text} removes {found.sparsity:.4g}, not {sparsity:.4g}: give one of them"
+            )
         return found
     if match := re.fullmatch(r"(\d+)x(\d+)", text.strip()):
         if sparsity is None:

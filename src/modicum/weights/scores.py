@@ -36,8 +36,8 @@ def wanda(weight: Tensor, inputs: Statistics) -> Tensor:
 
 
 def ria(weight: Tensor, inputs: Statistics, power: float = RIA_POWER) -> Tensor:
-    """(|W_ij| / Σ_i' |W_i'j| + |W_ij| / Σ_j' |W_ij'|)·(√G_jj)^power: relative importance and activation (Zhang
-    et al., ICLR 2024). A sum of zero gives zero.
+    """(|W_ij| / Σ_i' |W_i'j| + |W_ij| / Σ_j' |W_ij'|)·(√G_jj)^power: relative importance and activation
+    (Zhang et al., ICLR 2024). A sum of zero gives zero.
     """
     size = magnitude(weight)
     share = _over(size, size.sum(0, keepdim=True)) + _over(size, size.sum(1, keepdim=True))
@@ -45,8 +45,8 @@ def ria(weight: Tensor, inputs: Statistics, power: float = RIA_POWER) -> Tensor:
 
 
 def saliency(weight: Tensor, inputs: Statistics) -> Tensor:
-    """W_ij² / U_jj², U upper with UᵀU = H⁻¹: the error that is left if a weight goes and those to its right make
-    up for it (SparseGPT: Frantar and Alistarh, 2023, arXiv 2301.00774). It hangs on the order of columns.
+    """W_ij² / U_jj², U upper with UᵀU = H⁻¹: the error that is left if a weight goes and those to its right
+    make up for it (SparseGPT: Frantar and Alistarh, 2023, arXiv 2301.00774). It hangs on the order of columns.
     """
     upper = factor(inputs)
     return (weight.to(upper.device, upper.dtype) / upper.diagonal()).square().to(weight.device, torch.float32)

@@ -1,4 +1,4 @@
-"""Solve: weights moved so that those that stay make up for those that go, under a given mask or choosing one."""
+"""Solve: weights moved so that those that stay make up for those that go."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ def factor(inputs: Statistics, damping: float = DAMPING) -> Tensor:
             continue
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not int(failed) and bool(upper.isfinite().all()):
-            return upper
+            found: Tensor = upper
+            return found
     raise InputError(
-        f"{inputs.name}: its inputs' Gram matrix cannot be factored; give more calibration text, or another method"
+        f"{inputs.name}: its inputs' Gram matrix cannot be factored; give more calibration text, or another "
+        "method"
     )
 
 

@@ -1,4 +1,4 @@
-"""Statistics: what the inputs of a linear layer are like, gathered once and shared by all scores and refiners."""
+"""Statistics: what the inputs of a linear layer are like, gathered once for all scores and refiners."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""1-swap: a mask refined, row by row, by the swap of one kept and one removed weight that lowers the layer's mean
-squared error most, until none does.
+"""1-swap: a mask refined, row by row, by the swap of one kept and one removed weight that lowers the layer's
+mean squared error most, until none does.
 
 The idea of SparseSwaps (arXiv 2512.10922); the algebra is written out in docs/weights.md.
 """
