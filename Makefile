@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv run test test-compat test-vllm bench bench-vllm bench-speed-peers bench-peers lint clean
+.PHONY: venv run test test-compat test-vllm bench bench-vllm bench-prune bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -48,6 +48,9 @@ bench: venv
 	$(VENV)/bin/python benchmarks/kv_cpu.py
 	$(VENV)/bin/python benchmarks/scaling.py
 
+bench-prune: venv
+	$(VENV)/bin/python benchmarks/prune.py
+
 # Speed and peak memory beside kvpress and transformers' quantised caches.
 bench-speed-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
 	$(VENV)/bin/python benchmarks/kv_peers.py
@@ -57,7 +60,7 @@ bench-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
 	$(VENV)/bin/python benchmarks/peers/compare.py --length 1024 --tasks niah_multikey_1:max_new_tokens=24,keys=8 --together \
 		--minutes 11 --docs docs/peers.md --json docs/peers_joint.json
 
-# The plug-in for vLLM, in an environment of its own.
+# The plug-in for vLLM, in an environment of its own: about ten minutes, so not part of `make test`. For the night.
 test-vllm: .venv-vllm/.stamp
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/pytest -q tests/serving
 

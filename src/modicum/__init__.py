@@ -1,4 +1,4 @@
-"""modicum: a language model's KV cache under a hard memory budget.
+"""modicum: a language model's KV cache under a hard memory budget, and its weights pruned to one.
 
 The names below are the public ones. They load when first used, so that `import modicum` is quick and patches
 nothing.
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from modicum.kv.registry import PolicyInfo, parse_policy, policies, register
     from modicum.kv.view import View
     from modicum.loading import embedded, load, sample_text
+    from modicum.weights.dsnot import DSnoT
+    from modicum.weights.entry import prune
+    from modicum.weights.prune import PruneReport
+    from modicum.weights.swap import Swap
 
 __version__ = "0.1.0"
 
@@ -76,6 +80,10 @@ _HOMES = {
     "kv.registry": ("PolicyInfo", "parse_policy", "policies", "register"),
     "kv.view": ("View",),
     "loading": ("embedded", "load", "sample_text"),
+    "weights.dsnot": ("DSnoT",),
+    "weights.entry": ("prune",),
+    "weights.prune": ("PruneReport",),
+    "weights.swap": ("Swap",),
 }
 _HOME = {name: f"modicum.{home}" for home, names in _HOMES.items() for name in names}
 
@@ -109,6 +117,10 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "CriticalKV",
     "Random",
     "Full",
+    "prune",
+    "PruneReport",
+    "DSnoT",
+    "Swap",
     "attach",
     "detach",
     "embedded",

@@ -5,7 +5,7 @@ import os
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -49,6 +49,7 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    weights: Literal["dense", "packed"] = "dense",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a model for inference, and its tokenizer set up for left-padded batches.
 
@@ -58,6 +59,8 @@ def load(
         dtype: of the weights: "float32", "float64", "bfloat16", "float16", a torch.dtype, or "auto" for
             what the model was saved in.
         device: such as "cpu" or "cuda:1"; "auto" is "cuda" if there is one, else "cpu".
+        weights: of a model that `prune` made smaller: "dense" unpacks them once, "packed" each time they are
+            used.
 
     Returns:
         The model, in eval mode on `device`, and the tokenizer. A tokenizer without a padding token pads
@@ -72,7 +75,12 @@ def load(
     source = find(os.fspath(name_or_path))
     _check_causal(source)
     tokenizer = _load_tokenizer(source)
-    model = _load_model(source, wanted_dtype)
+    if isinstance(source, Path) and (source / "packed.safetensors").is_file():
+        from modicum.weights.restore import restore
+
+        model = restore(source, wanted_dtype, weights)
+    else:
+        model = _load_model(source, wanted_dtype)
     _move(model, wanted_device)
     _set_padding(model, tokenizer)
     model.train(False)  # what eval() does, with types

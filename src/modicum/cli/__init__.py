@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import modicum
-from modicum.cli import eval, heads, keep, policies, report, run, serve
+from modicum.cli import eval, heads, keep, policies, prune, report, run, serve
 from modicum.cli.console import complain, warnings_for_people
 from modicum.errors import ModicumError
 
@@ -39,6 +39,7 @@ app.command("run")(run.run)
 app.command("policies")(policies.policies)
 app.command("heads")(heads.heads)
 app.command("keep")(keep.keep)
+app.command("prune")(prune.prune)
 app.command("eval")(eval.evaluate)
 app.command("report")(report.report)
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)

@@ -46,7 +46,7 @@ def ria(weight: Tensor, inputs: Statistics, power: float = RIA_POWER) -> Tensor:
 
 def saliency(weight: Tensor, inputs: Statistics) -> Tensor:
     """W_ij² / U_jj², U upper with UᵀU = H⁻¹: the error that is left if a weight goes and those to its right
-    make up for it (SparseGPT: Frantar and Alistarh, 2023, arXiv 2301.00774). It hangs on the order of columns.
+    make up for it (SparseGPT: Frantar and Alistarh, 2023, arXiv 2301.00774). The order of columns matters.
     """
     upper = factor(inputs)
     return (weight.to(upper.device, upper.dtype) / upper.diagonal()).square().to(weight.device, torch.float32)

@@ -1,0 +1,161 @@
+"""`modicum prune`: a smaller model out of a model and some text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modicum.cli.console import complain, load, print_json, print_table
+from modicum.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
+from modicum.errors import InputError
+
+if TYPE_CHECKING:
+    from modicum.weights.prune import PruneReport
+
+
+def prune(
+    model: ModelOption = "reference",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the packed model goes.", metavar="FOLDER")
+    ] = None,
+    method: Annotated[str, typer.Option(help="magnitude, wanda, ria or sparsegpt.")] = "wanda",
+    refine: Annotated[str, typer.Option(help="dsnot, dsnot-guarded, dsnot-paper, swap or none.")] = "dsnot",
+    sparsity: Annotated[
+        float | None, typer.Option(help="The share of each row that goes; 0.6 if nothing else is given.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help='"2:4" keeps 2 of each 4; "16x4" removes blocks.')
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help='What the file may take, such as "120MiB".')] = None,
+    layers: Annotated[str, typer.Option(help="How blocks share it: uniform, owl or atp.")] = "uniform",
+    update: Annotated[
+        str | None, typer.Option(help="Whether kept weights move: none, obs or lsq.", show_default=False)
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text to calibrate on: a file or a folder of .txt files; else the book that comes along."
+        ),
+    ] = None,
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences of it to look at.")] = 128,
+    length: Annotated[int | None, typer.Option(min=2, help="Tokens of each.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Which of them.")] = 0,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Prune a model's linear layers without training, and write the smaller file.
+
+    Perplexity is of calibration text that was held back. A run that is stopped goes on if it is started again
+    with the same --out.
+    """
+    if out is not None and (out / "packed.safetensors").exists():
+        raise InputError(f"{out} holds a packed model already: give another folder, or remove it")
+    lm, tokenizer = load(model, dtype, device)
+    from modicum.loading import sample_text
+    from modicum.weights import calibration as calibrate
+    from modicum.weights.entry import prune as run
+    from modicum.weights.entry import save
+    from modicum.weights.prune import perplexity
+
+    if sparsity is None and pattern is None and budget is None:
+        sparsity = 0.6
+    texts = calibrate.texts_in(calibration or sample_text())
+    longest = int(getattr(lm.config.get_text_config(), "max_position_embeddings", calibrate.LONGEST))
+    size = length or min(calibrate.LONGEST, longest)
+    held = max(1, sequences // 8)
+    ids = calibrate.tokens(texts, tokenizer, sequences + held, size, seed)
+    before = perplexity(lm, ids[sequences:])
+    with _bar() as progress:
+        found = run(
+            lm,
+            ids[:sequences],
+            method=method,
+            refine=refine,
+            sparsity=sparsity,
+            pattern=pattern,
+            budget=budget,
+            layers=layers,
+            update=update,
+            resume=None if out is None else out / "state",
+            progress=progress,
+        )
+    after = perplexity(lm, ids[sequences:])
+    size_dense = sum(p.nbytes for p in lm.parameters())
+    size_packed = None
+    if out is not None:
+        size_packed = save(found, lm, tokenizer, out)
+        _clear(out / "state")
+    told = {"perplexity_before": before, "perplexity_after": after, "dense_bytes": size_dense}
+    told |= {"packed_bytes": size_packed, **found.to_dict()}
+    if out is not None:
+        import json
+
+        (out / "report.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(told)
+        return
+    _table(found)
+    _summary(told, found, out)
+
+
+def _bar() -> Any:
+    """A progress bar on stderr, called as `prune` calls it."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextmanager
+    def shown() -> Any:
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("pruning")
+
+            def tell(what: str, done: int, total: int) -> None:
+                bar.update(task, description=what, completed=done, total=total)
+
+            yield tell
+
+    return shown()
+
+
+def _clear(state: Path) -> None:
+    for path in state.glob("*"):
+        path.unlink()
+    if state.is_dir():
+        state.rmdir()
+
+
+def _share(error: float | None) -> str:
+    return "–" if error is None else f"{error:.4f}"
+
+
+def _table(found: PruneReport) -> None:
+    rows = [
+        [
+            row.name,
+            f"{row.rows} × {row.width}",
+            f"{row.sparsity:.1%}",
+            _share(row.error_before),
+            _share(row.error_refined),
+            _share(row.error_after),
+            f"{row.changed:,}",
+        ]
+        for row in found.table
+    ]
+    head = ["weight", "size", "removed", "error", "refined", "updated", "moved"]
+    print_table(head, rows, title="Share of each layer's squared output that is lost")
+
+
+def _summary(told: dict[str, Any], found: PruneReport, out: Path | None) -> None:
+    from modicum.kv.budget import format_size
+
+    line = f"{found.achieved:.1%} of linear weights removed in {found.seconds:.0f} s; perplexity of "
+    line += f"held-back text {told['perplexity_before']:.2f} before, {told['perplexity_after']:.2f} after"
+    print(line)
+    if out is not None:
+        sizes = f"{format_size(told['dense_bytes'])} dense, {format_size(told['packed_bytes'])} packed"
+        print(f"{sizes}: {out}")
+        complain(f"use it as --model {out}")

@@ -1,0 +1,211 @@
+"""Packed: a pruned model in a file that is as small as it says, and back, bit for bit.
+
+One safetensors file. A pruned weight is two tensors: NAME.mask, uint8 [rows, ⌈d/8⌉], a bit per weight, the
+lowest column in bit 0, and NAME.values, those kept, row by row. The mask is what was selected: a kept 0.0
+stays. All else is as it was. The header says format and shapes, and holds a checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modicum.errors import ModelError
+
+FILE = "packed.safetensors"
+FORMAT = 1
+_KEY = "modicum"
+
+
+def pack(mask: Tensor) -> Tensor:
+    """[..., d] bool -> [..., ⌈d/8⌉] uint8."""
+    d = mask.shape[-1]
+    padded = F.pad(mask.to(torch.uint8), (0, -d % 8))
+    bits = padded.view(*mask.shape[:-1], -1, 8)
+    return torch.sum(bits << torch.arange(8, dtype=torch.uint8, device=mask.device), -1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, d: int) -> Tensor:
+    """[..., ⌈d/8⌉] uint8 -> [..., d] bool."""
+    each = (bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
+    return each.flatten(-2)[..., :d].bool()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a packed model takes, in bytes."""
+
+    dense: int
+    packed: int
+
+    @property
+    def share(self) -> float:
+        return self.packed / self.dense
+
+
+def bits_and_values(rows: int, width: int, kept: int, itemsize: int) -> int:
+    """Bytes of a weight of which so many are kept."""
+    return rows * -(-width // 8) + kept * itemsize
+
+
+def header_bytes(entries: Mapping[str, tuple[tuple[int, ...], str, int]], about: str) -> int:
+    """Bytes of the file before its tensors: entries name -> shape, dtype as safetensors names it, bytes."""
+    at, found = 0, {}
+    for name, (shape, dtype, size) in entries.items():
+        found[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps({"__metadata__": {_KEY: about}, **found}, separators=(",", ":"))
+    return 8 + -(-len(text.encode()) // 8) * 8
+
+
+def tensors_of(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What goes into the file, and what its header tells of pruned weights; tied weights once.
+
+    masks: of a parameter's name, True where kept; a parameter of several experts has theirs, [E, out, d].
+    """
+    tensors: dict[str, Tensor] = {}
+    pruned: dict[str, Any] = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, value in model.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        place = value.data_ptr(), tuple(value.shape)
+        if value.numel() and place in seen:
+            continue
+        seen.add(place)
+        mask = masks.get(name)
+        if mask is None:
+            tensors[name] = tensor
+            continue
+        kept = mask.cpu()
+        tensors[f"{name}.mask"] = pack(kept)
+        tensors[f"{name}.values"] = tensor[kept]
+        pruned[name] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+    return tensors, pruned
+
+
+def save(folder: Path, model: Any, tokenizer: Any, masks: Mapping[str, Tensor], about: dict[str, Any]) -> int:
+    """Write a pruned model, its configuration and tokenizer; the file appears whole or not at all. Its bytes.
+
+    Raises:
+        ModelError: it cannot be written, as where the disk is full.
+    """
+    tensors, pruned = tensors_of(model, masks)
+    header = {"format": FORMAT, "pruned": pruned, **about}
+    header["sha256"] = _digest(header, tensors)
+    target, part = folder / FILE, folder / f"{FILE}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, metadata={_KEY: json.dumps(header)})
+        model.config.save_pretrained(folder)
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        part.replace(target)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise ModelError(f"cannot write {target}: {error}; nothing was left there") from error
+    return target.stat().st_size
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a packed model.
+
+    Raises:
+        ModelError: the file is truncated, altered, foreign or of a newer format.
+    """
+    path = folder / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; prune the model again") from error
+    header = json.loads(text) if text else {}
+    if header.get("format") != FORMAT:
+        raise ModelError(
+            f"{path} has format {header.get('format')}, this modicum reads {FORMAT}: get a newer modicum, or "
+            "prune again"
+        )
+    if header.pop("sha256", None) != _digest(header, tensors):
+        raise ModelError(f"{path} was altered or is damaged: its checksum differs; prune the model again")
+    return header, tensors
+
+
+def dense(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as they are in a model, zeros where removed."""
+    out = {}
+    for name, value in tensors.items():
+        base, _, kind = name.rpartition(".")
+        if base not in header["pruned"]:
+            out[name] = value
+        elif kind == "values":
+            shape = header["pruned"][base]["shape"]
+            mask = unpack(tensors[f"{base}.mask"], shape[-1])
+            out[base] = torch.zeros(shape, dtype=value.dtype).masked_scatter_(mask, value)
+    return out
+
+
+def masks_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The masks, by the parameters' names."""
+    return {
+        name: unpack(tensors[f"{name}.mask"], about["shape"][-1]) for name, about in header["pruned"].items()
+    }
+
+
+def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    told = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        told.update(name.encode())
+        told.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight stays packed and is unpacked into a room that all such layers share, each
+    time it is used: small, and slower.
+    """
+
+    def __init__(self, bits: Tensor, values: Tensor, width: int, bias: Tensor | None, room: Room) -> None:
+        super().__init__()
+        self.in_features, self.out_features = width, bits.shape[0]
+        self.register_buffer("bits", bits)
+        self.register_buffer("values", values)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self._room = room
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        bits, values = self.get_buffer("bits"), self.get_buffer("values")
+        weight = self._room.of(self.out_features, self.in_features, values)
+        weight.masked_scatter_(unpack(bits, self.in_features), values)
+        return F.linear(inputs, weight, self.bias)
+
+
+class Room:
+    """Where packed layers unpack, one after the other."""
+
+    def __init__(self) -> None:
+        self._numbers = torch.empty(0)
+
+    def of(self, rows: int, width: int, like: Tensor) -> Tensor:
+        """[rows, width] zeros."""
+        size = rows * width
+        if (
+            self._numbers.dtype != like.dtype
+            or self._numbers.device != like.device
+            or len(self._numbers) < size
+        ):
+            self._numbers = torch.empty(size, dtype=like.dtype, device=like.device)
+        return self._numbers[:size].view(rows, width).zero_()

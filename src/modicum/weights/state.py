@@ -1,0 +1,89 @@
+"""State: each block's outcome in a folder, so that a run that was stopped goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from modicum.errors import InputError
+from modicum.weights.packed import pack, unpack
+
+if TYPE_CHECKING:
+    from modicum.weights.blocks import Matrix
+    from modicum.weights.prune import Layer
+
+_RUN = "run.json"
+
+
+class State:
+    """A folder with a file for each block that is done.
+
+    Args:
+        about: what the run hangs on: model, calibration, plan. A folder with another's is refused.
+
+    Raises:
+        InputError: the folder holds another run's state.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder = folder
+        text = json.dumps(about, sort_keys=True, default=str)
+        told = hashlib.sha256(text.encode()).hexdigest()
+        run = folder / _RUN
+        if run.is_file():
+            if json.loads(run.read_text(encoding="utf-8")).get("digest") != told:
+                raise InputError(
+                    f"{folder} holds another run's state: give another folder, or remove it to begin anew"
+                )
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        run.write_text(json.dumps({"digest": told, "about": text}), encoding="utf-8")
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"block-{number:04}.safetensors"
+
+    def load(self, number: int, matrices: Sequence[Matrix]) -> list[tuple[Layer, Tensor]] | None:
+        """A block's outcome, written into its matrices; None if it is not done."""
+        from modicum.weights.prune import Layer
+
+        path = self._path(number)
+        if not path.is_file():
+            return None
+        found = []
+        with safe_open(path, framework="pt") as file:
+            rows = json.loads(file.metadata()["rows"])
+            for index, (matrix, row) in enumerate(zip(matrices, rows, strict=True)):
+                mask = unpack(file.get_tensor(f"{index}.mask"), matrix.weight.shape[1])
+                values = file.get_tensor(f"{index}.values")
+                whole = torch.zeros(matrix.weight.shape, dtype=values.dtype).masked_scatter_(mask, values)
+                matrix.weight.copy_(whole)
+                if matrix.bias is not None:
+                    matrix.bias.data.copy_(file.get_tensor(f"{index}.bias"))
+                found.append((Layer(**row), mask))
+        return found
+
+    def save(self, number: int, matrices: Sequence[Matrix], done: Sequence[tuple[Layer, Tensor]]) -> None:
+        """Keep a block's outcome; the file appears whole or not at all."""
+        tensors: dict[str, Tensor] = {}
+        for index, (matrix, (_, mask)) in enumerate(zip(matrices, done, strict=True)):
+            kept = mask.cpu()
+            tensors[f"{index}.mask"], tensors[f"{index}.values"] = pack(kept), matrix.weight.cpu()[kept]
+            if matrix.bias is not None:
+                tensors[f"{index}.bias"] = matrix.bias.data.cpu().contiguous()
+        part = self._path(number).with_suffix(".part")
+        save_file(tensors, part, metadata={"rows": json.dumps([asdict(row) for row, _ in done])})
+        part.replace(self._path(number))
+
+    def clear(self) -> None:
+        """Remove what is no longer needed."""
+        for path in (*self.folder.glob("block-*.safetensors"), self.folder / _RUN):
+            path.unlink(missing_ok=True)
