@@ -50,6 +50,7 @@ bench: venv
 
 bench-prune: venv
 	$(VENV)/bin/python benchmarks/prune.py
+	$(VENV)/bin/python benchmarks/sparse.py
 
 # Speed and peak memory beside kvpress and transformers' quantised caches.
 bench-speed-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp

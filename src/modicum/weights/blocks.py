@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,21 @@ def _matrices(block: nn.Module, prefix: str) -> list[Matrix]:
                 if parameter.dim() == 3:
                     found += [Matrix(f"{label}.{own}[{i}]", w) for i, w in enumerate(parameter.data)]
     return found
+
+
+@contextmanager
+def one_by_one(model: PreTrainedModel, blocks: list[Block]) -> Iterator[None]:
+    """Experts computed one after the other, each as a product of its own that can be heard."""
+    if not any(matrix.name.endswith("]") for block in blocks for matrix in block.matrices):
+        yield
+        return
+    change: Any = model.set_experts_implementation
+    before = model.config._experts_implementation
+    change("eager")
+    try:
+        yield
+    finally:
+        change(before)
 
 
 class Inputs(TorchFunctionMode):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from modicum.errors import InputError
 from modicum.weights import dsnot, layers, swap
-from modicum.weights.blocks import Block, Inputs, Matrix, Passes, blocks_of
+from modicum.weights.blocks import Block, Inputs, Matrix, Passes, blocks_of, one_by_one
 from modicum.weights.dsnot import DSnoT
 from modicum.weights.pattern import Blocks, Groups, Pattern, Rows, parse_pattern
 from modicum.weights.scores import SCORES, magnitude, score, wanda
@@ -206,36 +206,38 @@ def prune(
     model.train(False)
     tell = progress or (lambda *_: None)
     try:
-        shares = _shares(model, blocks, ids, how, tell)
-        for block, share in zip(blocks, shares, strict=True):
-            for matrix in block.matrices:
-                how.at(share).check(matrix.weight.shape[0], matrix.weight.shape[1], matrix.name)
-        report = PruneReport(
-            method=how.method,
-            refine=None if how.refine is None else repr(how.refine),
-            update=how.update,
-            pattern=str(how.pattern),
-            layers=how.layers,
-            sparsity=how.pattern.sparsity,  # type: ignore[attr-defined]
-            shares=shares,
-            tokens=ids.numel(),
-        )
-        passes = Passes(model, blocks, ids)
-        for number, block in enumerate(blocks):
-            tell("pruning", number, len(blocks))
-            done = None if state is None else state.load(number, block.matrices)
-            if done is None:
-                gathered = _gather(passes, number, block, how)
-                done = [
-                    _prune(m, gathered[m.name], how, how.at(shares[number]), number) for m in block.matrices
-                ]
-                if state is not None:
-                    state.save(number, block.matrices, done)
-            for matrix, (row, mask) in zip(block.matrices, done, strict=True):
-                report.table.append(row)
-                report.masks[matrix.name] = mask
-            passes.hidden = passes.through(number)
-        tell("pruning", len(blocks), len(blocks))
+        with torch.no_grad(), one_by_one(model, blocks):
+            shares = _shares(model, blocks, ids, how, tell)
+            for block, share in zip(blocks, shares, strict=True):
+                for matrix in block.matrices:
+                    how.at(share).check(matrix.weight.shape[0], matrix.weight.shape[1], matrix.name)
+            report = PruneReport(
+                method=how.method,
+                refine=None if how.refine is None else repr(how.refine),
+                update=how.update,
+                pattern=str(how.pattern),
+                layers=how.layers,
+                sparsity=how.pattern.sparsity,  # type: ignore[attr-defined]
+                shares=shares,
+                tokens=ids.numel(),
+            )
+            passes = Passes(model, blocks, ids)
+            for number, block in enumerate(blocks):
+                tell("pruning", number, len(blocks))
+                done = None if state is None else state.load(number, block.matrices)
+                if done is None:
+                    gathered = _gather(passes, number, block, how)
+                    done = [
+                        _prune(m, gathered[m.name], how, how.at(shares[number]), number)
+                        for m in block.matrices
+                    ]
+                    if state is not None:
+                        state.save(number, block.matrices, done)
+                for matrix, (row, mask) in zip(block.matrices, done, strict=True):
+                    report.table.append(row)
+                    report.masks[matrix.name] = mask
+                passes.hidden = passes.through(number)
+            tell("pruning", len(blocks), len(blocks))
     finally:
         model.train(training)
     report.masks = _by_parameter(report.masks)

@@ -1,0 +1,119 @@
+"""What sparse weights cost in time: a product with dense weights, with torch's CSR, and with modicum's packed form
+(unpacked each time). Run by `make bench-prune`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import machine
+import report
+import torch
+from torch import Tensor
+
+from modicum.weights import packed
+from modicum.weights.pattern import Rows
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+SIZE = 2_048
+SHARES = (0.5, 0.7, 0.9, 0.95)
+BATCHES = (1, 32)
+
+
+def once(fn: Callable[[], Any]) -> float:
+    """Seconds of a call, of as many as fill a fiftieth of a second."""
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < 0.02 or count < 3:
+        fn()
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+@torch.no_grad()
+def measure(rounds: int) -> list[dict[str, Any]]:
+    """Seconds of each form, in turns."""
+    torch.manual_seed(0)
+    found = []
+    weight = torch.randn(SIZE, SIZE)
+    for share in SHARES:
+        mask = Rows(share).select(weight.abs())
+        sparse = torch.where(mask, weight, 0.0)
+        csr = sparse.to_sparse_csr()
+        layer = packed.PackedLinear(packed.pack(mask), weight[mask], SIZE, None, packed.Room())
+        for batch in BATCHES:
+            x = torch.randn(batch, SIZE)
+            forms: dict[str, Callable[[], Tensor]] = {
+                "dense": lambda x=x: torch.nn.functional.linear(x, sparse),
+                "CSR": lambda x=x: (csr @ x.T).T,
+                "packed": lambda x=x: layer(x),
+            }
+            expected = forms["dense"]()
+            for fn in forms.values():
+                torch.testing.assert_close(fn(), expected, rtol=1e-4, atol=1e-3)
+            for number in range(rounds):
+                for name, fn in forms.items():
+                    seconds = once(fn)
+                    found.append(
+                        {"share": share, "batch": batch, "form": name, "round": number, "seconds": seconds}
+                    )
+    return found
+
+
+def section(raw: dict[str, Any]) -> str:
+    """The table, markers left out."""
+    m = raw["machine"]
+    head = ["removed", "batch", "dense, ms", "CSR ÷ dense", "packed ÷ dense", "CSR bytes", "packed bytes"]
+    rows = []
+    for share in SHARES:
+        kept = SIZE * (SIZE - Rows(share).removed(SIZE))
+        csr_bytes = (kept * 12 + (SIZE + 1) * 8) / (SIZE * SIZE * 4)  # torch's: int64 indices
+        packed_bytes = packed.bits_and_values(SIZE, SIZE, kept, 4) / (SIZE * SIZE * 4)
+        for batch in BATCHES:
+            times = {
+                form: [
+                    x["seconds"]
+                    for x in raw["times"]
+                    if (x["share"], x["batch"], x["form"]) == (share, batch, form)
+                ]
+                for form in ("dense", "CSR", "packed")
+            }
+            ratios = []
+            for form in ("CSR", "packed"):
+                each = [a / b for a, b in zip(times[form], times["dense"], strict=True)]
+                ratios.append(f"{statistics.median(each):.2f} ({min(each):.2f}–{max(each):.2f})")
+            dense = f"{statistics.median(times['dense']) * 1e3:.2f}"
+            sizes = [f"{csr_bytes:.0%}", f"{packed_bytes:.0%}"]
+            rows.append([f"{share:.0%}", f"{batch}", dense, *ratios, *sizes])
+    text = (
+        f"Measured {raw['date']} on {m['cores']} cores ({m['processor']}), torch {torch.__version__}, one layer of "
+        f"{SIZE:,} × {SIZE:,} in float32: medians of {1 + max(x['round'] for x in raw['times'])} rounds in turns, "
+        "above 1 is slower than dense. Bytes are of the dense weight."
+    )
+    return "\n\n".join([text, report.table(head, rows)])
+
+
+def main() -> None:
+    """Measure, write, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="one round; writes nothing")
+    asked = parser.parse_args()
+    started = datetime.now().astimezone()
+    raw: dict[str, Any] = {"times": measure(1 if asked.quick else asked.rounds)}
+    raw |= machine.since(started)
+    text = section(raw)
+    if not asked.quick:
+        (_DOCS / "benchmarks_sparse.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        report.write(text, _DOCS / "benchmarks.md", "sparse")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
