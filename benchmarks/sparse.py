@@ -1,5 +1,5 @@
-"""What sparse weights cost in time: a product with dense weights, with torch's CSR, and with modicum's packed form
-(unpacked each time). Run by `make bench-prune`.
+"""What sparse weights cost in time: a product with dense weights, with torch's CSR, and with modicum's packed
+form (unpacked each time). Run by `make bench-prune`.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         for batch in BATCHES:
             x = torch.randn(batch, SIZE)
             forms: dict[str, Callable[[], Tensor]] = {
-                "dense": lambda x=x: torch.nn.functional.linear(x, sparse),
-                "CSR": lambda x=x: (csr @ x.T).T,
-                "packed": lambda x=x: layer(x),
+                "dense": lambda x=x, sparse=sparse: torch.nn.functional.linear(x, sparse),
+                "CSR": lambda x=x, csr=csr: (csr @ x.T).T,
+                "packed": lambda x=x, layer=layer: layer(x),
             }
             expected = forms["dense"]()
             for fn in forms.values():
@@ -91,10 +91,11 @@ def section(raw: dict[str, Any]) -> str:
             dense = f"{statistics.median(times['dense']) * 1e3:.2f}"
             sizes = [f"{csr_bytes:.0%}", f"{packed_bytes:.0%}"]
             rows.append([f"{share:.0%}", f"{batch}", dense, *ratios, *sizes])
+    rounds = 1 + max(x["round"] for x in raw["times"])
     text = (
-        f"Measured {raw['date']} on {m['cores']} cores ({m['processor']}), torch {torch.__version__}, one layer of "
-        f"{SIZE:,} × {SIZE:,} in float32: medians of {1 + max(x['round'] for x in raw['times'])} rounds in turns, "
-        "above 1 is slower than dense. Bytes are of the dense weight."
+        f"Measured {raw['date']} on {m['cores']} cores ({m['processor']}), torch {torch.__version__}, one "
+        f"layer of {SIZE:,} × {SIZE:,} in float32: medians of {rounds} rounds in turns, above 1 is slower than "
+        "dense. Bytes are of the dense weight."
     )
     return "\n\n".join([text, report.table(head, rows)])
 
