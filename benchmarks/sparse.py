@@ -94,8 +94,8 @@ def section(raw: dict[str, Any]) -> str:
     rounds = 1 + max(x["round"] for x in raw["times"])
     text = (
         f"Measured {raw['date']} on {m['cores']} cores ({m['processor']}), torch {torch.__version__}, one "
-        f"layer of {SIZE:,} × {SIZE:,} in float32: medians of {rounds} rounds in turns, above 1 is slower than "
-        "dense. Bytes are of the dense weight."
+        f"layer of {SIZE:,} × {SIZE:,} in float32: medians of {rounds} rounds in turns, above 1 is slower "
+        "than dense. Bytes are of the dense weight."
     )
     return "\n\n".join([text, report.table(head, rows)])
 
