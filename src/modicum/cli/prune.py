@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +16,7 @@ from modicum.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOpti
 from modicum.errors import InputError
 
 if TYPE_CHECKING:
-    from modicum.weights.prune import PruneReport
+    from modicum.weights.prune import Progress, PruneReport
 
 
 def prune(
@@ -91,8 +95,6 @@ def prune(
     told = {"perplexity_before": before, "perplexity_after": after, "dense_bytes": size_dense}
     told |= {"packed_bytes": size_packed, **found.to_dict()}
     if out is not None:
-        import json
-
         (out / "report.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     if as_json:
         print_json(told)
@@ -101,24 +103,23 @@ def prune(
     _summary(told, found, out)
 
 
-def _bar() -> Any:
-    """A progress bar on stderr, called as `prune` calls it."""
-    from contextlib import contextmanager
-
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """A progress bar on stderr, once there is progress to tell of."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as Bar
 
-    @contextmanager
-    def shown() -> Any:
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("pruning")
+    with ExitStack() as stack:
+        bar: Bar | None = None
 
-            def tell(what: str, done: int, total: int) -> None:
-                bar.update(task, description=what, completed=done, total=total)
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(Bar(console=Console(stderr=True), transient=True))
+                bar.add_task("")
+            bar.update(bar.task_ids[0], description=what, completed=done, total=total)
 
-            yield tell
-
-    return shown()
+        yield tell
 
 
 def _clear(state: Path) -> None:
@@ -133,9 +134,10 @@ def _share(error: float | None) -> str:
 
 
 def _table(found: PruneReport) -> None:
+    prefix = re.split(r"\d", found.table[0].name)[0]  # "model.layers."
     rows = [
         [
-            row.name,
+            row.name.removesuffix(".weight")[len(prefix) :],
             f"{row.rows} × {row.width}",
             f"{row.sparsity:.1%}",
             _share(row.error_before),

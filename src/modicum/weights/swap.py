@@ -31,7 +31,8 @@ class Swap:
     """Of a row, or of a strip of blocks; None: as many as it has inputs."""
     tolerance: float = 1e-9
     """A swap must lower the error by this share of it."""
-    work_bytes: int = 256 * 2**20
+    work_bytes: int = 16 * 2**20
+    """Of scratch at a time: little enough to stay in a processor's cache."""
     centred: bool = False
     """Whether the bias will make up for the expected error, so that the covariance stands for G."""
 
@@ -66,7 +67,7 @@ def refine(how: Swap, weight: Tensor, mask: Tensor, inputs: Statistics, pattern:
         return _Blocks(how, w, mask, matrix, pattern).run()
     d = w.shape[1]
     each = d * pattern.of if isinstance(pattern, Groups) else min(d, _WIDE) ** 2
-    rows = max(1, how.work_bytes // (3 * 8 * each))
+    rows = max(1, how.work_bytes // (8 * each))
     parts = [
         _Rows(how, w[at : at + rows], mask[at : at + rows], matrix, pattern).run()
         for at in range(0, len(w), rows)
@@ -124,10 +125,10 @@ class _Rows:
         gone = torch.where(kept, w.square() * self.diagonal + 2 * w * gradient, math.inf)  # b_u
         if isinstance(self.pattern, Groups):
             return self._in_groups(w, back, gone)
-        d = w.shape[1]
-        if d <= _WIDE:
-            index = torch.arange(d, device=w.device).expand_as(w)
-            return self._pairs(w, back, gone, index, index)
+        if w.shape[1] <= _WIDE:
+            # Each row has as many of them as the others.
+            removed, there = (x.nonzero()[:, 1].view(len(w), -1) for x in (~kept, kept))
+            return self._pairs(w, back, gone, removed, there)
         found = self._pairs(w, back, gone, *(x.topk(_SHORT, largest=False).indices for x in (back, gone)))
         none = found[0] >= 0
         if bool(none.any()):  # all pairs, a tile of what may come back at a time
@@ -140,9 +141,11 @@ class _Rows:
         self, w: Tensor, back: Tensor, gone: Tensor, p: Tensor, u: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Among the columns p [r, P] and u [r, U]."""
-        change = back.gather(1, p).unsqueeze(2) + gone.gather(1, u).unsqueeze(1)
-        between = self.matrix[p.unsqueeze(2), u.unsqueeze(1)] if p is not u else self.matrix
-        change = change - 2 * w.gather(1, p).unsqueeze(2) * w.gather(1, u).unsqueeze(1) * between
+        change = self.matrix[p.unsqueeze(2), u.unsqueeze(1)]
+        change *= (-2 * w.gather(1, p)).unsqueeze(2)
+        change *= w.gather(1, u).unsqueeze(1)
+        change += back.gather(1, p).unsqueeze(2)
+        change += gone.gather(1, u).unsqueeze(1)
         least, at = change.flatten(1).min(1)
         columns = u.shape[1]
         return (
@@ -153,7 +156,7 @@ class _Rows:
 
     def _tiles(self, w: Tensor, back: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r, d = w.shape
-        size = max(1, self.how.work_bytes // (3 * 8 * r * d))
+        size = max(1, self.how.work_bytes // (8 * r * d))
         index = torch.arange(d, device=w.device).expand(r, d)
         best = None
         for start in range(0, d, size):
