@@ -27,7 +27,7 @@ from modicum.weights.prune import perplexity
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 MODELS = {"reference": 256, "stories": 128}
 """And the length of a sequence."""
-SEQUENCES, HELD = 48, 16
+SEQUENCES, HELD = 32, 16
 AMOUNTS: dict[str, dict[str, Any]] = {
     "50 %": {"sparsity": 0.5},
     "60 %": {"sparsity": 0.6},
