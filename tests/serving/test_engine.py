@@ -88,7 +88,18 @@ def test_bfloat16_runs_within_its_rounding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", ["keydiff", "manifoldkv", "knorm", "streamingllm", "tova", "snapkv(window=16)", "caote+tova"]
+    "policy",
+    [
+        "keydiff",
+        "manifoldkv",
+        "knorm",
+        "streamingllm",
+        "tova",
+        "snapkv(window=16)",
+        "ahakv(window=16)",
+        "caote+tova",
+        "random",
+    ],
 )
 @pytest.mark.parametrize("evict_every", [1, 4])
 def test_tokens_and_what_is_held_are_those_of_transformers(
@@ -166,3 +177,13 @@ def test_without_the_plug_in_its_scheduler_refuses_to_start(tmp_path: Path) -> N
     """Nothing would be held to the budget."""
     said = ask(tmp_path, {"batches": [], "modicum": TIGHT, "env": {"VLLM_PLUGINS": "none"}}, fails=True)
     assert "knows no arenas" in said
+
+
+def test_a_model_with_windows_is_refused_by_the_engine_too(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 64}
+    MistralForCausalLM(MistralConfig(**shape, **heads, max_position_embeddings=512)).save_pretrained(tmp_path)
+    job = {"model": str(tmp_path), "batches": [], "modicum": TIGHT, "engine": {"max_model_len": 256}}
+    assert "needs full causal attention in every layer" in ask(tmp_path, job, fails=True)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from modicum.loading import sample_text
+from modicum.loading import find, sample_text
 
 pytest.importorskip("vllm", reason="run by `make test-vllm`, in an environment that has vLLM")
 
@@ -125,6 +126,44 @@ def test_two_hundred_clients_some_of_which_hang_up_leave_no_page_behind(server: 
     assert found["vllm:num_requests_running"] == found["vllm:num_requests_waiting"] == 0
     assert found["vllm:kv_cache_usage_perc"] == 0
     assert found["modicum:most_held_tokens"] <= BUDGET
+
+
+def test_a_request_longer_than_the_model_is_vllms_own_error(server: str) -> None:
+    body = json.dumps({"model": "reference", "prompt": list(range(5, 1005)) * 5, "max_tokens": 8}).encode()
+    request = urllib.request.Request(f"{server}/v1/completions", body, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    assert caught.value.code == 400
+    assert "maximum context length" in caught.value.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mistral", "sliding_window": 64}, "sliding windows"),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 8}, "latent attention"),
+    ],
+)
+def test_a_model_that_cannot_be_held_is_refused_before_it_loads(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = json.loads((find("reference") / "config.json").read_text())  # type: ignore[operator]
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    done = subprocess.run([*MODICUM, "serve", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_another_release_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modicum.errors import ModicumError
+    from modicum.vllm import version
+
+    version.check()
+    monkeypatch.setattr(version, "version", lambda _: "0.40.1")
+    with pytest.raises(ModicumError, match=r"from 0\.32 and before 0\.33, this is 0\.40\.1"):
+        version.check()
 
 
 @pytest.mark.parametrize(

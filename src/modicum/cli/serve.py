@@ -97,26 +97,32 @@ def cost(model: str, settings: Settings, block_size: int) -> str:
     """What a request costs, in a line.
 
     Raises:
-        ModelError: the model has no readable configuration.
+        ModelError: the model has no readable configuration, or layers that cannot be held to a budget.
     """
     import torch
     import transformers
 
     from modicum.kv.budget import format_size
-    from modicum.kv.shape import layer_shapes
+    from modicum.kv.shape import layer_shapes, refusal
 
     read: Any = transformers.AutoConfig
     try:
         config = read.from_pretrained(model).get_text_config()
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the configuration of {model}: {str(error).splitlines()[0]}") from None
+    if (reason := refusal(config)) is not None:
+        raise ModelError(f"{model} ({config.model_type}) cannot be served: {reason}")
+    shapes = layer_shapes(config)
+    if any(layer.window is not None for layer in shapes):
+        raise ModelError(
+            f"{model} ({config.model_type}) has sliding windows; under a budget vLLM serves full attention"
+        )
     dtype = getattr(config, "dtype", None) or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     pages = settings.pages(block_size)
     position = 4
     token = sum(
-        layer.kv_heads * ((layer.key_dim + layer.value_dim) * dtype.itemsize + position)
-        for layer in layer_shapes(config)
+        layer.kv_heads * ((layer.key_dim + layer.value_dim) * dtype.itemsize + position) for layer in shapes
     )
     return (
         f"modicum: each request has at most {pages} pages of {block_size} tokens ({settings.budget:,} held + "

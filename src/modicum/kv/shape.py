@@ -61,7 +61,7 @@ class Shape:
                 f"a budget cache needs a transformers model, not {type(model).__name__}: use modicum.load"
             )
         config = model.config.get_text_config(decoder=True)
-        reason = _refusal(model, config)
+        reason = refusal(config) or _unreachable(model)
         if reason is not None:
             raise ModelError(f"{type(model).__name__} ({config.model_type}) cannot be served: {reason}")
         layers = layer_shapes(config)
@@ -92,8 +92,8 @@ def _windows(config: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def _refusal(model: PreTrainedModel, config: Any) -> str | None:
-    """Why the model cannot be served, or None."""
+def refusal(config: Any) -> str | None:
+    """Why a model with this configuration cannot be served, or None."""
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder; only decoder-only models have the one cache that is budgeted here"
     if not getattr(config, "num_attention_heads", None):
@@ -109,6 +109,11 @@ def _refusal(model: PreTrainedModel, config: Any) -> str | None:
         )
     if getattr(config, "attention_chunk_size", None):
         return "chunked attention is not supported; full and sliding-window attention are"
+    return None
+
+
+def _unreachable(model: PreTrainedModel) -> str | None:
+    """Why the model's attention cannot be taken over, or None."""
     if not model._can_set_attn_implementation() or not model._supports_attention_backend:
         return (
             "its attention does not go through transformers' attention interface, so it cannot be taken over"
