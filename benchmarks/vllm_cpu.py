@@ -24,6 +24,7 @@ _DOCS = _ROOT / "docs"
 BLOCK, CHUNK = 32, 512
 PROMPT, NEW, REQUESTS = 8_192, 256, 32
 BUDGETS = (512, 1_024)
+STEPS, BLOCK_OF_STEPS = 80, 16
 POOL = 4 * (PROMPT + NEW)
 """Tokens: four whole requests."""
 
@@ -98,28 +99,39 @@ def serve(model: str, budget: int | None, quick: bool, number: int, new: int) ->
 
 
 def step(
-    model: str, budget: int | None, batch: int, seen: int, every: int = 1, compiled: bool = False
+    model: str, budget: int, batch: int, against: int, every: int = 1, compiled: bool = False
 ) -> dict[str, Any]:
-    """Seconds of decode steps of a batch that has seen so many tokens each."""
+    """Decode steps of the plug-in at 700 tokens seen and of stock at `against`, step by step in turns: two
+    engines in one process, so that what else the machine does falls on both. Seconds, and their ratio in each
+    block of steps.
+    """
     import torch
     from vllm import SamplingParams
 
-    llm = engine(model, budget, batch, every, compiled)
-    core = llm.llm_engine
-    params = SamplingParams(temperature=0.0, max_tokens=80, ignore_eos=True, detokenize=False)
+    params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True, detokenize=False)
     generator = torch.Generator().manual_seed(0)
-    for i in range(batch):
-        ids = torch.randint(1024, (seen,), generator=generator).tolist()
-        core.add_request(str(i), {"prompt_token_ids": ids}, params)
-    done, seconds = 0, []
-    while core.has_unfinished_requests():
-        start = time.perf_counter()
-        outs = core.step()
-        if len(outs) == batch:
-            done += 1
-            if done > 10:
-                seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds}
+    cores = []
+    for limit, seen in ((None, against), (budget, 700)):
+        core = engine(model, limit, batch, every, compiled).llm_engine
+        for i in range(batch):
+            ids = torch.randint(1024, (seen,), generator=generator).tolist()
+            core.add_request(str(i), {"prompt_token_ids": ids}, params)
+        while len(core.step()) < batch:
+            pass
+        cores.append(core)
+    seconds: list[list[float]] = [[], []]
+    for number in range(STEPS):
+        for which in (0, 1) if number % 2 else (1, 0):
+            start = time.perf_counter()
+            cores[which].step()
+            seconds[which].append(time.perf_counter() - start)
+    blocks = range(0, STEPS, BLOCK_OF_STEPS)
+    stock, ours = ([sum(x[i : i + BLOCK_OF_STEPS]) for i in blocks] for x in seconds)
+    return {
+        "stock": statistics.mean(seconds[0]),
+        "ours": statistics.mean(seconds[1]),
+        "ratios": [a / b for a, b in zip(ours, stock, strict=True)],
+    }
 
 
 def alone(job: dict[str, Any]) -> dict[str, Any]:
@@ -133,46 +145,38 @@ def alone(job: dict[str, Any]) -> dict[str, Any]:
     return fresh.answer(Path(__file__).name, ["--job", json.dumps(job)], **environment)
 
 
-STEPS: dict[str, dict[str, Any]] = {
-    "stock, 700 seen": {"budget": None, "seen": 700},
-    "nothing goes": {"budget": 1024, "seen": 700},
+KINDS: dict[str, dict[str, Any]] = {
+    "nothing goes": {"budget": 1024, "against": 700},
     # A step of stock attends to as many tokens as the budget holds.
-    "stock, 512 seen": {"budget": None, "seen": 512 - 45},
-    "one goes": {"budget": 512, "seen": 700},
-    "16 at a time": {"budget": 512, "seen": 700, "every": 16},
-    "stock, 512 seen, compiled": {"budget": None, "seen": 512 - 45, "compiled": True},
-    "one goes, compiled": {"budget": 512, "seen": 700, "compiled": True},
-}
-AGAINST = {
-    "nothing goes": "stock, 700 seen",
-    "one goes": "stock, 512 seen",
-    "16 at a time": "stock, 512 seen",
-    "one goes, compiled": "stock, 512 seen, compiled",
+    "one goes": {"budget": 512, "against": 512 - 45},
+    "16 at a time": {"budget": 512, "against": 512 - 45, "every": 16},
+    "one goes, compiled": {"budget": 512, "against": 512 - 45, "compiled": True},
 }
 BATCHES = (1, 8)
 
 
-def measure(quick: bool, repeats: int, rounds: int, requests: int, new: int) -> dict[str, Any]:
-    """Everything, stock and plug-in in turns."""
-    model = folder()
-    budgets = (256,) if quick else BUDGETS
+def serve_all(quick: bool, rounds: int, requests: int, new: int) -> list[dict[str, Any]]:
+    """Requests served, stock and plug-in in turns."""
     served: list[dict[str, Any]] = []
     for number in range(rounds):
-        for budget in (None, *budgets):
-            job = {"what": "serve", "model": model, "budget": budget, "quick": quick}
+        for budget in (None, *((256,) if quick else BUDGETS)):
+            job = {"what": "serve", "model": folder(), "budget": budget, "quick": quick}
             found = alone({**job, "number": requests, "new": new})
             served.append({"budget": budget, "round": number, **found})
             print(f"served: round {number}, {budget}", file=sys.stderr, flush=True)
+    return served
+
+
+def step_all(repeats: int) -> list[dict[str, Any]]:
+    """Decode steps of each kind, stock beside plug-in."""
     steps: list[dict[str, Any]] = []
     for number in range(repeats):
         for batch in BATCHES:
-            for name, how in STEPS.items():
-                found = alone({"what": "step", "model": model, "batch": batch, **how})
-                # the mean: sixteen at a time is dear once in sixteen steps
-                mean = statistics.mean(found["seconds"])
-                steps.append({"name": name, "batch": batch, "round": number, "seconds": mean})
+            for name, how in KINDS.items():
+                found = alone({"what": "step", "model": folder(), "batch": batch, **how})
+                steps.append({"name": name, "batch": batch, "round": number, **found})
             print(f"steps: round {number}, batch {batch}", file=sys.stderr, flush=True)
-    return {"served": served, "steps": steps}
+    return steps
 
 
 def spread(values: list[float], form: str) -> str:
@@ -202,18 +206,14 @@ def section(raw: dict[str, Any]) -> str:
                 spread([x["tokens_per_second"] / rounds[x["round"]] for x in all_of_it], ".2f"),
             ]
         )
-    seconds = {(x["name"], x["batch"], x["round"]): x["seconds"] for x in raw["steps"]}
-    count = 1 + max(x["round"] for x in raw["steps"])
     over = ["", *(f"batch {batch}{what}" for batch in BATCHES for what in (", ms", " ÷ stock"))]
     more = []
-    for name, against in AGAINST.items():
+    for name in KINDS:
         row = [name]
         for batch in BATCHES:
-            mine, theirs = (
-                [seconds[which, batch, number] for number in range(count)] for which in (name, against)
-            )
-            row.append(f"{statistics.median(mine) * 1e3:.1f}")
-            row.append(spread([a / b for a, b in zip(mine, theirs, strict=True)], ".2f"))
+            some = [x for x in raw["steps"] if (x["name"], x["batch"]) == (name, batch)]
+            row.append(f"{statistics.median(x['ours'] for x in some) * 1e3:.1f}")
+            row.append(spread([ratio for x in some for ratio in x["ratios"]], ".2f"))
         more.append(row)
     text = (
         f"Measured {raw['date']} in {raw['minutes']} minutes on {m['cores']} cores ({m['processor']}), vLLM "
@@ -222,9 +222,10 @@ def section(raw: dict[str, Any]) -> str:
         f"{1 + max(rounds)} rounds in turns, medians and from where to where; latencies of all rounds."
     )
     note = (
-        f"**A decode step** at 700 tokens seen, over stock's at as many tokens attended to, in {count} "
-        "rounds: where nothing goes (budget 1,024), and where each request lets a token of each head and "
-        "layer go at each step (budget 512), or 16 at each sixteenth."
+        "**A decode step** at 700 tokens seen, in turns with stock's over as many tokens attended to, in one "
+        f"process (median and range of blocks of {BLOCK_OF_STEPS} steps): where nothing goes (budget 1,024), "
+        "and where each request lets a token of each head and layer go at each step (budget 512), or 16 at "
+        f"each sixteenth. Measured {raw['steps_date']}."
     )
     return "\n\n".join([text, report.table(head, rows), note, report.table(over, more)])
 
@@ -233,8 +234,9 @@ def main() -> None:
     """Measure, write, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small; prints and writes nothing")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1, help="of the steps")
     parser.add_argument("--rounds", type=int, default=2, help="of requests served")
+    parser.add_argument("--steps-only", action="store_true", help="keep what was measured of requests")
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--new", type=int, default=NEW, help="tokens of each answer")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -249,13 +251,18 @@ def main() -> None:
     from modicum.vllm.version import installed
 
     started = datetime.now().astimezone()
-    raw = {"vllm": installed(), "requests": asked.requests, "new": asked.new}
+    path = _DOCS / "benchmarks_vllm.json"
     repeats, rounds = (1, 1) if asked.quick else (asked.repeats, asked.rounds)
-    raw |= measure(asked.quick, repeats, rounds, asked.requests, asked.new)
-    raw |= machine.since(started)
+    if asked.steps_only:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        raw = {"vllm": installed(), "requests": asked.requests, "new": asked.new}
+        raw["served"] = serve_all(asked.quick, rounds, asked.requests, asked.new)
+        raw |= machine.since(started)
+    raw["steps"], raw["steps_date"] = step_all(repeats), f"{started:%Y-%m-%d}"
     text = section(raw)
     if not asked.quick:
-        (_DOCS / "benchmarks_vllm.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
         report.write(text, _DOCS / "benchmarks.md", "vllm")
     print(text)
 
