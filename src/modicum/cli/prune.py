@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -67,8 +68,7 @@ def prune(
     if sparsity is None and pattern is None and budget is None:
         sparsity = 0.6
     texts = calibrate.texts_in(calibration or sample_text())
-    longest = int(getattr(lm.config.get_text_config(), "max_position_embeddings", calibrate.LONGEST))
-    size = length or min(calibrate.LONGEST, longest)
+    size = length or calibrate.length_for(lm)
     held = max(1, sequences // 8)
     ids = calibrate.tokens(texts, tokenizer, sequences + held, size, seed)
     before = perplexity(lm, ids[sequences:])
@@ -91,7 +91,7 @@ def prune(
     size_packed = None
     if out is not None:
         size_packed = save(found, lm, tokenizer, out)
-        _clear(out / "state")
+        shutil.rmtree(out / "state", ignore_errors=True)
     told = {"perplexity_before": before, "perplexity_after": after, "dense_bytes": size_dense}
     told |= {"packed_bytes": size_packed, **found.to_dict()}
     if out is not None:
@@ -120,13 +120,6 @@ def _bar() -> Iterator[Progress]:
             bar.update(bar.task_ids[0], description=what, completed=done, total=total)
 
         yield tell
-
-
-def _clear(state: Path) -> None:
-    for path in state.glob("*"):
-        path.unlink()
-    if state.is_dir():
-        state.rmdir()
 
 
 def _share(error: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from modicum.errors import InputError
 
@@ -28,6 +29,12 @@ def texts_in(path: Path) -> list[str]:
         return [file.read_text(encoding="utf-8") for file in files]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} holds a file that is not UTF-8: {error}") from error
+
+
+def length_for(model: PreTrainedModel) -> int:
+    """Tokens of a sequence where none are asked for: 2,048, or the model's context if that is shorter."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", LONGEST)
+    return min(LONGEST, int(longest))
 
 
 def tokens(text: str | Sequence[str], tokenizer: Any, sequences: int, length: int, seed: int = 0) -> Tensor:

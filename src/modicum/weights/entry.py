@@ -85,10 +85,7 @@ def prune(
     else:
         if tokenizer is None:
             raise InputError("calibration is text: give the tokenizer as well, tokenizer=...")
-        longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", calibrate.LONGEST))
-        ids = calibrate.tokens(
-            calibration, tokenizer, sequences, length or min(calibrate.LONGEST, longest), seed
-        )
+        ids = calibrate.tokens(calibration, tokenizer, sequences, length or calibrate.length_for(model), seed)
     if budget is not None:
         sparsity = sparsity_for(model, budget)
         if layers != "uniform" or pattern is not None:
@@ -143,13 +140,8 @@ def packed_bytes(model: PreTrainedModel, sparsity: float) -> int:
             rows, width = matrix.weight.shape
             kept[name] = kept.get(name, 0) + rows * (width - pattern.removed(width))
     entries: dict[str, tuple[tuple[int, ...], str, int]] = {}
-    seen: set[tuple[int, tuple[int, ...]]] = set()
     told = 0
-    for name, value in model.state_dict().items():
-        place = value.data_ptr(), tuple(value.shape)
-        if place in seen:
-            continue
-        seen.add(place)
+    for name, value in packed.untied(model):
         if name in kept:
             shape = (*value.shape[:-1], -(-value.shape[-1] // 8))
             entries[f"{name}.mask"] = shape, "U8", torch.Size(shape).numel()

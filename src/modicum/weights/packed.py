@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +41,6 @@ def unpack(bits: Tensor, d: int) -> Tensor:
     return each.flatten(-2)[..., :d].bool()
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a packed model takes, in bytes."""
-
-    dense: int
-    packed: int
-
-    @property
-    def share(self) -> float:
-        return self.packed / self.dense
-
-
 def bits_and_values(rows: int, width: int, kept: int, itemsize: int) -> int:
     """Bytes of a weight of which so many are kept."""
     return rows * -(-width // 8) + kept * itemsize
@@ -69,6 +56,17 @@ def header_bytes(entries: Mapping[str, tuple[tuple[int, ...], str, int]], about:
     return 8 + -(-len(text.encode()) // 8) * 8
 
 
+def untied(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's tensors by their names, of tied ones the first."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, value in model.state_dict().items():
+        place = value.data_ptr(), tuple(value.shape)
+        if value.numel() and place in seen:
+            continue
+        seen.add(place)
+        yield name, value
+
+
 def tensors_of(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What goes into the file, and what its header tells of pruned weights; tied weights once.
 
@@ -76,13 +74,8 @@ def tensors_of(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str,
     """
     tensors: dict[str, Tensor] = {}
     pruned: dict[str, Any] = {}
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, value in model.state_dict().items():
+    for name, value in untied(model):
         tensor = value.detach().cpu().contiguous()
-        place = value.data_ptr(), tuple(value.shape)
-        if value.numel() and place in seen:
-            continue
-        seen.add(place)
         mask = masks.get(name)
         if mask is None:
             tensors[name] = tensor

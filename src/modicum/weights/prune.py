@@ -18,7 +18,7 @@ from modicum.weights import dsnot, layers, swap
 from modicum.weights.blocks import Block, Inputs, Matrix, Passes, blocks_of, one_by_one
 from modicum.weights.dsnot import DSnoT
 from modicum.weights.pattern import Blocks, Groups, Pattern, Rows, parse_pattern
-from modicum.weights.scores import SCORES, magnitude, score, wanda
+from modicum.weights.scores import SCORES, score, wanda
 from modicum.weights.solve import least_squares, sweep
 from modicum.weights.state import State
 from modicum.weights.statistics import WIDE, Statistics
@@ -423,6 +423,3 @@ def _by_parameter(masks: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[name] = mask
     return found | {name: torch.stack(parts) for name, parts in groups.items()}
-
-
-__all__ = ["Plan", "PruneReport", "magnitude", "perplexity", "plan", "prune", "relative_error"]

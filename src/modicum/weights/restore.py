@@ -16,11 +16,6 @@ from modicum.weights.packed import PackedLinear, Room
 Form = Literal["dense", "packed"]
 
 
-def is_packed(folder: str | Path) -> bool:
-    """Whether a folder holds a packed model."""
-    return (Path(folder) / packed.FILE).is_file()
-
-
 def restore(folder: Path, dtype: torch.dtype | str, form: Form = "dense") -> PreTrainedModel:
     """The model.
 
