@@ -29,6 +29,18 @@ class Backend:
 
     settings: ClassVar[Settings | None] = None
     """Of the model that was built last: specs are made after it, out of reach of the configuration."""
+    impl: ClassVar[type[Impl]]
+    builder: ClassVar[type[Builder]]
+
+    @classmethod
+    def get_impl_cls(cls) -> type[Impl]:
+        """What attends."""
+        return cls.impl
+
+    @classmethod
+    def get_builder_cls(cls) -> type[Builder]:
+        """What makes a step's metadata."""
+        return cls.builder
 
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:

@@ -36,10 +36,4 @@ class ArenaImpl(Impl, CPUAttentionBackendImpl):
 class ArenaBackend(Backend, CPUAttentionBackend):
     """In the place of vLLM's CPU_ATTN."""
 
-    @staticmethod
-    def get_impl_cls() -> type[ArenaImpl]:
-        return ArenaImpl
-
-    @staticmethod
-    def get_builder_cls() -> type[ArenaBuilder]:
-        return ArenaBuilder
+    impl, builder = ArenaImpl, ArenaBuilder

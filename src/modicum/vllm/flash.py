@@ -24,10 +24,4 @@ class ArenaImpl(Impl, FlashAttentionImpl):
 class ArenaBackend(Backend, FlashAttentionBackend):
     """In the place of vLLM's FLASH_ATTN."""
 
-    @staticmethod
-    def get_impl_cls() -> type[ArenaImpl]:
-        return ArenaImpl
-
-    @staticmethod
-    def get_builder_cls() -> type[ArenaBuilder]:
-        return ArenaBuilder
+    impl, builder = ArenaImpl, ArenaBuilder

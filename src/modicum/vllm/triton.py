@@ -22,10 +22,4 @@ class ArenaImpl(Impl, TritonAttentionImpl):
 class ArenaBackend(Backend, TritonAttentionBackend):
     """In the place of vLLM's TRITON_ATTN."""
 
-    @staticmethod
-    def get_impl_cls() -> type[ArenaImpl]:
-        return ArenaImpl
-
-    @staticmethod
-    def get_builder_cls() -> type[ArenaBuilder]:
-        return ArenaBuilder
+    impl, builder = ArenaImpl, ArenaBuilder
