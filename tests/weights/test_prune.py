@@ -31,6 +31,9 @@ from tests.weights.models import FAMILIES, build, ids
         {"sparsity": 0.6, "refine": "dsnot"},
         {"pattern": "2:4", "refine": "swap"},
         {"sparsity": 0.5, "method": "sparsegpt", "refine": None},
+        {"sparsity": 0.5, "method": "sparsegpt", "refine": None, "update": "lsq"},
+        {"sparsity": 0.5, "method": "alps", "refine": None},
+        {"pattern": "2:4", "method": "alps", "refine": "swap"},
     ],
     ids=str,
 )
@@ -129,12 +132,12 @@ def test_atp_is_never_worse_than_uniform_on_its_tuning_text() -> None:
         model = build("llama")
         shares = prune(model, ids(8), plan(sparsity=0.6, refine=None, layers=layers)).shares
         again = build("llama")
-        from modicum.weights import prune as room
+        from modicum.weights import walk as room
 
         chosen = plan(sparsity=0.6, refine=None)
         passes = room.Passes(again, blocks := blocks_of(again), ids(8)[2:])
         for number, block in enumerate(blocks):
-            gathered = room._gather(passes, number, block, chosen)
+            gathered = room.gather(passes, number, block, chosen)
             for m in block.matrices:
                 room._prune(m, gathered[m.name], chosen, chosen.at(shares[number]), number)
             passes.hidden = passes.through(number)

@@ -123,16 +123,16 @@ def test_with_a_bias_that_makes_up_the_covariance_counts() -> None:
     assert torch.equal(found, by_loop(w, mask, covariance, Rows(0.5)))
 
 
-def test_little_memory_and_a_shortlist_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_changes_nothing_and_a_shortlist_ends_where_no_swap_helps_either() -> None:
     w, seen, _ = layer(7, 40)
     mask = Rows(0.6).select(wanda(w, seen))
     whole = swap.refine(Swap(), w, mask, seen, Rows(0.6))
     few = swap.refine(Swap(work_bytes=1), w, mask, seen, Rows(0.6))
     assert torch.equal(few.mask, whole.mask)
-    monkeypatch.setattr(swap, "_WIDE", 16)
-    monkeypatch.setattr(swap, "_SHORT", 5)
-    short = swap.refine(Swap(work_bytes=40_000), w, mask, seen, Rows(0.6))
+    assert torch.equal(whole.mask, by_loop(w, mask, seen.matrix, Rows(0.6)))  # 32 are all of 24 and 16
+    short = swap.refine(Swap(shortlist=3, work_bytes=4_000), w, mask, seen, Rows(0.6))
     assert short.capped == 0
+    assert short.swaps > whole.swaps
     for i in range(7):
         now = row_loss(w[i], short.mask[i], seen.matrix)
         assert best_swap(w[i], short.mask[i], seen.matrix, Rows(0.6))[0] >= now * (1 - 1e-8)

@@ -25,7 +25,7 @@ def prune(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where the packed model goes.", metavar="FOLDER")
     ] = None,
-    method: Annotated[str, typer.Option(help="magnitude, wanda, ria or sparsegpt.")] = "wanda",
+    method: Annotated[str, typer.Option(help="magnitude, wanda, ria, sparsegpt or alps.")] = "wanda",
     refine: Annotated[str, typer.Option(help="dsnot, dsnot-guarded, dsnot-paper, swap or none.")] = "dsnot",
     sparsity: Annotated[
         float | None, typer.Option(help="The share of each row that goes; 0.6 if nothing else is given.")

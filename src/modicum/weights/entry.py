@@ -51,7 +51,8 @@ def prune(
     Args:
         model: a decoder of transformers whose blocks hold plain linear layers (or experts).
         calibration: token ids [n, T] without pads, or text, which needs the tokenizer.
-        method: how weights are scored: "magnitude", "wanda", "ria" or "sparsegpt".
+        method: how weights are scored: "magnitude", "wanda", "ria" or "sparsegpt"; or "alps", which finds
+            mask and weights together (refine=None leaves them as it finds them).
         refine: how the mask is improved: "dsnot", "dsnot-guarded", "dsnot-paper", "swap" or None; or a
             `DSnoT` or `Swap` with settings of your own.
         sparsity: the share of each row that goes, above 0 and below 1.
@@ -59,7 +60,8 @@ def prune(
         budget: in place of a sparsity, a size such as "120MiB" that the packed file must not pass.
         layers: how decoder blocks share it: "uniform", "owl" or "atp".
         update: whether kept weights are moved to make up for what went: "none", "obs" (SparseGPT's sweep) or
-            "lsq" (least squares on the mask). By default "obs" with method "sparsegpt", else "none".
+            "lsq" (least squares on the mask). By default "obs" with method "sparsegpt", "lsq" with "alps",
+            else "none".
         where: which layers are refined: "all", or "attention" only.
         bias_correct: let biases take over the expected error.
         sequences, length, seed: which windows of the text are looked at; 128 of 2,048 tokens, or of the

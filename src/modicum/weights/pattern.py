@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from modicum.errors import InputError
 
 
-@dataclass(frozen=True)
 class Pattern:
     """What a mask must look like; a mask is True where a weight is kept."""
+
+    sparsity: float
+    """The share of weights that goes."""
 
     def check(self, rows: int, width: int, name: str) -> None:
         """Raise unless a layer of [rows, width] weights can have it.
@@ -67,14 +69,12 @@ class Groups(Pattern):
 
     kept: int
     of: int
+    sparsity: float = field(init=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.kept < self.of:
             raise InputError(f"pattern {self.kept}:{self.of}: N:M keeps N of M, 0 < N < M")
-
-    @property
-    def sparsity(self) -> float:
-        return 1 - self.kept / self.of
+        object.__setattr__(self, "sparsity", 1 - self.kept / self.of)  # frozen
 
     def check(self, rows: int, width: int, name: str) -> None:
         if width % self.of:

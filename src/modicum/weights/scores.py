@@ -8,18 +8,24 @@ from torch import Tensor
 from modicum.weights.solve import factor
 from modicum.weights.statistics import Statistics
 
-SCORES = ("magnitude", "wanda", "ria", "sparsegpt")
+SCORES = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
+SQUARED = ("magnitude", "wanda", "alps")
+"""Whose squares are errors, so that those of a block's weights may be added up."""
 RIA_POWER = 0.5
 
 
 def score(method: str, weight: Tensor, inputs: Statistics) -> Tensor:
-    """[out, d] fp32 by one of `SCORES`; magnitude where no token came by, as in an expert never chosen."""
+    """[out, d] fp32 by one of `SCORES`; magnitude where no token came by, as in an expert never chosen. Of
+    ALPS, which chooses by more than a score, that of its start: Wanda's, damped.
+    """
     if method == "magnitude" or inputs.tokens == 0:
         return magnitude(weight)
     if method == "wanda":
         return wanda(weight, inputs)
     if method == "ria":
         return ria(weight, inputs)
+    if method == "alps":
+        return magnitude(weight) * inputs.damped().diagonal().sqrt().to(weight.device, torch.float32)
     return saliency(weight, inputs)
 
 

@@ -11,6 +11,7 @@ from modicum.weights.statistics import Statistics
 
 DAMPING = 0.01
 _TRIES = 4
+_WORK = 32 * 2**20  # bytes of scratch at a time
 BLOCK = 128
 """Columns that are settled before the rest is told (SparseGPT's own)."""
 
@@ -85,16 +86,31 @@ def least_squares(weight: Tensor, inputs: Statistics, mask: Tensor) -> Tensor:
     W H_{:,S} (H_SS)⁻¹ (a fixed-support solve, as in ALPS: Meng et al., 2024).
     """
     matrix = inputs.damped(DAMPING).double()
-    w, kept = weight.to(matrix.device, torch.float64), mask.to(matrix.device)
-    goal = w @ matrix
-    out = torch.zeros_like(w)
-    eye = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
-    rows = max(1, 2**28 // (8 * w.shape[1] ** 2))
-    for start in range(0, len(w), rows):
-        there = kept[start : start + rows]
-        both = there.unsqueeze(2) & there.unsqueeze(1)
-        system = torch.where(both, matrix, torch.where(both | ~eye.bool(), 0.0, eye))
-        right = torch.where(there, goal[start : start + rows], 0.0)
-        found = torch.linalg.solve(system, right.unsqueeze(2)).squeeze(2)
-        out[start : start + rows] = torch.where(there, found, 0.0)
+    dead = matrix.diagonal() == 0
+    matrix.diagonal()[dead] = 1.0  # all inputs are zero
+    return on_support(matrix, weight.to(matrix.device, torch.float64), mask.to(matrix.device))
+
+
+def on_support(matrix: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """The weights [out, d] on a mask that make (weight - found) matrix (weight - found)ᵀ least, row by row;
+    matrix [d, d] positive definite, all float64.
+
+    A system as large as what a row keeps, not as its inputs: at 60 % removed a sixteenth of the work.
+    """
+    most = int(mask.sum(1).max()) if len(mask) else 0
+    if most == 0:
+        return torch.zeros_like(weight)
+    # Rows that keep fewer are filled up with an identity whose right side is zero.
+    there, columns = mask.to(torch.uint8).topk(most, dim=1)
+    goal = weight @ matrix
+    out = torch.zeros_like(weight)
+    rows = max(1, _WORK // (8 * most * most))
+    for start in range(0, len(weight), rows):
+        own, used = columns[start : start + rows], there[start : start + rows].bool()
+        system = matrix.take((own * matrix.shape[1]).unsqueeze(2) + own.unsqueeze(1))
+        both = used.unsqueeze(2) & used.unsqueeze(1)
+        system.masked_fill_(~both, 0.0).diagonal(dim1=1, dim2=2).masked_fill_(~used, 1.0)
+        right = goal[start : start + rows].gather(1, own).masked_fill_(~used, 0.0)
+        found = torch.cholesky_solve(right.unsqueeze(2), torch.linalg.cholesky(system)).squeeze(2)
+        out[start : start + rows].scatter_(1, own, found)
     return out

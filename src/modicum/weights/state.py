@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modicum.errors import InputError
+from modicum.weights.layer import Layer
 from modicum.weights.packed import pack, unpack
 
 if TYPE_CHECKING:
     from modicum.weights.blocks import Matrix
-    from modicum.weights.prune import Layer
 
 _RUN = "run.json"
 
@@ -53,8 +53,6 @@ class State:
 
     def load(self, number: int, matrices: Sequence[Matrix]) -> list[tuple[Layer, Tensor]] | None:
         """A block's outcome, written into its matrices; None if it is not done."""
-        from modicum.weights.prune import Layer
-
         path = self._path(number)
         if not path.is_file():
             return None

@@ -16,11 +16,9 @@ from modicum.errors import InputError
 from modicum.weights.pattern import Blocks, Groups, Pattern
 from modicum.weights.statistics import Statistics
 
+SHORT = 32
 _FRESH = 64
 """Swaps after which the gradient is made anew from the mask."""
-_WIDE = 2048
-"""Above so many inputs a round looks at a shortlist first."""
-_SHORT = 256
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,11 @@ class Swap:
     """Of a row, or of a strip of blocks; None: as many as it has inputs."""
     tolerance: float = 1e-9
     """A swap must lower the error by this share of it."""
-    work_bytes: int = 16 * 2**20
+    shortlist: int = SHORT
+    """A round looks at the pairs of so many weights that are cheap to remove and of as many that are good to
+    have back, and at all pairs only where those hold no swap that helps: a row ends where none of all does.
+    """
+    work_bytes: int = 4 * 2**20
     """Of scratch at a time: little enough to stay in a processor's cache."""
     centred: bool = False
     """Whether the bias will make up for the expected error, so that the covariance stands for G."""
@@ -39,6 +41,8 @@ class Swap:
     def __post_init__(self) -> None:
         if self.max_swaps is not None and self.max_swaps < 0:
             raise InputError(f"swap: max_swaps is {self.max_swaps}; it must not be negative")
+        if self.shortlist < 1:
+            raise InputError(f"swap: shortlist is {self.shortlist}; it must be at least 1")
 
 
 @dataclass
@@ -66,7 +70,7 @@ def refine(how: Swap, weight: Tensor, mask: Tensor, inputs: Statistics, pattern:
     if isinstance(pattern, Blocks):
         return _Blocks(how, w, mask, matrix, pattern).run()
     d = w.shape[1]
-    each = d * pattern.of if isinstance(pattern, Groups) else min(d, _WIDE) ** 2
+    each = d * pattern.of if isinstance(pattern, Groups) else min(d, how.shortlist) ** 2
     rows = max(1, how.work_bytes // (8 * each))
     parts = [
         _Rows(how, w[at : at + rows], mask[at : at + rows], matrix, pattern).run()
@@ -95,13 +99,13 @@ class _Rows:
                 break
             if number and number % _FRESH == 0:
                 error, gradient = self._anew(rows)
-            change, p, u = self._best(rows, gradient)
+            change, p, u = self._best(rows, gradient, every=False)
             good = change < -self.how.tolerance * error
             if not bool(good.all()):
-                # before a row leaves, its gradient is made anew, and looked at once more
+                # before a row leaves, its gradient is made anew, and all its pairs are looked at
                 late = ~good
                 error[late], gradient[late] = self._anew(rows[late])
-                change[late], p[late], u[late] = self._best(rows[late], gradient[late])
+                change[late], p[late], u[late] = self._best(rows[late], gradient[late], every=True)
                 good = change < -self.how.tolerance * error
                 rows, p, u, change, error = (x[good] for x in (rows, p, u, change, error))
                 gradient = gradient[good]
@@ -118,30 +122,34 @@ class _Rows:
         gradient = gone @ self.matrix
         return (gone * gradient).sum(1).clamp_min(0), gradient
 
-    def _best(self, rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best swap of each row: by how much the error changes, what comes back, what goes; [r] each."""
+    def _best(self, rows: Tensor, gradient: Tensor, every: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The best swap of each row: by how much the error changes, what comes back, what goes; [r] each.
+
+        every: of all pairs, or of the shortlist.
+        """
         w, kept = self.weight[rows], self.mask[rows]
         back = torch.where(kept, math.inf, w.square() * self.diagonal - 2 * w * gradient)  # a_p
         gone = torch.where(kept, w.square() * self.diagonal + 2 * w * gradient, math.inf)  # b_u
         if isinstance(self.pattern, Groups):
             return self._in_groups(w, back, gone)
-        if w.shape[1] <= _WIDE:
-            # Each row has as many of them as the others.
-            removed, there = (x.nonzero()[:, 1].view(len(w), -1) for x in (~kept, kept))
-            return self._pairs(w, back, gone, removed, there)
-        found = self._pairs(w, back, gone, *(x.topk(_SHORT, largest=False).indices for x in (back, gone)))
-        none = found[0] >= 0
-        if bool(none.any()):  # all pairs, a tile of what may come back at a time
-            exact = self._tiles(w[none], back[none], gone[none])
-            for mine, theirs in zip(found, exact, strict=True):
-                mine[none] = theirs
-        return found
+        # Each row has as many of them as the others.
+        removed, there = (int(x[0].sum()) if len(x) else 0 for x in (~kept, kept))
+        short = self.weight.shape[1] if every else self.how.shortlist
+        p = back.topk(min(short, removed), largest=False, sorted=False).indices
+        u = gone.topk(min(short, there), largest=False, sorted=False).indices
+        size = max(1, self.how.work_bytes // (8 * len(w) * u.shape[1]))
+        best, *rest = (self._pairs(w, back, gone, part, u) for part in torch.split(p, size, 1))
+        for found in rest:
+            better = found[0] < best[0]
+            for mine, theirs in zip(best, found, strict=True):
+                mine[better] = theirs[better]
+        return best
 
     def _pairs(
         self, w: Tensor, back: Tensor, gone: Tensor, p: Tensor, u: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Among the columns p [r, P] and u [r, U]."""
-        change = self.matrix[p.unsqueeze(2), u.unsqueeze(1)]
+        change = self.matrix.take((p * w.shape[1]).unsqueeze(2) + u.unsqueeze(1))
         change *= (-2 * w.gather(1, p)).unsqueeze(2)
         change *= w.gather(1, u).unsqueeze(1)
         change += back.gather(1, p).unsqueeze(2)
@@ -153,21 +161,6 @@ class _Rows:
             p.gather(1, (at // columns)[:, None])[:, 0],
             u.gather(1, (at % columns)[:, None])[:, 0],
         )
-
-    def _tiles(self, w: Tensor, back: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r, d = w.shape
-        size = max(1, self.how.work_bytes // (8 * r * d))
-        index = torch.arange(d, device=w.device).expand(r, d)
-        best = None
-        for start in range(0, d, size):
-            found = self._pairs(w, back, gone, index[:, start : start + size], index)
-            if best is None:
-                best = found
-                continue
-            better = found[0] < best[0]
-            best = tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))  # type: ignore[assignment]
-        assert best is not None
-        return best
 
     def _in_groups(self, w: Tensor, back: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(self.pattern, Groups)

@@ -1,0 +1,160 @@
+"""Walk: decoder block by decoder block, each pruned on what those before it now give."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from modicum.weights import dsnot, swap
+from modicum.weights.alps import alps
+from modicum.weights.blocks import Block, Inputs, Matrix, Passes
+from modicum.weights.dsnot import DSnoT
+from modicum.weights.layer import Layer
+from modicum.weights.pattern import Blocks, Pattern
+from modicum.weights.plan import Plan
+from modicum.weights.scores import SQUARED, score
+from modicum.weights.solve import least_squares, sweep
+from modicum.weights.state import State
+from modicum.weights.statistics import WIDE, Statistics
+from modicum.weights.swap import Swap
+
+
+def walk(
+    model: PreTrainedModel,
+    blocks: list[Block],
+    ids: Tensor,
+    how: Plan,
+    shares: Sequence[float],
+    state: State | None = None,
+) -> Iterator[list[tuple[Layer, Tensor]]]:
+    """Prune block after block in place; yields what was done to each, with the masks. What goes into a block
+    comes from those before it as they are by then.
+    """
+    passes = Passes(model, blocks, ids)
+    for number, block in enumerate(blocks):
+        done = None if state is None else state.load(number, block.matrices)
+        if done is None:
+            gathered = gather(passes, number, block, how)
+            pattern = how.at(shares[number])
+            done = [_prune(matrix, gathered[matrix.name], how, pattern, number) for matrix in block.matrices]
+            if state is not None:
+                state.save(number, block.matrices, done)
+        yield done
+        passes.hidden = passes.through(number)
+
+
+def gather(passes: Passes, number: int, block: Block, how: Plan) -> dict[str, Statistics]:
+    """Statistics of the inputs of each matrix of a block; those with one input share a set."""
+    found: dict[str, Statistics] = {}
+    leaders: dict[str, str] = {}
+
+    def heard(matrix: Matrix, inputs: Tensor, again: str | None) -> None:
+        leader = leaders.setdefault(matrix.name, again or matrix.name)
+        if leader != matrix.name:
+            return
+        width = matrix.weight.shape[1]
+        if matrix.name not in found:
+            found[matrix.name] = Statistics(width, how.needs_gram or width <= WIDE, matrix.name)
+        found[matrix.name].add(inputs)
+
+    passes.through(number, Inputs(block.matrices, heard))
+    out = {}
+    for matrix in block.matrices:
+        none = Statistics(matrix.weight.shape[1], True, matrix.name)
+        out[matrix.name] = found.get(leaders.get(matrix.name, matrix.name), none)
+    return out
+
+
+def _prune(
+    matrix: Matrix, inputs: Statistics, how: Plan, pattern: Pattern, block: int
+) -> tuple[Layer, Tensor]:
+    """Prune one weight in place: its row of the report, and its mask."""
+    started = time.perf_counter()
+    weight = matrix.weight
+    known = inputs.tokens > 0
+    refine = how.refine if known and (how.where == "all" or matrix.of_attention) else None
+    first, moved = _choose(weight, inputs, how, pattern, alone=refine is None)
+    mask, capped = _refine(weight, first, inputs, how, pattern, refine)
+    if how.update == "none" or not known:
+        moved = torch.where(mask, weight.double(), 0.0)
+    elif moved is None:
+        obs = how.update == "obs"
+        moved = sweep(weight, inputs, pattern, mask)[0] if obs else least_squares(weight, inputs, mask)
+    before, refined, after = (
+        relative_error(weight, sparse, inputs)
+        for sparse in (torch.where(first, weight, 0.0), torch.where(mask, weight, 0.0), moved)
+    )
+    if how.bias_correct and matrix.bias is not None and known:
+        lost = (weight.double() - moved.to(weight.device)) @ inputs.mean.to(weight.device)
+        matrix.bias.data += lost.to(matrix.bias.dtype)
+    weight.copy_(torch.where(mask, moved.to(weight.device), 0.0))
+    row = Layer(
+        name=matrix.name,
+        block=block,
+        rows=weight.shape[0],
+        width=weight.shape[1],
+        kept=int(mask.sum()),
+        sparsity=1 - float(mask.float().mean()),
+        tokens=inputs.tokens,
+        error_before=before,
+        error_refined=refined,
+        error_after=after,
+        changed=int((mask & ~first).sum()),
+        capped=capped,
+        seconds=time.perf_counter() - started,
+    )
+    return row, mask
+
+
+def _choose(
+    weight: Tensor, inputs: Statistics, how: Plan, pattern: Pattern, alone: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The mask to start from, and the weights on it if the method has found them on the way.
+
+    alone: whether no refinement follows, so that weights may move while the mask is chosen.
+    """
+    if how.method == "alps" and inputs.tokens:
+        moved, mask = alps(weight, inputs, pattern)
+        return mask, moved if alone and how.update == "lsq" else None
+    on_the_way = how.method == "sparsegpt" and how.update != "none" and not isinstance(pattern, Blocks)
+    if on_the_way and inputs.tokens and alone:
+        moved, mask = sweep(weight, inputs, pattern)
+        return mask, moved if how.update == "obs" else None
+    return pattern.select(_start(weight, inputs, how, pattern)), None
+
+
+def _start(weight: Tensor, inputs: Statistics, how: Plan, pattern: Pattern) -> Tensor:
+    found = score(how.method, weight, inputs)
+    return found.square() if isinstance(pattern, Blocks) and how.method in SQUARED else found
+
+
+def _refine(
+    weight: Tensor,
+    mask: Tensor,
+    inputs: Statistics,
+    how: Plan,
+    pattern: Pattern,
+    refine: DSnoT | Swap | None,
+) -> tuple[Tensor, int]:
+    """The better mask, and the number of rows at which it might have gone on."""
+    if isinstance(refine, DSnoT):
+        return dsnot.refine(refine, weight, mask, inputs, _start(weight, inputs, how, pattern), pattern), 0
+    if isinstance(refine, Swap):
+        found = swap.refine(replace(refine, centred=how.bias_correct), weight, mask, inputs, pattern)
+        return found.mask, found.capped
+    return mask, 0
+
+
+def relative_error(weight: Tensor, sparse: Tensor, inputs: Statistics) -> float | None:
+    """Σ e G eᵀ / Σ W G Wᵀ; None where the Gram matrix was not gathered or no token came by."""
+    if inputs.tokens == 0 or not inputs.gram:
+        return None
+    matrix = inputs.matrix.to(weight.device, torch.float64)
+    w, e = weight.double(), weight.double() - sparse.to(weight.device, torch.float64)
+    whole = float(((w @ matrix) * w).sum())
+    return float(((e @ matrix) * e).sum()) / whole if whole > 0 else 0.0
