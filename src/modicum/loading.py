@@ -49,7 +49,7 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
-    weights: Literal["dense", "packed"] = "dense",
+    weights: Literal["dense", "packed", "2:4"] = "dense",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a model for inference, and its tokenizer set up for left-padded batches.
 
@@ -59,8 +59,9 @@ def load(
         dtype: of the weights: "float32", "float64", "bfloat16", "float16", a torch.dtype, or "auto" for
             what the model was saved in.
         device: such as "cpu" or "cuda:1"; "auto" is "cuda" if there is one, else "cpu".
-        weights: of a model that `prune` made smaller: "dense" unpacks them once, "packed" each time they are
-            used.
+        weights: of a model that `prune` made smaller, "dense" unpacks them once, "packed" each time they
+            are used. "2:4" gives what was pruned so to a GPU's sparse products; where it has none, a warning
+            tells that they are dense.
 
     Returns:
         The model, in eval mode on `device`, and the tokenizer. A tokenizer without a padding token pads
@@ -70,6 +71,8 @@ def load(
         ModelError: there is no such model, it is not a causal LM, its files are missing or broken, or the
             dtype or device cannot be had.
     """
+    if weights not in ("dense", "packed", "2:4"):
+        raise ModelError(f"weights {weights!r} is not known; use 'dense', 'packed' or '2:4'.")
     wanted_dtype = _parse_dtype(dtype)
     wanted_device = _parse_device(device)
     source = find(os.fspath(name_or_path))
@@ -78,10 +81,18 @@ def load(
     if isinstance(source, Path) and (source / "packed.safetensors").is_file():
         from modicum.weights.restore import restore
 
-        model = restore(source, wanted_dtype, weights)
+        model = restore(source, wanted_dtype, "packed" if weights == "packed" else "dense")
+    elif weights == "packed":
+        raise ModelError(
+            f"{str(source)!r} is not packed: make it so with modicum prune, or use weights='dense'."
+        )
     else:
         model = _load_model(source, wanted_dtype)
     _move(model, wanted_device)
+    if weights == "2:4":
+        from modicum.weights.semi import convert
+
+        convert(model)
     _set_padding(model, tokenizer)
     model.train(False)  # what eval() does, with types
     return model, tokenizer

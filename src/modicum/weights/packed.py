@@ -25,6 +25,9 @@ from modicum.errors import ModelError
 FILE = "packed.safetensors"
 FORMAT = 1
 _KEY = "modicum"
+_TILE = 2**18
+"""Weights that a processor unpacks at a time: few enough for its cache."""
+_WIDE_TILE = 2**24
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -167,38 +170,76 @@ def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight stays packed and is unpacked into a room that all such layers share, each
-    time it is used: small, and slower.
+    """A linear layer whose weight stays packed and is unpacked, some rows at a time, whenever it is used:
+    small, and slower.
+
+    Args:
+        bits: [out, ⌈d/8⌉] uint8, as `pack` has it.
+        values: [nnz], those kept, row by row.
+        width: d.
+        room: what such layers share.
     """
 
     def __init__(self, bits: Tensor, values: Tensor, width: int, bias: Tensor | None, room: Room) -> None:
         super().__init__()
         self.in_features, self.out_features = width, bits.shape[0]
+        kept = unpack(bits, width).sum(1)
         self.register_buffer("bits", bits)
-        self.register_buffer("values", values)
+        # One more, as the place of a removed weight is that of the next kept one.
+        self.register_buffer("values", F.pad(values, (0, 1)))
+        # Where each row starts in them; on the host, so that a GPU need not be waited for.
+        self._starts = [0, *kept.cumsum(0).tolist()]
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._room = room
 
     def forward(self, inputs: Tensor) -> Tensor:
         bits, values = self.get_buffer("bits"), self.get_buffer("values")
-        weight = self._room.of(self.out_features, self.in_features, values)
-        weight.masked_scatter_(unpack(bits, self.in_features), values)
-        return F.linear(inputs, weight, self.bias)
+        size = max(1, (_TILE if values.device.type == "cpu" else _WIDE_TILE) // self.in_features)
+        parts = []
+        for start in range(0, self.out_features, size):
+            end = min(start + size, self.out_features)
+            own = values[self._starts[start] : self._starts[end] + 1]
+            weight = self._room.unpack(bits[start:end], own, self.in_features)
+            parts.append(F.linear(inputs, weight))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return out if self.bias is None else out + self.bias
 
 
 class Room:
-    """Where packed layers unpack, one after the other."""
+    """Where packed layers unpack: tables by a byte of the mask, and scratch, for all of them."""
 
     def __init__(self) -> None:
-        self._numbers = torch.empty(0)
+        self._at = torch.device("meta")
+        self._index, self._gone = torch.empty(0), torch.empty(0)
 
-    def of(self, rows: int, width: int, like: Tensor) -> Tensor:
-        """[rows, width] zeros."""
-        size = rows * width
-        if (
-            self._numbers.dtype != like.dtype
-            or self._numbers.device != like.device
-            or len(self._numbers) < size
-        ):
-            self._numbers = torch.empty(size, dtype=like.dtype, device=like.device)
-        return self._numbers[:size].view(rows, width).zero_()
+    def unpack(self, bits: Tensor, values: Tensor, width: int) -> Tensor:
+        """[r, width], zeros where removed, of bits [r, ⌈width/8⌉] and the values kept, with one to spare."""
+        if self._at != bits.device:
+            self._tables(bits.device)
+        rows, columns = bits.shape
+        number = bits.flatten().int()
+        count = self._count.index_select(0, number)
+        before = count.cumsum(0, dtype=torch.int32) - count
+        places = self._room(rows * columns, torch.int32, "_index")
+        torch.index_select(self._place, 0, number, out=places)
+        places += before.unsqueeze(1)
+        gone = self._room(rows * columns, torch.bool, "_gone")
+        torch.index_select(self._removed, 0, number, out=gone)
+        found = values.index_select(0, places.view(-1)).masked_fill_(gone.view(-1), 0)
+        return found.view(rows, 8 * columns)[:, :width]
+
+    def _tables(self, device: torch.device) -> None:
+        """Of each byte: how many are kept, the place of each bit among them, and which are removed."""
+        kept = (torch.arange(256, device=device).unsqueeze(1) >> torch.arange(8, device=device)) & 1
+        self._count = kept.sum(1, dtype=torch.int32)
+        self._place = (kept.cumsum(1) - kept).int()
+        self._removed = kept == 0
+        self._at = device
+
+    def _room(self, size: int, dtype: torch.dtype, name: str) -> Tensor:
+        """[size, 8] of the scratch."""
+        there: Tensor = getattr(self, name)
+        if there.dtype != dtype or there.device != self._at or len(there) < size:
+            there = torch.empty(size, 8, dtype=dtype, device=self._at)
+            setattr(self, name, there)
+        return there[:size]
