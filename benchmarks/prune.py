@@ -222,7 +222,7 @@ def section(raw: dict[str, Any]) -> str:
     ]
     parts += [
         f"**Recall** of `reference`, dense {dense:.0%}: the share of wanted numbers that it gives, of "
-        f"{ASKED} questions each of {' and '.join(f'`{x}`' for x in TASKS)}, {LONG} tokens, after calibration "
+        f"{ASKED} questions each of {' and '.join(f'`{x}`' for x in TASKS)}, {LONG} tokens, calibrated "
         "on the book; mean and range over seeds.",
         report.table(["", *AMOUNTS], rows),
         "**What it is calibrated on** decides what stays. At 60 %, `reference`, perplexity and recall: the "

@@ -207,6 +207,22 @@ def test_a_packed_file_comes_back_bit_for_bit(family: str, dtype: torch.dtype, t
     assert (tmp_path / "config.json").is_file()
 
 
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_what_came_in_16_bits_stays_in_16_bits(method: str, tmp_path: Path) -> None:
+    """Loaded in 32, as a machine without 16-bit units does, moved or not: the file is not twice as large."""
+    model, other = build("llama").bfloat16().float(), build("llama").bfloat16()
+    sizes = []
+    for lm, folder in ((model, tmp_path / "32"), (other, tmp_path / "16")):
+        report = prune(lm, ids(), plan(sparsity=0.5, method=method, refine=None))
+        sizes.append(packed.save(folder, lm, None, report.masks, {}))
+    assert sizes[0] == pytest.approx(sizes[1], abs=200)
+    header, tensors = packed.read(tmp_path / "32")
+    assert all(value.itemsize <= 2 for value in tensors.values())
+    for name, value in packed.dense(header, tensors).items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[name])
+
+
 @pytest.mark.parametrize("damage", ["cut", "altered", "format"])
 def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
     model = build("llama")

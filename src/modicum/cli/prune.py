@@ -63,7 +63,8 @@ def prune(
     from modicum.weights import calibration as calibrate
     from modicum.weights.entry import prune as run
     from modicum.weights.entry import save
-    from modicum.weights.prune import perplexity
+    from modicum.weights.packed import narrow, untied
+    from modicum.weights.perplexity import perplexity
 
     if sparsity is None and pattern is None and budget is None:
         sparsity = 0.6
@@ -87,13 +88,16 @@ def prune(
             progress=progress,
         )
     after = perplexity(lm, ids[sequences:])
-    size_dense = sum(p.nbytes for p in lm.parameters())
+    size_dense = sum(value.numel() * narrow(value).itemsize for _, value in untied(lm))
     size_packed = None
     if out is not None:
         size_packed = save(found, lm, tokenizer, out)
         shutil.rmtree(out / "state", ignore_errors=True)
-    told = {"perplexity_before": before, "perplexity_after": after, "dense_bytes": size_dense}
+    told: dict[str, Any] = {"perplexity_before": before, "perplexity_after": after, "dense_bytes": size_dense}
     told |= {"packed_bytes": size_packed, **found.to_dict()}
+    told |= {"model": model, "dtype": str(lm.dtype).removeprefix("torch."), "refiner": refine, "seed": seed}
+    told |= {"calibration": "the embedded book" if calibration is None else str(calibration)}
+    told |= {"held_back_tokens": ids[sequences:].numel(), "budget": budget}
     if out is not None:
         (out / "report.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     if as_json:

@@ -147,10 +147,11 @@ def packed_bytes(model: PreTrainedModel, sparsity: float) -> int:
         if name in kept:
             shape = (*value.shape[:-1], -(-value.shape[-1] // 8))
             entries[f"{name}.mask"] = shape, "U8", torch.Size(shape).numel()
-            entries[f"{name}.values"] = (kept[name],), "BF16", kept[name] * value.itemsize
-            told += len(name) + 80
+            entries[f"{name}.values"] = (kept[name],), "BF16", kept[name] * packed.narrow(value).itemsize
+            told += len(name) + 40
         else:
-            entries[name] = tuple(value.shape), "BF16", value.nbytes
+            entries[name] = tuple(value.shape), "BF16", value.numel() * packed.narrow(value).itemsize
+        told += len(name) + 20
     return sum(size for *_, size in entries.values()) + packed.header_bytes(entries, "") + told + _SLACK
 
 

@@ -2,13 +2,15 @@
 
 One safetensors file. A pruned weight is two tensors: NAME.mask, uint8 [rows, ⌈d/8⌉], a bit per weight, the
 lowest column in bit 0, and NAME.values, those kept, row by row. The mask is what was selected: a kept 0.0
-stays. All else is as it was. The header says format and shapes, and holds a checksum.
+stays. All else is as it was. What fits into 16 bits without loss (a model that was trained in them and loaded
+in 32) is stored in 16. The header says format, shapes and dtypes, and holds a checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +46,15 @@ def unpack(bits: Tensor, d: int) -> Tensor:
     return each.flatten(-2)[..., :d].bool()
 
 
+def narrow(tensor: Tensor) -> torch.dtype:
+    """The dtype of fewest bytes that holds all of its values."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.bfloat16, torch.float16):
+            if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor):
+                return dtype
+    return tensor.dtype
+
+
 def bits_and_values(rows: int, width: int, kept: int, itemsize: int) -> int:
     """Bytes of a weight of which so many are kept."""
     return rows * -(-width // 8) + kept * itemsize
@@ -71,23 +82,27 @@ def untied(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensors_of(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What goes into the file, and what its header tells of pruned weights; tied weights once.
+    """What goes into the file, and what its header tells: shapes of pruned weights, dtypes of all; tied
+    weights once.
 
     masks: of a parameter's name, True where kept; a parameter of several experts has theirs, [E, out, d].
     """
     tensors: dict[str, Tensor] = {}
-    pruned: dict[str, Any] = {}
+    shapes: dict[str, list[int]] = {}
+    dtypes: dict[str, str] = {}
     for name, value in untied(model):
         tensor = value.detach().cpu().contiguous()
+        dtypes[name] = str(tensor.dtype).removeprefix("torch.")
         mask = masks.get(name)
         if mask is None:
-            tensors[name] = tensor
+            tensors[name] = tensor.to(narrow(tensor))
             continue
         kept = mask.cpu()
+        values = tensor[kept]
         tensors[f"{name}.mask"] = pack(kept)
-        tensors[f"{name}.values"] = tensor[kept]
-        pruned[name] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-    return tensors, pruned
+        tensors[f"{name}.values"] = values.to(narrow(values))
+        shapes[name] = list(tensor.shape)
+    return tensors, {"pruned": shapes, "dtypes": dtypes}
 
 
 def save(folder: Path, model: Any, tokenizer: Any, masks: Mapping[str, Tensor], about: dict[str, Any]) -> int:
@@ -96,8 +111,8 @@ def save(folder: Path, model: Any, tokenizer: Any, masks: Mapping[str, Tensor], 
     Raises:
         ModelError: it cannot be written, as where the disk is full.
     """
-    tensors, pruned = tensors_of(model, masks)
-    header = {"format": FORMAT, "pruned": pruned, **about}
+    tensors, told = tensors_of(model, masks)
+    header = {"format": FORMAT, **told, **about}
     header["sha256"] = _digest(header, tensors)
     target, part = folder / FILE, folder / f"{FILE}.part"
     try:
@@ -108,6 +123,7 @@ def save(folder: Path, model: Any, tokenizer: Any, masks: Mapping[str, Tensor], 
             model.generation_config.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        shutil.copymode(folder / "config.json", part)  # safetensors lets nobody else read it
         part.replace(target)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
@@ -141,24 +157,22 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def dense(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as they are in a model, zeros where removed."""
+    """The weights as they were in the model, zeros where removed."""
     out = {}
     for name, value in tensors.items():
         base, _, kind = name.rpartition(".")
         if base not in header["pruned"]:
-            out[name] = value
+            out[name] = value.to(getattr(torch, header["dtypes"][name]))
         elif kind == "values":
-            shape = header["pruned"][base]["shape"]
+            shape, dtype = header["pruned"][base], getattr(torch, header["dtypes"][base])
             mask = unpack(tensors[f"{base}.mask"], shape[-1])
-            out[base] = torch.zeros(shape, dtype=value.dtype).masked_scatter_(mask, value)
+            out[base] = torch.zeros(shape, dtype=dtype).masked_scatter_(mask, value.to(dtype))
     return out
 
 
 def masks_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The masks, by the parameters' names."""
-    return {
-        name: unpack(tensors[f"{name}.mask"], about["shape"][-1]) for name, about in header["pruned"].items()
-    }
+    return {name: unpack(tensors[f"{name}.mask"], shape[-1]) for name, shape in header["pruned"].items()}
 
 
 def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
@@ -175,7 +189,7 @@ class PackedLinear(nn.Module):
 
     Args:
         bits: [out, ⌈d/8⌉] uint8, as `pack` has it.
-        values: [nnz], those kept, row by row.
+        values: [nnz], those kept, row by row; of any dtype that holds them.
         width: d.
         room: what such layers share.
     """
@@ -199,7 +213,7 @@ class PackedLinear(nn.Module):
         for start in range(0, self.out_features, size):
             end = min(start + size, self.out_features)
             own = values[self._starts[start] : self._starts[end] + 1]
-            weight = self._room.unpack(bits[start:end], own, self.in_features)
+            weight = self._room.unpack(bits[start:end], own, self.in_features).to(inputs.dtype)
             parts.append(F.linear(inputs, weight))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return out if self.bias is None else out + self.bias

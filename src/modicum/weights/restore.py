@@ -30,9 +30,9 @@ def restore(folder: Path, dtype: torch.dtype | str, form: Form = "dense") -> Pre
     header, tensors = packed.read(folder)
     read: Any = AutoConfig
     config = read.from_pretrained(folder)
-    saved = {name: about["dtype"] for name, about in header["pruned"].items()}
     if dtype == "auto":
-        dtype = getattr(torch, next(iter(saved.values()), "float32"))
+        saved = (header["dtypes"][name] for name in header["pruned"])
+        dtype = getattr(torch, next(saved, "float32"))
     build: Any = AutoModelForCausalLM
     model: Any = build.from_config(config, dtype=dtype)
     linear = {}
@@ -43,8 +43,8 @@ def restore(folder: Path, dtype: torch.dtype | str, form: Form = "dense") -> Pre
             if type(owner) is nn.Linear:
                 linear[name] = owner
     rest = {n: t for n, t in tensors.items() if n.rpartition(".")[0] not in linear}
-    pruned = {n: about for n, about in header["pruned"].items() if n not in linear}
-    missing, unknown = model.load_state_dict(packed.dense({"pruned": pruned}, rest), strict=False)
+    pruned = {n: shape for n, shape in header["pruned"].items() if n not in linear}
+    missing, unknown = model.load_state_dict(packed.dense({**header, "pruned": pruned}, rest), strict=False)
     model.tie_weights()
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     lost = [n for n in missing if n not in linear and n not in tied and not _shared(model, n, tensors)]
@@ -56,7 +56,9 @@ def restore(folder: Path, dtype: torch.dtype | str, form: Form = "dense") -> Pre
     room = Room()
     for name, owner in linear.items():
         where, _, own = name.removesuffix(".weight").rpartition(".")
-        bits, values = tensors[f"{name}.mask"], tensors[f"{name}.values"].to(owner.weight.dtype)
+        bits, values = tensors[f"{name}.mask"], tensors[f"{name}.values"]
+        if values.itemsize > owner.weight.itemsize:
+            values = values.to(owner.weight.dtype)
         bias = None if owner.bias is None else owner.bias.data
         layer = PackedLinear(bits, values, owner.in_features, bias, room)
         setattr(model.get_submodule(where), own, layer)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from modicum.weights import dsnot, swap
+from modicum.weights import dsnot, packed, swap
 from modicum.weights.alps import alps
 from modicum.weights.blocks import Block, Inputs, Matrix, Passes
 from modicum.weights.dsnot import DSnoT
@@ -85,6 +85,8 @@ def _prune(
     elif moved is None:
         obs = how.update == "obs"
         moved = sweep(weight, inputs, pattern, mask)[0] if obs else least_squares(weight, inputs, mask)
+    # What came in 16 bits, though held in 32, stays so: the file is to be smaller than the model's own.
+    moved = moved.to(packed.narrow(weight)).double()
     before, refined, after = (
         relative_error(weight, sparse, inputs)
         for sparse in (torch.where(first, weight, 0.0), torch.where(mask, weight, 0.0), moved)
