@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modicum.report.points import HELD, PEAK, Point, pareto
-from modicum.report.style import DARK, Look, Theme, byte_axis
+from modicum.report.style import DARK, Look, Theme, byte_axis, legend
 
 _APART = 0.05  # nominal and held bytes differ by at least this share to be shown apart
 AXES = {HELD: "bytes held after the context", PEAK: "most bytes ever held"}
@@ -45,18 +44,7 @@ def draw(points: Sequence[Point], looks: Mapping[str, Look], title: str, axis: s
     _score_axis(panel, points, loss)
     panel.set_title(title, loc="left", fontweight="bold")
     panel.grid(alpha=0.35, linewidth=0.6)
-    longest = max(map(len, entries))
-    columns = 1 if longest > 44 else 2 if longest > 22 or len(entries) <= 4 else 3
-    figure.legend(
-        entries.values(),
-        entries.keys(),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        handlelength=2.6,
-        columnspacing=1.4,
-    )
-    figure.set_figheight(4.5 + 0.2 * math.ceil(len(entries) / columns))
+    figure.set_figheight(4.5 + 0.2 * legend(figure, entries))
     return figure
 
 

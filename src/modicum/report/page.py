@@ -1,11 +1,11 @@
-"""Page: rows and traces as one HTML page that needs nothing else; PNGs and CSVs lie in a folder beside it."""
+"""Page: one HTML page that needs nothing else, its PNGs and CSVs beside it; and that of rows and traces."""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +17,8 @@ from modicum.report.results import Results, View
 from modicum.report.style import Look, Picture, looks, paint
 from modicum.report.tables import Table, by_task, overview
 from modicum.report.trace import Trace
+
+TITLE = "Accuracy against bytes"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,22 @@ class Section:
     notes: tuple[str, ...] = ()
     switch: bool = False
     """Whether the pictures come for two axes, of which one is shown."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands above the sections, and below."""
+
+    title: str
+    count: str
+    """What the page is of, such as "12 rows"."""
+    command: str
+    """That wrote it."""
+    lead: str
+    foot: str
+    facts: Mapping[str, Sequence[str]]
+    """Those without values are left out."""
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +68,7 @@ def write_report(
     out: str | Path,
     *,
     traces: Sequence[Trace] = (),
-    title: str = "Accuracy against bytes",
+    title: str = TITLE,
     progress: Callable[[str], object] | None = None,
 ) -> Report:
     """Write the page to `out`, and its pictures (light and dark) and tables into `<out's stem>-files`.
@@ -60,11 +78,33 @@ def write_report(
     Raises:
         InputError: the folder does not exist or cannot be written.
     """
+    head = Head(
+        title,
+        f"{len(results.rows):,} rows",
+        "modicum eval",
+        "One row is one sample under one policy and budget.",
+        "Bytes are measured: keys, values, positions and what a policy keeps.",
+        results.facts(),
+        results.warnings,
+    )
+    report = write_page(out, head, _sections(results, traces, progress or (lambda _: None)))
+    view = results.views[0]
+    found = points(view, view.tasks(loss=not view.tasks(loss=False)))[0]
+    front = [point.name for point in pareto(found, HELD)]
+    return replace(report, front=front)
+
+
+def write_page(out: str | Path, head: Head, sections: Iterable[Section]) -> Report:
+    """Write a page to `out`, and its pictures (light and dark) and tables into `<out's stem>-files`.
+
+    Raises:
+        InputError: the folder does not exist (found before a section is drawn) or cannot be written.
+    """
     out = Path(out)
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}")
-    sections = list(_sections(results, traces, progress or (lambda _: None)))
-    html = _render(title, results, sections)
+    sections = list(sections)
+    html = _render(head, sections)
     beside = out.with_name(out.stem + "-files")
     pictures, tables = [], []
     try:
@@ -81,10 +121,7 @@ def write_report(
         out.write_text(html, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}; give another --out") from error
-    view = results.views[0]
-    found = points(view, view.tasks(loss=not view.tasks(loss=False)))[0]
-    front = [point.name for point in pareto(found, HELD)]
-    return Report(out, pictures, tables, list(results.warnings), front)
+    return Report(out, pictures, tables, list(head.warnings))
 
 
 def _sections(results: Results, traces: Sequence[Trace], tell: Callable[[str], object]) -> Iterator[Section]:
@@ -118,14 +155,14 @@ def _comparison(
 ) -> Section:
     what = "Loss" if loss else "Accuracy"
     lengths = sorted({s.length or 0 for s in view.strata if s.task in tasks})
-    name = f"{_slug(view.model)}-{view.dtype}-{view.question}"
+    name = f"{slug(view.model)}-{view.dtype}-{view.question}"
     kind = "loss" if loss else "accuracy"
     found, left_out = points(view, tasks)
     panels: list[tuple[str, str, list[Point]]] = []
     if len(tasks) > 1 and found:
         panels.append(("mean", f"Mean over {len(tasks)} tasks", found))
     for task in tasks:
-        panels.append((_slug(task), task, points(view, [task])[0]))
+        panels.append((slug(task), task, points(view, [task])[0]))
     if len(lengths) > 1:
         for length in lengths:
             shown = f"{length:,} tokens" if length else "as long as the data"
@@ -133,14 +170,14 @@ def _comparison(
             mean = "Mean at " if len(tasks) > 1 else f"{tasks[0]} at "
             panels.append((f"at-{length}", mean + shown, at))
     pictures = []
-    for slug, title, at in panels:
+    for part, title, at in panels:
         for axis in (HELD, PEAK):
             if at:
                 alt = f"{what} against {accuracy.AXES[axis]}, {title}, question {view.question}: " + _told(
                     at, axis
                 )
                 draw = partial(accuracy.draw, at, style, title, axis)
-                pictures.append(paint(f"{kind}-{name}-{slug}-{axis}", alt, draw, axis))
+                pictures.append(paint(f"{kind}-{name}-{part}-{axis}", alt, draw, axis))
     notes = []
     if left_out:
         notes.append(
@@ -196,13 +233,13 @@ def _needles(results: Results, view: View) -> Section | None:
     found = needles.needles(rows)
     if found is None:
         return None
-    name = f"needles-{_slug(view.model)}-{view.dtype}-{view.question}"
+    name = f"needles-{slug(view.model)}-{view.dtype}-{view.question}"
     tasks = dict.fromkeys(r.cell.task for _, r in rows if r.depth is not None and r.metric != "loss")
     # The full cache first: it is what the others are held against.
     ordered = sorted(found.names, key=lambda n: not n.startswith("full cache"))
     pictures = [
         paint(
-            f"{name}-{_slug(series)}",
+            f"{name}-{slug(series)}",
             f"Score by depth and length: {series}",
             partial(needles.draw, found, series),
         )
@@ -221,11 +258,11 @@ def _traces(traces: Sequence[Trace]) -> Section:
     pictures = []
     for trace in traces:
         name = trace.policy if trace.budget == "full" else f"{trace.policy} @ {trace.budget}"
-        slug = _slug(f"{trace.model}-{trace.policy}-{trace.budget}-{trace.task}-{trace.sample}")
+        part = slug(f"{trace.model}-{trace.policy}-{trace.budget}-{trace.task}-{trace.sample}")
         alt = f"Kept positions per layer and KV head: {name} kept {trace.kept_share:.1%}"
-        pictures.append(paint(f"kept-{slug}", alt, partial(maps.draw_kept, trace, name)))
+        pictures.append(paint(f"kept-{part}", alt, partial(maps.draw_kept, trace, name)))
         alt = f"Attention mass retained per layer and query head: {name} {trace.mean_mass:.1%} on average"
-        pictures.append(paint(f"mass-{slug}", alt, partial(maps.draw_mass, trace, name)))
+        pictures.append(paint(f"mass-{part}", alt, partial(maps.draw_mass, trace, name)))
     first = traces[0]
     whose = "the question's tokens" if first.asked else "the context's last tokens"
     source = f" (sample {first.sample} of {first.task})" if first.task else ""
@@ -237,7 +274,7 @@ def _traces(traces: Sequence[Trace]) -> Section:
     return Section("kept", "Kept positions and retained attention", text, tuple(pictures))
 
 
-def _render(title: str, results: Results, sections: Sequence[Section]) -> str:
+def _render(head: Head, sections: Sequence[Section]) -> str:
     from jinja2 import Environment
 
     def data(content: bytes | str, kind: str) -> str:
@@ -248,15 +285,9 @@ def _render(title: str, results: Results, sections: Sequence[Section]) -> str:
     environment.filters["png"] = lambda content: data(content, "image/png")
     environment.filters["csv"] = lambda table: data(table.csv(), "text/csv;charset=utf-8")
     template = environment.from_string(files("modicum.report").joinpath("page.html").read_text("utf-8"))
-    return template.render(
-        title=title,
-        sections=sections,
-        facts=results.facts(),
-        rows=len(results.rows),
-        warnings=results.warnings,
-    )
+    return template.render(head=head, sections=sections)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """A name for files and anchors."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "x"

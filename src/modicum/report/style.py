@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +92,13 @@ def looks(views: Iterable[View]) -> dict[str, Look]:
                 full.add(stratum.series)
             else:
                 best.setdefault(stratum.series, -math.inf)
+    return dress(best) | dict.fromkeys(full, FULL_LOOK)
+
+
+def dress(best: Mapping[str, float]) -> dict[str, Look]:
+    """A look for each name, in their order; of too many, those of the highest value are labelled."""
     chosen = sorted(best, key=lambda name: -best[name])[:LABELLED]
-    made = dict.fromkeys(best, OTHERS) | dict.fromkeys(full, FULL_LOOK)
+    made = dict.fromkeys(best, OTHERS)
     for index, name in enumerate(name for name in best if name in chosen):
         dash = "-" if index < len(_COLOURS) else _DASHED
         made[name] = Look(_COLOURS[index % len(_COLOURS)], _MARKERS[index], dash)
@@ -142,6 +147,22 @@ def _png(figure: Any) -> bytes:
     return small.getvalue()
 
 
+def legend(figure: Any, entries: Mapping[str, Any]) -> int:
+    """Names below a figure, in as many columns as they leave room for; the number of lines."""
+    longest = max(map(len, entries))
+    columns = 1 if longest > 44 else 2 if longest > 22 or len(entries) <= 4 else 3
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        handlelength=2.6,
+        columnspacing=1.4,
+    )
+    return math.ceil(len(entries) / columns)
+
+
 def byte_axis(axis: Any, values: Sequence[float], label: str) -> None:
     """A logarithmic x-axis in bytes, with ticks at sizes that people say."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -157,13 +178,13 @@ def byte_axis(axis: Any, values: Sequence[float], label: str) -> None:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Two to six: powers of two, or of their fractions where the range is narrow."""
-    for step in (4.0, 2.0, 1.0, 0.5):
+    """Three to six: powers of two, or round numbers of KiB, MiB, ... where the range is narrow."""
+    for step in (4.0, 2.0, 1.0):
         ticks = [2**k for k in _steps(math.log2(low), math.log2(high), step)]
         if 3 <= len(ticks) <= 6:
             return ticks
-    span = high - low
-    step = 10 ** math.floor(math.log10(span))
+    unit = 1024 ** max(0, math.floor(math.log(low, 1024)))
+    step = unit * 10 ** math.floor(math.log10((high - low) / unit))
     for factor in (5, 2, 1, 0.5, 0.2):
         ticks = _steps(low, high, step * factor)
         if 3 <= len(ticks) <= 6:
