@@ -10,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modicum.errors import InputError
-from modicum.weights.pattern import Blocks, Groups, Rows, parse_pattern
+from modicum.weights.pattern import Blocks, Groups, Rows, Whole, parse_pattern
 
 
 @given(data=st.data())
 def test_masks_are_of_their_pattern(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from(["rows", "groups", "blocks"]))
+    kind = data.draw(st.sampled_from(["rows", "groups", "whole", "blocks"]))
     sparsity = data.draw(st.floats(0.01, 0.85))
     rows, width = 6, 24
     pattern = {
         "rows": Rows(sparsity),
         "groups": Groups(*data.draw(st.sampled_from([(2, 4), (1, 4), (4, 8), (3, 4)]))),
+        "whole": Whole(sparsity),
         "blocks": Blocks(*data.draw(st.sampled_from([(2, 3), (1, 4), (6, 2)])), sparsity),
     }[kind]
     pattern.check(rows, width, "a layer")
@@ -30,6 +31,8 @@ def test_masks_are_of_their_pattern(data: st.DataObject) -> None:
     mask = pattern.select(score)
     assert pattern.follows(mask)
     assert not pattern.follows(~mask) or float(mask.float().mean()) == 0.5
+    if kind == "whole":
+        assert float(score[mask].min()) >= float(score[~mask].max()) if bool((~mask).any()) else True
     if kind == "rows":
         for row, keep in zip(score, mask, strict=True):
             assert float(row[keep].min()) >= float(row[~keep].max()) if (~keep).any() else True

@@ -34,6 +34,9 @@ from tests.weights.models import FAMILIES, build, ids
         {"sparsity": 0.5, "method": "sparsegpt", "refine": None, "update": "lsq"},
         {"sparsity": 0.5, "method": "alps", "refine": None},
         {"pattern": "2:4", "method": "alps", "refine": "swap"},
+        {"sparsity": 0.55, "scope": "layer", "refine": "swap", "update": "lsq"},
+        {"sparsity": 0.55, "scope": "layer", "refine": "dsnot"},
+        {"sparsity": 0.55, "scope": "layer", "method": "sparsegpt", "refine": None},
     ],
     ids=str,
 )
@@ -271,6 +274,8 @@ def test_a_packed_layer_computes_what_the_dense_one_does() -> None:
         ({"method": "wonda"}, "choose one of magnitude"),
         ({"refine": "dsnott"}, "choose one of none"),
         ({"layers": "owls"}, "uniform, owl, atp"),
+        ({"scope": "column"}, "choose one of row, layer"),
+        ({"scope": "layer", "pattern": "2:4", "sparsity": None}, "goes with a sparsity alone"),
         ({"sparsity": None}, "say how much"),
         ({"sparsity": None, "pattern": "2:4", "layers": "owl"}, "unequal shares"),
         ({"pattern": "2x2", "refine": "dsnot"}, "refine by swap"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modicum.weights import swap
-from modicum.weights.pattern import Blocks, Groups, Pattern, Rows
+from modicum.weights.pattern import Blocks, Groups, Pattern, Rows, Whole
 from modicum.weights.scores import wanda
 from modicum.weights.statistics import Statistics
 from modicum.weights.swap import Swap
@@ -82,6 +82,17 @@ def test_it_is_never_better_than_the_best_of_all_masks() -> None:
             mask[list(kept)] = True
             every.append(row_loss(w[i], mask, seen.matrix))
         assert row_loss(w[i], found[i], seen.matrix) >= min(every) * (1 - 1e-9)
+
+
+def test_rows_that_keep_unequally_many_keep_as_many() -> None:
+    w, seen, _ = layer(6, 12)
+    w[0] *= 10
+    pattern = Whole(0.5)
+    mask = pattern.select(wanda(w, seen))
+    assert len(set(mask.sum(1).tolist())) > 2
+    found = swap.refine(Swap(), w, mask, seen, pattern)
+    assert torch.equal(found.mask.sum(1), mask.sum(1))
+    assert torch.equal(found.mask, by_loop(w, mask, seen.matrix, pattern))
 
 
 def test_independent_inputs_leave_wandas_mask() -> None:

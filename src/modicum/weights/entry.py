@@ -40,6 +40,7 @@ def prune(
     update: str | None = None,
     where: Literal["all", "attention"] = "all",
     bias_correct: bool = False,
+    scope: Literal["row", "layer"] = "row",
     sequences: int = calibrate.SEQUENCES,
     length: int | None = None,
     seed: int = 0,
@@ -64,6 +65,7 @@ def prune(
             else "none".
         where: which layers are refined: "all", or "attention" only.
         bias_correct: let biases take over the expected error.
+        scope: "row" takes the sparsity from each row, "layer" from each layer as a whole, as some tools do.
         sequences, length, seed: which windows of the text are looked at; 128 of 2,048 tokens, or of the
             model's context if that is shorter.
         resume: a folder in which each block's outcome is kept; a run that was stopped goes on from there.
@@ -90,9 +92,9 @@ def prune(
         ids = calibrate.tokens(calibration, tokenizer, sequences, length or calibrate.length_for(model), seed)
     if budget is not None:
         sparsity = sparsity_for(model, budget)
-        if layers != "uniform" or pattern is not None:
-            raise InputError("a budget in bytes goes with layers='uniform' and no pattern")
-    how = plan(method, refine, sparsity, pattern, update, layers, where, bias_correct)
+        if layers != "uniform" or pattern is not None or scope != "row":
+            raise InputError("a budget in bytes goes with layers='uniform', scope='row' and no pattern")
+    how = plan(method, refine, sparsity, pattern, update, layers, where, bias_correct, scope)
     state = None
     if resume is not None:
         about = {"plan": repr(how), "ids": hash(tuple(ids.flatten().tolist())), "model": _told(model)}

@@ -64,6 +64,22 @@ class Rows(Pattern):
 
 
 @dataclass(frozen=True)
+class Whole(Rows):
+    """⌊rows·d·sparsity⌋ weights of a layer go, by one threshold: rows lose unequally. Some tools choose so."""
+
+    def select(self, score: Tensor) -> Tensor:
+        order = score.flatten().argsort(stable=True)[: self.removed(score.numel())]
+        flat = torch.ones(score.numel(), dtype=torch.bool, device=score.device)
+        return flat.index_fill_(0, order, False).view(score.shape)
+
+    def follows(self, mask: Tensor) -> bool:
+        return int((~mask).sum()) == self.removed(mask.numel())
+
+    def __str__(self) -> str:
+        return f"{self.sparsity:.4g} of the layer"
+
+
+@dataclass(frozen=True)
 class Groups(Pattern):
     """N of each M consecutive inputs are kept ("2:4")."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from modicum.errors import InputError
 from modicum.weights.dsnot import DSnoT
-from modicum.weights.pattern import Blocks, Groups, Pattern, Rows, parse_pattern
+from modicum.weights.pattern import Blocks, Groups, Pattern, Rows, Whole, parse_pattern
 from modicum.weights.scores import SCORES
 from modicum.weights.swap import Swap
 
@@ -71,7 +71,7 @@ class Plan:
         """The pattern for a block that loses this share."""
         if isinstance(self.pattern, Blocks):
             return Blocks(self.pattern.height, self.pattern.width, sparsity)
-        return Rows(sparsity) if isinstance(self.pattern, Rows) else self.pattern
+        return type(self.pattern)(sparsity) if isinstance(self.pattern, Rows) else self.pattern
 
 
 def plan(
@@ -83,6 +83,7 @@ def plan(
     layers: str = "uniform",
     where: Literal["all", "attention"] = "all",
     bias_correct: bool = False,
+    scope: Literal["row", "layer"] = "row",
 ) -> Plan:
     """A plan from names.
 
@@ -96,8 +97,13 @@ def plan(
         refine = REFINERS.get(refine)
     if pattern is None and sparsity is None:
         raise InputError('say how much is to go: sparsity=0.6, pattern="2:4" or a budget in bytes')
-    form = (
-        Rows(sparsity) if pattern is None and sparsity is not None else parse_pattern(pattern or "", sparsity)
-    )
+    if scope not in ("row", "layer"):
+        raise InputError(f"scope is {scope!r}; choose one of row, layer")
+    if pattern is None and sparsity is not None:
+        form: Pattern = Rows(sparsity) if scope == "row" else Whole(sparsity)
+    elif scope == "layer":
+        raise InputError(f"scope='layer' goes with a sparsity alone, not with the pattern {pattern}")
+    else:
+        form = parse_pattern(pattern or "", sparsity)
     update = update or _UPDATE.get(method, "none")
     return Plan(form, method, refine, update, layers, where, bias_correct)

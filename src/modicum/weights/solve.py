@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError
-from modicum.weights.pattern import Groups, Pattern, Rows
+from modicum.weights.pattern import Groups, Pattern, Rows, Whole
 from modicum.weights.statistics import Statistics
 
 DAMPING = 0.01
@@ -76,6 +76,11 @@ def _select(w: Tensor, upper: Tensor, pattern: Rows, start: int, end: int) -> Te
     """The mask of columns start:end as the weights now are."""
     d = w.shape[1]
     score = (w[:, start:end] / upper.diagonal()[start:end]).square()
+    if isinstance(pattern, Whole):
+        rows, k = len(w), pattern.removed(w.numel())
+        order = score.flatten().argsort(stable=True)[: end * k // d - start * k // d]
+        flat = torch.ones(rows * (end - start), dtype=torch.bool, device=w.device)
+        return flat.index_fill_(0, order, False).view(score.shape)
     k = pattern.removed(d)
     order = score.argsort(dim=1, stable=True)[:, : end * k // d - start * k // d]
     return torch.ones_like(score, dtype=torch.bool).scatter_(1, order, False)

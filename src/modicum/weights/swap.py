@@ -132,8 +132,8 @@ class _Rows:
         gone = torch.where(kept, w.square() * self.diagonal + 2 * w * gradient, math.inf)  # b_u
         if isinstance(self.pattern, Groups):
             return self._in_groups(w, back, gone)
-        # Each row has as many of them as the others.
-        removed, there = (int(x[0].sum()) if len(x) else 0 for x in (~kept, kept))
+        # Where rows have unequally many, those with fewer are filled up by pairs that cost infinitely much.
+        removed, there = (int(x.sum(1).max()) if len(x) else 0 for x in (~kept, kept))
         short = self.weight.shape[1] if every else self.how.shortlist
         p = back.topk(min(short, removed), largest=False, sorted=False).indices
         u = gone.topk(min(short, there), largest=False, sorted=False).indices
