@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv run test test-compat test-vllm bench bench-vllm bench-prune bench-speed-peers bench-peers lint clean
+.PHONY: venv run test test-compat test-vllm bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -50,7 +50,12 @@ bench: venv
 
 bench-prune: venv
 	$(VENV)/bin/python benchmarks/prune.py
+	$(VENV)/bin/python benchmarks/prune_cache.py
 	$(VENV)/bin/python benchmarks/sparse.py
+
+# Pruning beside torchao and llm-compressor, each in an environment of its own.
+bench-prune-peers: venv .venv-torchao/.stamp .venv-llmcompressor/.stamp
+	$(VENV)/bin/python benchmarks/prune_peers.py
 
 # Speed and peak memory beside kvpress and transformers' quantised caches.
 bench-speed-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
@@ -80,6 +85,18 @@ bench-vllm: .venv-vllm/.stamp
 	$(PYTHON) -m venv .venv-kvpress
 	.venv-kvpress/bin/python $(INSTALL) torch==2.13.0
 	.venv-kvpress/bin/python $(INSTALL) kvpress==0.5.5 transformers==5.2.0
+	touch $@
+
+.venv-torchao/.stamp:
+	$(PYTHON) -m venv .venv-torchao
+	.venv-torchao/bin/python $(INSTALL) torch==2.13.0
+	.venv-torchao/bin/python $(INSTALL) torchao==0.18.0 transformers==5.23.0
+	touch $@
+
+.venv-llmcompressor/.stamp:
+	$(PYTHON) -m venv .venv-llmcompressor
+	.venv-llmcompressor/bin/python $(INSTALL) torch==2.13.0
+	.venv-llmcompressor/bin/python $(INSTALL) llmcompressor==0.14.0.1 transformers==5.17.0
 	touch $@
 
 .venv-transformers/.stamp:
