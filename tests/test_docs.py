@@ -126,7 +126,7 @@ def test_benchmark_page_has_the_markers_that_the_benchmark_writes_between() -> N
     report = (ROOT / "benchmarks" / "report.py").read_text(encoding="utf-8")
     forms = re.findall(r'"(<!-- {}: \w+ -->)"', report)
     assert len(forms) == 2
-    for name in ("benchmarks", "peers", "scaling", "vllm", "prune", "sparse"):
+    for name in ("benchmarks", "peers", "scaling", "vllm", "prune", "prune-cache", "prune-peers", "sparse"):
         begin, end = (form.format(name) for form in forms)
         assert [text.count(marker) for marker in (begin, end)] == [1, 1]
         assert text.index(begin) < text.index(end)

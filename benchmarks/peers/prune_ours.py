@@ -29,7 +29,7 @@ DENSE = "wanda, layer, dense inputs"
 
 @torch.no_grad()
 def by_dense_inputs(model: Any, ids: torch.Tensor, amount: str) -> None:
-    """As torchao does it: all inputs looked at before any block is pruned. `modicum.prune` has no such way."""
+    """As torchao does it: all inputs are looked at before any block is pruned, which ours does not do."""
     how = plan(refine=None, pattern=amount) if ":" in amount else plan(sparsity=float(amount), scope="layer")
     blocks = blocks_of(model)
     passes = Passes(model, blocks, ids)

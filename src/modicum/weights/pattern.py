@@ -65,7 +65,7 @@ class Rows(Pattern):
 
 @dataclass(frozen=True)
 class Whole(Rows):
-    """⌊rows·d·sparsity⌋ weights of a layer go, by one threshold: rows lose unequally. Some tools choose so."""
+    """⌊rows·d·sparsity⌋ weights of a layer go, by one threshold: rows lose unequally, as in some tools."""
 
     def select(self, score: Tensor) -> Tensor:
         order = score.flatten().argsort(stable=True)[: self.removed(score.numel())]
