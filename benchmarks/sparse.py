@@ -137,9 +137,9 @@ def section(raw: dict[str, Any]) -> str:
         for x, speed in zip((dense, small), speeds, strict=True)
     ]
     model = (
-        f"**`reference` at 60 %** in both forms, float32, 64 tokens and 16 new ones, median of {rounds} rounds "
-        f"in turns; its file before was {dense['dense_disk'] / 2**20:.2f} MiB (16 bits). Embeddings and output "
-        "layer, a quarter of it, stay."
+        f"**`reference` at 60 %** in both forms, float32, 64 tokens and 16 new ones, median of {rounds} "
+        f"rounds; its file before was {dense['dense_disk'] / 2**20:.2f} MiB (16 bits). Embeddings and "
+        "output layer, a quarter of it, stay."
     )
     table = report.table(["", "file", "weights in memory", "tokens/s"], loaded)
     return "\n\n".join([text, report.table(head, rows), model, table])
