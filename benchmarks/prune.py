@@ -57,6 +57,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "SparseGPT + least squares": {"method": "sparsegpt", "refine": None, "update": "lsq"},
     "ALPS": {"method": "alps", "refine": None},
 }
+COSTS = (
+    "magnitude",
+    *(f"Wanda{more}" for more in REFINED),
+    *list(WAYS)[-4:-2],
+    "RIA",
+    "SparseGPT",
+    *list(WAYS)[-2:],
+)
+"""Ways whose time and memory are measured: what a refinement takes hangs little on the start."""
 TASKS = ("niah_single_2", "niah_multikey_1:keys=8")
 ASKED, LONG, ANSWER = 16, 512, 24
 """Questions of each task, their tokens, and those of an answer."""
@@ -307,7 +316,7 @@ def main() -> None:
     seeds, minutes = (1, 1.0) if asked.quick else (asked.seeds, asked.minutes)
     measure(asked.models.split(","), seeds, minutes, raw, save)
     if not (asked.quick or asked.without_costs or raw.get("costs")):
-        raw["costs"] = [fresh.answer(Path(__file__).name, [f"--costs={way}"]) for way in WAYS]
+        raw["costs"] = [fresh.answer(Path(__file__).name, [f"--costs={way}"]) for way in COSTS]
     save()
     text = section(raw)
     if not asked.quick:
