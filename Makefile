@@ -90,13 +90,14 @@ bench-vllm: .venv-vllm/.stamp
 .venv-torchao/.stamp:
 	$(PYTHON) -m venv .venv-torchao
 	.venv-torchao/bin/python $(INSTALL) torch==2.13.0
-	.venv-torchao/bin/python $(INSTALL) torchao==0.18.0 transformers==5.23.0
+	.venv-torchao/bin/python $(INSTALL) torchao==0.18.0 transformers==5.23.0 safetensors==0.8.0
 	touch $@
 
 .venv-llmcompressor/.stamp:
 	$(PYTHON) -m venv .venv-llmcompressor
 	.venv-llmcompressor/bin/python $(INSTALL) torch==2.13.0
-	.venv-llmcompressor/bin/python $(INSTALL) llmcompressor==0.14.0.1 transformers==5.17.0
+	.venv-llmcompressor/bin/python $(INSTALL) llmcompressor==0.14.0.1 transformers==5.17.0 \
+		compressed-tensors==0.19.0 accelerate==1.15.0 datasets==5.2.0 safetensors==0.8.0
 	touch $@
 
 .venv-transformers/.stamp:

@@ -32,8 +32,8 @@ SYSTEMS = {
     "modicum": (Path(sys.executable), "prune_ours.py"),
 }
 RUNS = (
-    ("torchao", "wanda", ("modicum", "wanda, layer, dense inputs")),
-    ("modicum", "wanda, layer, dense inputs", None),
+    ("torchao", "wanda", ("modicum", "wanda squared, layer, dense inputs")),
+    ("modicum", "wanda squared, layer, dense inputs", None),
     ("modicum", "wanda, layer", None),
     ("llm-compressor", "wanda", ("modicum", "wanda")),
     ("modicum", "wanda", None),
@@ -56,7 +56,8 @@ def run(system: str, method: str, amount: str, ids: Path) -> dict[str, Any]:
         [str(python), str(_PEERS / script), *options], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1][:300]}
+        told = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        return {"failed": told[-1][:300]}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -91,14 +92,8 @@ def section(raw: dict[str, Any]) -> str:
         for amount in amounts:
             some = [x for x in done if x["amount"] == amount]
             cell = spread([x["perplexity"] for x in some])
-            if same and some:
-                ratios = [
-                    x["perplexity"]
-                    / of(found, system=same[0], method=same[1], amount=amount, seed=x["seed"])[0][
-                        "perplexity"
-                    ]
-                    for x in some
-                ]
+            ratios = _ratios(some, found, same) if same else []
+            if ratios:
                 cell += f" [{statistics.mean(ratios):.3f}]"
             row.append(cell or "failed")
         seconds = [x["seconds"] for x in done]
@@ -115,6 +110,16 @@ def section(raw: dict[str, Any]) -> str:
     return "\n\n".join([text, report.table(["", *titles, "time", "memory"], rows)])
 
 
+def _ratios(some: list[dict[str, Any]], found: list[dict[str, Any]], same: tuple[str, str]) -> list[float]:
+    """Each perplexity ÷ ours with the same seed and amount, where ours did not fail."""
+    pairs = [
+        (x, y)
+        for x in some
+        for y in of(found, system=same[0], method=same[1], amount=x["amount"], seed=x["seed"])
+    ]
+    return [x["perplexity"] / y["perplexity"] for x, y in pairs if "failed" not in y]
+
+
 def main() -> None:
     """Measure, write, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -126,9 +131,10 @@ def main() -> None:
     amounts = ("0.6",) if asked.quick else tuple(asked.amounts.split(","))
     raw: dict[str, Any] = {"found": measure(1 if asked.quick else asked.seeds, amounts)}
     raw |= machine.since(started)
+    if not asked.quick:  # before the table is made: the runs are dear
+        (_DOCS / "benchmarks_prune_peers.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     text = section(raw)
     if not asked.quick:
-        (_DOCS / "benchmarks_prune_peers.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
         report.write(text, _DOCS / "benchmarks.md", "prune-peers")
     print(text)
 

@@ -10,7 +10,7 @@ from prune_peer import main
 import modicum
 from modicum.weights.blocks import Passes, blocks_of
 from modicum.weights.plan import plan
-from modicum.weights.scores import wanda
+from modicum.weights.scores import magnitude
 from modicum.weights.walk import gather
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -24,12 +24,14 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-DENSE = "wanda, layer, dense inputs"
+SQUARED = "wanda squared, layer, dense inputs"
 
 
 @torch.no_grad()
-def by_dense_inputs(model: Any, ids: torch.Tensor, amount: str) -> None:
-    """As torchao does it: all inputs are looked at before any block is pruned, which ours does not do."""
+def as_torchao(model: Any, ids: torch.Tensor, amount: str) -> None:
+    """torchao's rule, to have something of the same kind to measure it by: all inputs are looked at before
+    any block is pruned, and a weight counts by its input's squared norm, where Wanda has the norm.
+    """
     how = plan(refine=None, pattern=amount) if ":" in amount else plan(sparsity=float(amount), scope="layer")
     blocks = blocks_of(model)
     passes = Passes(model, blocks, ids)
@@ -39,13 +41,14 @@ def by_dense_inputs(model: Any, ids: torch.Tensor, amount: str) -> None:
         passes.hidden = passes.through(number)
     for inputs, block in zip(found, blocks, strict=True):
         for matrix in block.matrices:
-            matrix.weight *= how.pattern.select(wanda(matrix.weight, inputs[matrix.name]))
+            power = inputs[matrix.name].power.to(matrix.weight.dtype)
+            matrix.weight.mul_(how.pattern.select(magnitude(matrix.weight) * power))
 
 
 def prune(model: Any, ids: torch.Tensor, method: str, amount: str) -> None:
     """By `modicum.prune`."""
-    if method == DENSE:
-        by_dense_inputs(model, ids, amount)
+    if method == SQUARED:
+        as_torchao(model, ids, amount)
         return
     grouped = ":" in amount
     how = {name: value for name, value in WAYS[method].items() if not (grouped and name == "scope")}

@@ -65,8 +65,9 @@ def main(prune: Pruner) -> None:
     start = time.perf_counter()
     prune(model, tensors["calibration"], asked.method, asked.amount)
     seconds = time.perf_counter() - start
-    most = peak() - before
+    most = peak()
     gone = sum(int((module.weight == 0).sum()) for _, module in linears(model))
     total = sum(module.weight.numel() for _, module in linears(model))
-    told = {"perplexity": perplexity(model, tensors["held"]), "seconds": seconds, "peak": most}
-    print(json.dumps(told | {"sparsity": gone / total}))
+    told = {"perplexity": perplexity(model, tensors["held"]), "seconds": seconds}
+    told |= {"peak": most - before, "resident": most, "sparsity": gone / total}
+    print(json.dumps(told))

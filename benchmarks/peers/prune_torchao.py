@@ -1,4 +1,8 @@
-"""torchao's Wanda, in its own environment. It ranks a layer's weights together, by dense inputs."""
+"""torchao's Wanda, in its own environment.
+
+It ranks a layer's weights together, by dense inputs, and by |W| times the squared norm of the input, where
+the paper has the norm.
+"""
 
 from __future__ import annotations
 
