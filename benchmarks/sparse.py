@@ -50,7 +50,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         mask = Rows(share).select(weight.abs())
         sparse = torch.where(mask, weight, 0.0)
         csr = sparse.to_sparse_csr()
-        layer = packed.PackedLinear(packed.pack(mask), weight[mask], SIZE, None, packed.Room())
+        layer = packed.PackedLinear(packed.pack(mask), weight[mask], SIZE, None)
         for batch in BATCHES:
             x = torch.randn(batch, SIZE)
             forms: dict[str, Callable[[], Tensor]] = {

@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_packed_layer_computes_what_the_dense_one_does() -> None:
     w = torch.randn(5, 13)
     mask = Rows(0.6).select(w.abs())
-    layer = packed.PackedLinear(packed.pack(mask), w[mask], 13, torch.ones(5), packed.Room())
+    layer = packed.PackedLinear(packed.pack(mask), w[mask], 13, torch.ones(5))
     x = torch.randn(3, 13)
     assert torch.equal(layer(x), torch.nn.functional.linear(x, torch.where(mask, w, 0.0), torch.ones(5)))
     assert torch.equal(packed.unpack(packed.pack(mask), 13), mask)

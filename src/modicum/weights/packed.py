@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -42,6 +43,10 @@ def pack(mask: Tensor) -> Tensor:
 
 def unpack(bits: Tensor, d: int) -> Tensor:
     """[..., ⌈d/8⌉] uint8 -> [..., d] bool."""
+    if bits.device.type == "cpu":  # numpy has it ready made
+        return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1, count=d, bitorder="little")).view(
+            torch.bool
+        )
     each = (bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
     return each.flatten(-2)[..., :d].bool()
 
@@ -191,20 +196,17 @@ class PackedLinear(nn.Module):
         bits: [out, ⌈d/8⌉] uint8, as `pack` has it.
         values: [nnz], those kept, row by row; of any dtype that holds them.
         width: d.
-        room: what such layers share.
     """
 
-    def __init__(self, bits: Tensor, values: Tensor, width: int, bias: Tensor | None, room: Room) -> None:
+    def __init__(self, bits: Tensor, values: Tensor, width: int, bias: Tensor | None) -> None:
         super().__init__()
         self.in_features, self.out_features = width, bits.shape[0]
         kept = unpack(bits, width).sum(1)
         self.register_buffer("bits", bits)
-        # One more, as the place of a removed weight is that of the next kept one.
-        self.register_buffer("values", F.pad(values, (0, 1)))
+        self.register_buffer("values", values)
         # Where each row starts in them; on the host, so that a GPU need not be waited for.
         self._starts = [0, *kept.cumsum(0).tolist()]
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self._room = room
 
     def forward(self, inputs: Tensor) -> Tensor:
         bits, values = self.get_buffer("bits"), self.get_buffer("values")
@@ -212,48 +214,10 @@ class PackedLinear(nn.Module):
         parts = []
         for start in range(0, self.out_features, size):
             end = min(start + size, self.out_features)
-            own = values[self._starts[start] : self._starts[end] + 1]
-            weight = self._room.unpack(bits[start:end], own, self.in_features).to(inputs.dtype)
+            mask = unpack(bits[start:end], self.in_features)
+            weight = torch.zeros(mask.shape, dtype=inputs.dtype, device=inputs.device)
+            own = values[self._starts[start] : self._starts[end]]
+            weight.masked_scatter_(mask, own.to(inputs.dtype))
             parts.append(F.linear(inputs, weight))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return out if self.bias is None else out + self.bias
-
-
-class Room:
-    """Where packed layers unpack: tables by a byte of the mask, and scratch, for all of them."""
-
-    def __init__(self) -> None:
-        self._at = torch.device("meta")
-        self._index, self._gone = torch.empty(0), torch.empty(0)
-
-    def unpack(self, bits: Tensor, values: Tensor, width: int) -> Tensor:
-        """[r, width], zeros where removed, of bits [r, ⌈width/8⌉] and the values kept, with one to spare."""
-        if self._at != bits.device:
-            self._tables(bits.device)
-        rows, columns = bits.shape
-        number = bits.flatten().int()
-        count = self._count.index_select(0, number)
-        before = count.cumsum(0, dtype=torch.int32) - count
-        places = self._room(rows * columns, torch.int32, "_index")
-        torch.index_select(self._place, 0, number, out=places)
-        places += before.unsqueeze(1)
-        gone = self._room(rows * columns, torch.bool, "_gone")
-        torch.index_select(self._removed, 0, number, out=gone)
-        found = values.index_select(0, places.view(-1)).masked_fill_(gone.view(-1), 0)
-        return found.view(rows, 8 * columns)[:, :width]
-
-    def _tables(self, device: torch.device) -> None:
-        """Of each byte: how many are kept, the place of each bit among them, and which are removed."""
-        kept = (torch.arange(256, device=device).unsqueeze(1) >> torch.arange(8, device=device)) & 1
-        self._count = kept.sum(1, dtype=torch.int32)
-        self._place = (kept.cumsum(1) - kept).int()
-        self._removed = kept == 0
-        self._at = device
-
-    def _room(self, size: int, dtype: torch.dtype, name: str) -> Tensor:
-        """[size, 8] of the scratch."""
-        there: Tensor = getattr(self, name)
-        if there.dtype != dtype or there.device != self._at or len(there) < size:
-            there = torch.empty(size, 8, dtype=dtype, device=self._at)
-            setattr(self, name, there)
-        return there[:size]

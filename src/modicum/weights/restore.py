@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from modicum.errors import ModelError
 from modicum.weights import packed
-from modicum.weights.packed import PackedLinear, Room
+from modicum.weights.packed import PackedLinear
 
 Form = Literal["dense", "packed"]
 
@@ -53,14 +53,13 @@ def restore(folder: Path, dtype: torch.dtype | str, form: Form = "dense") -> Pre
             f"{folder / packed.FILE} and its config.json are not of one model: {(lost or unknown)[0]} is "
             f"{'missing' if lost else 'not known'}; prune the model again"
         )
-    room = Room()
     for name, owner in linear.items():
         where, _, own = name.removesuffix(".weight").rpartition(".")
         bits, values = tensors[f"{name}.mask"], tensors[f"{name}.values"]
         if values.itemsize > owner.weight.itemsize:
             values = values.to(owner.weight.dtype)
         bias = None if owner.bias is None else owner.bias.data
-        layer = PackedLinear(bits, values, owner.in_features, bias, room)
+        layer = PackedLinear(bits, values, owner.in_features, bias)
         setattr(model.get_submodule(where), own, layer)
     found: PreTrainedModel = model
     return found
