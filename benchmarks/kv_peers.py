@@ -7,7 +7,6 @@ times are of one machine and one moment.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from dataclasses import asdict, replace
@@ -25,7 +24,6 @@ from rich.progress import track
 from subject import QUICK, Settings
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DOCS = _ROOT / "docs"
 PEERS = {"kvpress": ".venv-kvpress", "transformers": ".venv-transformers"}
 
 
@@ -123,11 +121,7 @@ def main() -> None:
         "settings": asdict(settings),
         "peers": peers,
     }
-    text = section(raw)
-    if not asked.quick:
-        (_DOCS / "benchmarks_peers.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-        report.write(text, _DOCS / "benchmarks.md", "peers")
-    print(text)
+    report.publish(raw, section, "peers", keep=not asked.quick)
     sys.stdout.flush()
 
 

@@ -323,10 +323,7 @@ def main() -> None:
     if not (asked.quick or asked.without_costs or raw.get("costs")):
         raw["costs"] = [fresh.answer(Path(__file__).name, [f"--costs={way}"]) for way in COSTS]
     save()
-    text = section(raw)
-    if not asked.quick:
-        report.write(text, _DOCS / "benchmarks.md", "prune")
-    print(text)
+    report.publish(raw, section, "prune", keep=not asked.quick)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ written, loaded from the file, asked. Run by `make bench-prune`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from datetime import datetime
@@ -23,7 +22,6 @@ from modicum.evaluation.grid import Grid
 from modicum.weights import packed
 from modicum.weights.entry import save
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
 WEIGHTS = {"dense": None, "50 %": "ALPS", "60 %": "ALPS", "70 %": "ALPS"}
 """How much of the linear layers goes, and by which way."""
 CACHES = {"full": "full", "a half": "50%", "a quarter": "25%", "an eighth": "12.5%"}
@@ -38,9 +36,7 @@ def measure(samples: int, folder: Path) -> list[dict[str, Any]]:
     for amount, way in WEIGHTS.items():
         subject = Subject("reference", text, 0)
         if way is None:
-            tensors = (value for _, value in packed.untied(subject.model))
-            size = sum(value.numel() * packed.narrow(value).itemsize for value in tensors)
-            name = "reference"
+            size, name = packed.dense_bytes(subject.model), "reference"
         else:
             made = subject.prune(TEXTS[1], WAYS[way] | AMOUNTS[amount])
             name = str(folder / amount.split()[0])
@@ -112,11 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raw: dict[str, Any] = {"found": measure(2 if asked.quick else asked.samples, Path(folder))}
     raw |= machine.since(started)
-    text = section(raw)
-    if not asked.quick:
-        (_DOCS / "benchmarks_prune_cache.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-        report.write(text, _DOCS / "benchmarks.md", "prune-cache")
-    print(text)
+    report.publish(raw, section, "prune-cache", keep=not asked.quick)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from modicum.loading import find
 from modicum.weights import calibration
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DOCS = _ROOT / "docs"
 _PEERS = Path(__file__).resolve().parent / "peers"
 SYSTEMS = {
     "torchao": (_ROOT / ".venv-torchao/bin/python", "prune_torchao.py"),
@@ -131,12 +130,7 @@ def main() -> None:
     amounts = ("0.6",) if asked.quick else tuple(asked.amounts.split(","))
     raw: dict[str, Any] = {"found": measure(1 if asked.quick else asked.seeds, amounts)}
     raw |= machine.since(started)
-    if not asked.quick:  # before the table is made: the runs are dear
-        (_DOCS / "benchmarks_prune_peers.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-    text = section(raw)
-    if not asked.quick:
-        report.write(text, _DOCS / "benchmarks.md", "prune-peers")
-    print(text)
+    report.publish(raw, section, "prune-peers", keep=not asked.quick)
 
 
 if __name__ == "__main__":

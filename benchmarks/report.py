@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from peak import FULL
 from speed import BARE
 from subject import EVERY, FLOOR, PRIME
 
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
 _BEGIN, _END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
 # What was promised before anything was measured (ratios, except for slots and chunks).
@@ -59,6 +61,17 @@ def write(text: str, path: Path, name: str = "benchmarks") -> None:
         raise SystemExit(f"{path} must hold '{begin}' and then '{end}', each once")
     before, after = page.split(begin)[0], page.split(end)[1]
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def publish(raw: Raw, section: Callable[[Raw], str], name: str, keep: bool) -> None:
+    """Print a section of the page of results; keep: write it there, and first what it is made of."""
+    if keep:
+        path = _DOCS / f"benchmarks_{name.replace('-', '_')}.json"
+        path.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    text = section(raw)
+    if keep:
+        write(text, _DOCS / "benchmarks.md", name)
+    print(text)
 
 
 def _head(raw: Raw) -> str:

@@ -180,12 +180,9 @@ def main() -> None:
         "settings": {"tokens": asked.tokens, "budget": asked.budget, "chunk": asked.chunk},
         "points": points,
     }
-    text = section(raw)
+    report.publish(raw, section, "scaling", keep=not asked.quick)
     if not asked.quick:
-        (_DOCS / "benchmarks_scaling.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-        report.write(text, _DOCS / "benchmarks.md", "scaling")
         paint(_DOCS / "benchmarks_scaling.png", lambda: draw(raw))
-    print(text)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ form (unpacked each time); and a pruned model in both forms: bytes on disk, in m
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import machine
@@ -25,7 +23,6 @@ from modicum.weights import packed
 from modicum.weights.entry import save
 from modicum.weights.pattern import Rows
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
 SIZE = 2_048
 SHARES = (0.5, 0.7, 0.9, 0.95)
 BATCHES = (1, 32)
@@ -75,7 +72,7 @@ def forms(rounds: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     model, tokenizer = modicum.load("reference", dtype="float32")
     ids = torch.randint(0, 2_000, (4, 64))
-    dense_file = sum(v.numel() * packed.narrow(v).itemsize for _, v in packed.untied(model))
+    dense_file = packed.dense_bytes(model)
     made = modicum.prune(model, ids, sparsity=0.6, refine=None)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -155,11 +152,7 @@ def main() -> None:
     rounds = 1 if asked.quick else asked.rounds
     raw: dict[str, Any] = {"times": measure(rounds), "forms": forms(rounds)}
     raw |= machine.since(started)
-    text = section(raw)
-    if not asked.quick:
-        (_DOCS / "benchmarks_sparse.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-        report.write(text, _DOCS / "benchmarks.md", "sparse")
-    print(text)
+    report.publish(raw, section, "sparse", keep=not asked.quick)
 
 
 if __name__ == "__main__":

@@ -260,11 +260,7 @@ def main() -> None:
         raw["served"] = serve_all(asked.quick, rounds, asked.requests, asked.new)
         raw |= machine.since(started)
     raw["steps"], raw["steps_date"] = step_all(repeats), f"{started:%Y-%m-%d}"
-    text = section(raw)
-    if not asked.quick:
-        path.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-        report.write(text, _DOCS / "benchmarks.md", "vllm")
-    print(text)
+    report.publish(raw, section, "vllm", keep=not asked.quick)
 
 
 if __name__ == "__main__":

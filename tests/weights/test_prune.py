@@ -18,7 +18,9 @@ from modicum.weights import layers as budgets
 from modicum.weights import packed
 from modicum.weights.blocks import blocks_of
 from modicum.weights.pattern import Blocks, Groups, Rows
-from modicum.weights.prune import PruneReport, perplexity, plan, prune
+from modicum.weights.perplexity import perplexity
+from modicum.weights.plan import plan
+from modicum.weights.prune import PruneReport, prune
 from modicum.weights.state import State
 from tests.weights.models import FAMILIES, build, ids
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import modicum
 from modicum.errors import ModelError
 from modicum.weights import semi
+from modicum.weights.entry import save
 from modicum.weights.plan import plan
 from modicum.weights.prune import prune
 from tests.weights.models import build, ids
@@ -50,8 +51,6 @@ def test_without_such_a_gpu_a_model_stays_dense_and_says_so(tmp_path: Path) -> N
     report = modicum.prune(
         model, torch.randint(0, 100, (2, 16)), pattern="2:4", refine=None, method="magnitude"
     )
-    from modicum.weights.entry import save
-
     save(report, model, tokenizer, tmp_path)
     with pytest.warns(UserWarning, match="weights stay dense: cpu has no 2:4 products"):
         again, _ = modicum.load(tmp_path, weights="2:4", device="cpu")

@@ -17,7 +17,8 @@ from modicum.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOpti
 from modicum.errors import InputError
 
 if TYPE_CHECKING:
-    from modicum.weights.prune import Progress, PruneReport
+    from modicum.weights.progress import Progress
+    from modicum.weights.prune import PruneReport
 
 
 def prune(
@@ -63,7 +64,7 @@ def prune(
     from modicum.weights import calibration as calibrate
     from modicum.weights.entry import prune as run
     from modicum.weights.entry import save
-    from modicum.weights.packed import narrow, untied
+    from modicum.weights.packed import dense_bytes
     from modicum.weights.perplexity import perplexity
 
     if sparsity is None and pattern is None and budget is None:
@@ -88,7 +89,7 @@ def prune(
             progress=progress,
         )
     after = perplexity(lm, ids[sequences:])
-    size_dense = sum(value.numel() * narrow(value).itemsize for _, value in untied(lm))
+    size_dense = dense_bytes(lm)
     size_packed = None
     if out is not None:
         size_packed = save(found, lm, tokenizer, out)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modicum.weights.pattern import Blocks, Pattern
-from modicum.weights.solve import DAMPING, on_support
+from modicum.weights.solve import DAMPING, damped, on_support
 from modicum.weights.statistics import Statistics
 
 STEPS = 300
@@ -34,8 +34,7 @@ def alps(
         weight: [out, d].
         steps: at most.
     """
-    matrix = inputs.damped(damping).double().to(weight.device)
-    matrix.diagonal()[matrix.diagonal() == 0] = 1.0  # all inputs are zero
+    matrix = damped(inputs, damping).to(weight.device)
     scale = matrix.diagonal().sqrt()
     unit = matrix / torch.outer(scale, scale)
     w = weight.double()

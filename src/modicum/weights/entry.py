@@ -18,7 +18,9 @@ from modicum.weights.blocks import blocks_of
 from modicum.weights.dsnot import DSnoT
 from modicum.weights.layers import MOST
 from modicum.weights.pattern import Rows
-from modicum.weights.prune import Progress, PruneReport, plan
+from modicum.weights.plan import plan
+from modicum.weights.progress import Progress
+from modicum.weights.prune import PruneReport
 from modicum.weights.prune import prune as run
 from modicum.weights.state import State
 from modicum.weights.swap import Swap

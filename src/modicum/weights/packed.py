@@ -86,6 +86,11 @@ def untied(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, value
 
 
+def dense_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights in a file that has all of them, stored as narrowly as here."""
+    return sum(value.numel() * narrow(value).itemsize for _, value in untied(model))
+
+
 def tensors_of(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What goes into the file, and what its header tells: shapes of pruned weights, dtypes of all; tied
     weights once.

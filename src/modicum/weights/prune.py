@@ -13,10 +13,8 @@ from transformers import PreTrainedModel
 
 from modicum.weights.blocks import blocks_of, one_by_one
 from modicum.weights.layer import Layer
-from modicum.weights.perplexity import perplexity as perplexity
 from modicum.weights.plan import Plan
-from modicum.weights.plan import plan as plan
-from modicum.weights.progress import Progress as Progress
+from modicum.weights.progress import Progress
 from modicum.weights.shares import shares_of
 from modicum.weights.state import State
 from modicum.weights.walk import walk
@@ -100,6 +98,7 @@ def prune(
                 shares=shares,
                 tokens=ids.numel(),
             )
+            tell("pruning", 0, len(blocks))
             for number, done in enumerate(walk(model, blocks, ids, how, shares, state)):
                 tell("pruning", number + 1, len(blocks))
                 for row, mask in done:

@@ -16,6 +16,14 @@ BLOCK = 128
 """Columns that are settled before the rest is told (SparseGPT's own)."""
 
 
+def damped(inputs: Statistics, damping: float) -> Tensor:
+    """[d, d] H = G + damping · mean(diag G) · I, float64; 1 on the diagonal where all inputs are zero."""
+    matrix = inputs.damped(damping).double()
+    diagonal = matrix.diagonal()
+    diagonal[diagonal == 0] = 1.0
+    return matrix
+
+
 def factor(inputs: Statistics, damping: float = DAMPING) -> Tensor:
     """[d, d] U, upper, with UᵀU = H⁻¹, H = G + damping · mean(diag G) · I; float64.
 
@@ -23,10 +31,7 @@ def factor(inputs: Statistics, damping: float = DAMPING) -> Tensor:
         InputError: H cannot be factored even with a thousand times the damping.
     """
     for attempt in range(_TRIES):
-        matrix = inputs.damped(damping * 10**attempt).double()
-        dead = matrix.diagonal() == 0
-        matrix.diagonal()[dead] = 1.0  # all inputs are zero
-        lower, failed = torch.linalg.cholesky_ex(matrix)
+        lower, failed = torch.linalg.cholesky_ex(damped(inputs, damping * 10**attempt))
         if int(failed):
             continue
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
@@ -90,9 +95,7 @@ def least_squares(weight: Tensor, inputs: Statistics, mask: Tensor) -> Tensor:
     """[out, d] float64: the weights on a mask that make the layer's damped error least, row by row:
     W H_{:,S} (H_SS)⁻¹ (a fixed-support solve, as in ALPS: Meng et al., 2024).
     """
-    matrix = inputs.damped(DAMPING).double()
-    dead = matrix.diagonal() == 0
-    matrix.diagonal()[dead] = 1.0  # all inputs are zero
+    matrix = damped(inputs, DAMPING)
     return on_support(matrix, weight.to(matrix.device, torch.float64), mask.to(matrix.device))
 
 

@@ -37,6 +37,8 @@ def walk(
     """
     passes = Passes(model, blocks, ids)
     for number, block in enumerate(blocks):
+        if number:
+            passes.hidden = passes.through(number - 1)
         done = None if state is None else state.load(number, block.matrices)
         if done is None:
             gathered = gather(passes, number, block, how)
@@ -45,7 +47,6 @@ def walk(
             if state is not None:
                 state.save(number, block.matrices, done)
         yield done
-        passes.hidden = passes.through(number)
 
 
 def gather(passes: Passes, number: int, block: Block, how: Plan) -> dict[str, Statistics]:
@@ -78,8 +79,17 @@ def _prune(
     weight = matrix.weight
     known = inputs.tokens > 0
     refine = how.refine if known and (how.where == "all" or matrix.of_attention) else None
-    first, moved = _choose(weight, inputs, how, pattern, alone=refine is None)
-    mask, capped = _refine(weight, first, inputs, how, pattern, refine)
+    found = _at_once(weight, inputs, how, pattern) if known and refine is None else None
+    moved: Tensor | None = None
+    if found is None:
+        start = score(how.method, weight, inputs)
+        if isinstance(pattern, Blocks) and how.method in SQUARED:
+            start = start.square()
+        first = alps(weight, inputs, pattern)[1] if how.method == "alps" and known else pattern.select(start)
+        mask, capped = _refine(weight, first, inputs, start, how, pattern, refine)
+    else:
+        moved, first = found
+        mask, capped = first, 0
     if how.update == "none" or not known:
         moved = torch.where(mask, weight.double(), 0.0)
     elif moved is None:
@@ -113,39 +123,33 @@ def _prune(
     return row, mask
 
 
-def _choose(
-    weight: Tensor, inputs: Statistics, how: Plan, pattern: Pattern, alone: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The mask to start from, and the weights on it if the method has found them on the way.
-
-    alone: whether no refinement follows, so that weights may move while the mask is chosen.
+def _at_once(
+    weight: Tensor, inputs: Statistics, how: Plan, pattern: Pattern
+) -> tuple[Tensor | None, Tensor] | None:
+    """Weights and mask of a method that finds them together, the weights only where they are its update's;
+    None where the mask is chosen by a score.
     """
-    if how.method == "alps" and inputs.tokens:
+    if how.method == "alps":
         moved, mask = alps(weight, inputs, pattern)
-        return mask, moved if alone and how.update == "lsq" else None
-    on_the_way = how.method == "sparsegpt" and how.update != "none" and not isinstance(pattern, Blocks)
-    if on_the_way and inputs.tokens and alone:
+        return moved if how.update == "lsq" else None, mask
+    if how.method == "sparsegpt" and how.update != "none" and not isinstance(pattern, Blocks):
         moved, mask = sweep(weight, inputs, pattern)
-        return mask, moved if how.update == "obs" else None
-    return pattern.select(_start(weight, inputs, how, pattern)), None
-
-
-def _start(weight: Tensor, inputs: Statistics, how: Plan, pattern: Pattern) -> Tensor:
-    found = score(how.method, weight, inputs)
-    return found.square() if isinstance(pattern, Blocks) and how.method in SQUARED else found
+        return moved if how.update == "obs" else None, mask
+    return None
 
 
 def _refine(
     weight: Tensor,
     mask: Tensor,
     inputs: Statistics,
+    start: Tensor,
     how: Plan,
     pattern: Pattern,
     refine: DSnoT | Swap | None,
 ) -> tuple[Tensor, int]:
-    """The better mask, and the number of rows at which it might have gone on."""
+    """The better mask, and the number of rows at which it might have gone on. start: the mask's scores."""
     if isinstance(refine, DSnoT):
-        return dsnot.refine(refine, weight, mask, inputs, _start(weight, inputs, how, pattern), pattern), 0
+        return dsnot.refine(refine, weight, mask, inputs, start, pattern), 0
     if isinstance(refine, Swap):
         found = swap.refine(replace(refine, centred=how.bias_correct), weight, mask, inputs, pattern)
         return found.mask, found.capped
