@@ -18,12 +18,16 @@ from modicum.weights.dsnot import DSnoT
 from modicum.weights.pattern import Blocks, Groups, Pattern, Rows
 from modicum.weights.scores import score, wanda
 from modicum.weights.statistics import Statistics
-from tests.weights.layers import layer, loss
+from tests.bounds import FUNCTION, Clear, gamma
+from tests.weights.layers import assert_no_worse, layer, loss, loss_bound
+
+SINGLE, DOUBLE = torch.float32, torch.float64
 
 
 def by_loop(how: DSnoT, w: Tensor, mask: Tensor, seen: Statistics, start: Tensor, pattern: Pattern) -> Tensor:
-    """Row by row, candidate by candidate."""
+    """Row by row, candidate by candidate. Asserts that no decision is nearer than its rounding in float64."""
     out, d = mask.clone(), w.shape[1]
+    clear = Clear()
     variance = seen.variance if how.variance == "pooled" else seen.variance_within
     floor = 1e-12 * float(variance.mean())
     v = [max(float(x), floor) for x in variance]
@@ -36,11 +40,18 @@ def by_loop(how: DSnoT, w: Tensor, mask: Tensor, seen: Statistics, start: Tensor
         to_prune = set(range(d)) - to_grow
         error = float(torch.where(mask[i], 0.0, w[i].double() * seen.mean).sum())
         first = math.copysign(1, error) if error else 0
+        # A sum of d products, and one more for each move.
+        unsure = 2 * gamma(d + 1 + 2 * how.moves(d), DOUBLE) * sum(map(abs, c))
         for _ in range(how.moves(d)):
             sign = math.copysign(1, error) if error else 0
+            clear.note(error, unsure)
+            if math.isfinite(how.threshold):
+                clear.note(abs(error) - how.threshold, unsure)
             growable = sorted(j for j in to_grow if c[j] * sign > 0)
             if not growable or abs(error) <= how.threshold:
                 break
+            growth = [-sign * c[j] / v[j] ** how.var_power for j in growable]
+            clear.note_best(growth, gamma(2 + 2 * FUNCTION, DOUBLE))
             p = max(growable, key=lambda j: (sign * c[j] / v[j] ** how.var_power, -j))
             if grouped:
                 assert isinstance(pattern, Groups)
@@ -54,25 +65,31 @@ def by_loop(how: DSnoT, w: Tensor, mask: Tensor, seen: Statistics, start: Tensor
             if not prunable:
                 to_grow.discard(p)
                 continue
-            u = min(prunable, key=lambda j: (float(prune_by[i, j]), j))
+            u = min(prunable, key=lambda j: (float(prune_by[i, j]), j))  # the very scores that are read
             after = error + c[u] - c[p]
+            if stop_at_sign:
+                clear.note(after, unsure)
             if stop_at_sign and (math.copysign(1, after) if after else 0) != first:
                 break
             to_grow.discard(p)
             if how.guarded:
                 new = out[i].clone()
                 new[p], new[u] = True, False
-                now, then = (
-                    float(loss(w[i : i + 1], torch.where(m, w[i], 0.0)[None], seen.matrix))
-                    for m in (out[i], new)
-                )
+                row, both = w[i : i + 1], [torch.where(m, w[i], 0.0)[None] for m in (out[i], new)]
+                now, then = (float(loss(row, sparse, seen.matrix)) for sparse in both)
+                # The gradient is carried on from move to move.
+                slack = max(float(loss_bound(row, sparse, seen.matrix)) for sparse in (*both, 0 * row))
+                clear.note(then - now, (2 + how.moves(d)) * slack)
                 if then >= now:
                     continue
-            elif how.overshoot == "refuse" and abs(after) >= abs(error):
-                continue
+            elif how.overshoot == "refuse":
+                clear.note(abs(after) - abs(error), unsure)
+                if abs(after) >= abs(error):
+                    continue
             out[i, p], out[i, u] = True, False
             to_prune.discard(u)
             error = after
+    assert clear.least > 1, "a decision of the loop is nearer than its rounding: take another seed"
     return out
 
 
@@ -121,10 +138,11 @@ def test_a_case_by_hand() -> None:
     w, seen, mask = _hand()
     found = dsnot.refine(DSnoT(cycles=4), w, mask, seen, w.abs(), Rows(0.5))
     assert found.tolist() == [[True, False, False, True]]
-    torch.testing.assert_close(seen.matrix, torch.eye(4, dtype=torch.float64) + 1)
+    assert torch.equal(seen.matrix, torch.eye(4, dtype=torch.float64) + 1)  # small whole numbers
     before, after = (float(loss(w, torch.where(m, w, 0.0), seen.matrix)) for m in (mask, found))
-    assert before == pytest.approx(1.22, abs=1e-6)
-    assert after == pytest.approx(0.56, abs=1e-6)
+    # The weights are rounded to fp32, and squared in float64; 2.24 and 0.82 are sums without cancellation.
+    assert before == pytest.approx(1.22, rel=gamma(3, SINGLE))
+    assert after == pytest.approx(0.56, rel=gamma(3, SINGLE))
 
 
 def test_nothing_to_do_leaves_the_mask() -> None:
@@ -141,7 +159,10 @@ def test_nothing_to_do_leaves_the_mask() -> None:
 @settings(max_examples=40)
 @given(seed=st.integers(0, 200), cycles=st.integers(1, 24), allow=st.booleans())
 def test_moves_lower_the_expected_error_iff_they_are_small(seed: int, cycles: int, allow: bool) -> None:
-    """|E| falls iff |c_p| + |c_u| < 2·|E|; the default takes no other move, the paper's does."""
+    """|E| falls iff |c_p| + |c_u| < 2·|E|; the default takes no other move, the paper's does.
+
+    Where both sides are equal but for rounding, either answer is right.
+    """
     w, seen, _ = layer(6, 20, seed)
     start = wanda(w, seen)
     mask = Rows(0.6).select(start)
@@ -159,14 +180,17 @@ def test_moves_lower_the_expected_error_iff_they_are_small(seed: int, cycles: in
             moved = abs(float(w[i, p[0]].double() * seen.mean[p[0]])) + abs(
                 float(w[i, u[0]].double() * seen.mean[u[0]])
             )
-            assert (float(f[i]) < float(e[i])) == (moved < 2 * float(e[i]))
+            unsure = 4 * gamma(20 + 2 * cycles, DOUBLE) * float((w[i].double() * seen.mean).abs().sum())
+            if abs(moved - 2 * float(e[i])) > unsure:
+                assert (float(f[i]) < float(e[i])) == (moved < 2 * float(e[i]))
             if not allow:
-                assert float(f[i]) < float(e[i])
+                assert float(f[i]) < float(e[i]) + unsure
 
 
 @settings(max_examples=30)
 @given(seed=st.integers(0, 100), factor=st.sampled_from([0.25, 4.0]))
 def test_scale_of_weights_and_inputs_does_not_matter(seed: int, factor: float) -> None:
+    """The factors are powers of two: every number is scaled without rounding, so masks are equal."""
     w, seen, a = layer(5, 16, seed)
     start = wanda(w, seen)
     mask = Rows(0.5).select(start)
@@ -186,9 +210,8 @@ def test_the_guard_never_lets_the_error_rise(seed: int) -> None:
     w, seen, _ = layer(8, 24, seed)
     start = score("magnitude", w, seen)
     mask = Rows(0.6).select(start)
-    before = loss(w, torch.where(mask, w, 0.0), seen.matrix)
     found = dsnot.refine(DSnoT.guard(), w, mask, seen, start, Rows(0.6))
-    assert bool((loss(w, torch.where(found, w, 0.0), seen.matrix) <= before * (1 + 1e-9)).all())
+    assert_no_worse(w, torch.where(found, w, 0.0), torch.where(mask, w, 0.0), seen.matrix)
 
 
 def test_the_papers_settings_may_raise_the_error_and_ours_do_far_less() -> None:

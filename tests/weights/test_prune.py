@@ -22,6 +22,7 @@ from modicum.weights.perplexity import perplexity
 from modicum.weights.plan import plan
 from modicum.weights.prune import PruneReport, prune
 from modicum.weights.state import State
+from tests.bounds import LAMBDA, exactly, gamma, network_error
 from tests.weights.models import FAMILIES, build, ids
 
 
@@ -64,7 +65,9 @@ def test_what_is_pruned_is_of_the_pattern_and_all_else_stays(family: str, how: d
             assert torch.equal(value, before[name])
     for row in report.table:
         if row.error_before is not None and row.error_refined is not None and how.get("refine") == "swap":
-            assert row.error_refined <= row.error_before * (1 + 1e-9)
+            assert (
+                row.error_refined <= row.error_before
+            )  # a swap lowers it far more than rounding; none is none
     assert math.isfinite(perplexity(model, ids(2, seed=9)))
 
 
@@ -86,7 +89,13 @@ def test_each_block_sees_the_inputs_that_pruned_blocks_give() -> None:
             hook.remove()
         for name, norm in norms.items():
             weight = whole.get_submodule(name).weight.data
-            mask = Rows(0.5).select(weight.abs() * norm.sqrt().float())
+            score = weight.abs() * norm.sqrt().float()
+            mask = Rows(0.5).select(score)
+            # Statistics sum in float64, these hooks' inputs went through the model in fp32, and so do scores.
+            share = 2 * LAMBDA * network_error(whole, 32) + gamma(4, torch.float32)
+            order = score.sort(dim=1).values
+            low, high = order[:, Rows(0.5).removed(score.shape[1]) - 1 :].T[:2]
+            assert bool((high - low > 2 * share * high).all()), "a choice is nearer than its rounding"
             weight[~mask] = 0
             assert torch.equal(model.get_submodule(name).weight, weight)
 
@@ -110,22 +119,22 @@ def test_blocks(pattern: Blocks) -> None:
 @pytest.mark.parametrize("layers", ["owl", "atp"])
 def test_layer_budgets_keep_the_whole(layers: str) -> None:
     report = prune(build("llama"), ids(8), plan(sparsity=0.6, refine=None, layers=layers))
-    assert sum(report.shares) / 2 == pytest.approx(0.6, abs=1e-9)
-    assert report.achieved == pytest.approx(0.6, abs=0.05)
+    assert sum(report.shares) / 2 == exactly(0.6)
+    assert report.achieved == pytest.approx(0.6, abs=1 / 16)  # rows of 16 or 24 lose whole weights
 
 
 def test_owl_and_atp_are_written_as_their_formulas() -> None:
     shares = budgets.owl([0.1, 0.3, 0.2], 0.7)
-    assert sum(shares) / 3 == pytest.approx(0.7)
+    assert sum(shares) / 3 == exactly(0.7)
     assert shares[0] > shares[2] > shares[1]
-    assert max(shares) - min(shares) == pytest.approx(0.16)
+    assert max(shares) - min(shares) == exactly(0.16)
     assert budgets.owl([0.1, 0.1], 0.7) == [0.7, 0.7]
     slopes = budgets.atp(4, 0.7, 0.1)
-    assert [b - a for a, b in itertools.pairwise(slopes)] == pytest.approx([0.1] * 3)
-    assert sum(slopes) / 4 == pytest.approx(0.7)
+    assert [b - a for a, b in itertools.pairwise(slopes)] == exactly([0.1] * 3)
+    assert sum(slopes) / 4 == exactly(0.7)
     clipped = budgets.spread([1.2, 0.8, -0.3], [10, 30, 20], 0.6)
     assert all(0 <= s <= 0.98 for s in clipped)
-    assert sum(n * s for n, s in zip([10, 30, 20], clipped, strict=True)) / 60 == pytest.approx(0.6)
+    assert sum(n * s for n, s in zip([10, 30, 20], clipped, strict=True)) / 60 == exactly(0.6)
     with pytest.raises(InputError, match=r"above 0\.98"):
         budgets.spread([0.99], [1], 0.99)
 
@@ -147,7 +156,7 @@ def test_atp_is_never_worse_than_uniform_on_its_tuning_text() -> None:
                 room._prune(m, gathered[m.name], chosen, chosen.at(shares[number]), number)
             passes.hidden = passes.through(number)
         found.append(perplexity(again, tuning))
-    assert found[1] <= found[0] * (1 + 1e-9)
+    assert found[1] <= found[0]  # the one it compared, by the same operations
 
 
 def test_a_bias_can_make_up_for_the_expected_error() -> None:
@@ -327,7 +336,7 @@ def test_an_expert_that_no_token_reached_is_pruned_by_size() -> None:
         base, _, index = row.name.partition("[")
         weight = dense[base][int(index[:-1])]
         assert torch.equal(report.masks[base][int(index[:-1])], Rows(0.5).select(weight.abs()))
-    assert json.loads(json.dumps(report.to_dict()))["achieved"] == pytest.approx(0.5)
+    assert json.loads(json.dumps(report.to_dict()))["achieved"] == exactly(0.5)
 
 
 def test_groups_are_kept_by_the_sweep_too() -> None:

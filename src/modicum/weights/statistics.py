@@ -102,14 +102,18 @@ class Statistics:
 
     @property
     def matrix(self) -> Tensor:
-        """[d, d] G = AᵀA / n.
+        """[d, d] G = AᵀA / n, exactly symmetric.
+
+        The parts are products in fp32, whose two triangles may be rounded differently; a Cholesky factor
+        would read only one of them, other solvers both.
 
         Raises:
             InputError: it was not gathered.
         """
         if self._products is None:
             raise InputError(f"{self.name}: the Gram matrix was not gathered")
-        return self._products / max(1, self.tokens)
+        both = self._products + self._products.mT
+        return both.div_(2 * max(1, self.tokens))
 
     def damped(self, damping: float = 0.01) -> Tensor:
         """[d, d] H = G + damping · mean(diag G) · I."""
