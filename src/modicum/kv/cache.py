@@ -17,6 +17,7 @@ from modicum.kv import snapshot
 from modicum.kv.attention import PREFIX, attach
 from modicum.kv.bank import Setting
 from modicum.kv.budget import Budget
+from modicum.kv.fingerprint import weight_checksums
 from modicum.kv.heads import HeadScores, probe
 from modicum.kv.joining import why_no_graph
 from modicum.kv.layer import BudgetLayer
@@ -83,6 +84,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.policy = parse_policy(policy)
         self.budget = Budget.of(budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every)
         self.shape = Shape.of(model)
+        self.weights = weight_checksums(model)
+        """By which a saved cache recognises its model."""
         if self.store.coded:
             self.store.check(model.device)
         scores = _head_scores(model, self.policy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from modicum.errors import ModelError
+from modicum.kv.fingerprint import embedding_checksum
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class Shape:
         if reason is not None:
             raise ModelError(f"{type(model).__name__} ({config.model_type}) cannot be served: {reason}")
         layers = layer_shapes(config)
-        sample = model.get_input_embeddings().weight[:8].detach().to("cpu", torch.float32).contiguous()
-        fingerprint = 0 if sample.is_meta else zlib.crc32(sample.numpy().tobytes())
-        return cls(config.model_type, layers, model.dtype, fingerprint)
+        return cls(config.model_type, layers, model.dtype, embedding_checksum(model))
 
 
 def layer_shapes(config: Any) -> tuple[LayerShape, ...]:

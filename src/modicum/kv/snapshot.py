@@ -19,13 +19,16 @@ from transformers import PreTrainedModel
 
 from modicum.errors import CacheError, ModicumError, SnapshotError
 from modicum.kv.budget import Budget
+from modicum.kv.fingerprint import difference
 from modicum.kv.layer import BudgetLayer
 
 if TYPE_CHECKING:
     from modicum.kv.cache import BudgetCache
 
-FORMAT = 2
-"""1 knew original positions and the model's dtype only, and is still read."""
+FORMAT = 3
+"""Earlier ones are read. 1 has original positions and the model's dtype only. 1 and 2 have a checksum of the
+input embeddings, and none of the decoder layers' weights.
+"""
 _KEY = "modicum"
 
 C = TypeVar("C", bound="BudgetCache")
@@ -60,6 +63,7 @@ def save(cache: BudgetCache, path: Path) -> None:
         "positions": cache.numbering,
         "store": cache.store.name,
         "shape": cache.shape.to_json(),
+        "weights": cache.weights,
         "batch": cache.batch_size,
         "layers": layers,
         "capacities": cache.plan.capacities,
@@ -85,18 +89,7 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
             header |= {"positions": "original", "store": "model"}
         how = {key: header[key] for key in ("positions", "store")}
         cache = cls(model, header["policy"], Budget(**header["budget"]), **how)
-        wanted, have = header["shape"], cache.shape.to_json()
-        for key, what in (
-            ("model_type", "model type"),
-            ("layers", "attention layers"),
-            ("dtype", "dtype"),
-            ("fingerprint", "embeddings"),
-        ):
-            if wanted[key] != have[key]:
-                shown = f" ({wanted[key]}, this one {have[key]})" if key in ("model_type", "dtype") else ""
-                raise SnapshotError(
-                    f"{path} was saved with another model: its {what} differ{shown}; load that model"
-                )
+        _check_model(path, header, cache)
         if header["capacities"] != cache.plan.capacities or header["streaming"] != cache.plan.streaming:
             raise SnapshotError(
                 f"{path} was saved with other slots per head: use the same head scores as then"
@@ -114,6 +107,30 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
     except CacheError as error:
         raise SnapshotError(f"{path} is corrupted: {error}") from error
     return cache
+
+
+def _check_model(path: Path, header: dict[str, Any], cache: BudgetCache) -> None:
+    """Raise unless the file was saved with this model, and with the weights that it has now."""
+    wanted, have = header["shape"], cache.shape.to_json()
+    for key, what in (
+        ("model_type", "model type"),
+        ("layers", "attention layers"),
+        ("dtype", "dtype"),
+        ("fingerprint", "embeddings"),
+    ):
+        # An embedding checksum of 0 says that the embeddings could not be read (offloaded to disk).
+        if wanted[key] != have[key] and not (key == "fingerprint" and 0 in (wanted[key], have[key])):
+            shown = f" ({wanted[key]}, this one {have[key]})" if key in ("model_type", "dtype") else ""
+            raise SnapshotError(
+                f"{path} was saved with another model: its {what} differ{shown}; load that model"
+            )
+    name = None if header["format"] < 3 else difference(header["weights"], cache.weights)
+    if name is not None:
+        index, matrix = name.split(".", 1)
+        raise SnapshotError(
+            f"{path} was saved with other weights: {matrix} of decoder layer {index} differs, as after "
+            "pruning, merging an adapter or training. Load the weights of that time, or prefill the text"
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

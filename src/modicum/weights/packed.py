@@ -213,6 +213,15 @@ class PackedLinear(nn.Module):
         self._starts = [0, *kept.cumsum(0).tolist()]
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
+    def weight_rows(self, rows: list[int]) -> Tensor:
+        """Some rows of the weight, unpacked: [len(rows), d]."""
+        bits, values = self.get_buffer("bits"), self.get_buffer("values")
+        mask = unpack(bits[rows], self.in_features)
+        kept = [values[self._starts[row] : self._starts[row + 1]] for row in rows]
+        return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter_(
+            mask, torch.cat(kept)
+        )
+
     def forward(self, inputs: Tensor) -> Tensor:
         bits, values = self.get_buffer("bits"), self.get_buffer("values")
         size = max(1, (_TILE if values.device.type == "cpu" else _WIDE_TILE) // self.in_features)
