@@ -29,6 +29,7 @@ def search(
         generation_config=rules.config,
         stopping_criteria=StoppingCriteriaList([*rules.given, _Asked(interrupt)]),
         past_key_values=work,
+        use_cache=True,  # a checkpoint may say otherwise
     )
     rows, reasons = [], []
     for tokens in out[:, history.shape[1] :].tolist():

@@ -22,6 +22,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modicum.errors import CacheError, InputError, ModelError
+from modicum.kv.arguments import check_settings
 from modicum.kv.shared import OURS, BudgetLength, Handle, lasting
 
 PREFIX = "modicum_"
@@ -87,6 +88,7 @@ def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 f"the attention mask has {attention_mask.dim()} dimensions: with a budget cache give the "
                 "two-dimensional padding mask [batch, columns], or none"
             )
+        check_settings(kwargs, layer.shared.config)
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         at, softcap = kwargs.get("position_ids"), kwargs.get("softcap")
         if torch.compiler.is_compiling():  # nothing is allocated in a compiled step

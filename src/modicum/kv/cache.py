@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from modicum.errors import CacheError, InputError, PolicyError
 from modicum.kv import snapshot
+from modicum.kv.arguments import check_settings
 from modicum.kv.attention import PREFIX, attach
 from modicum.kv.bank import Setting
 from modicum.kv.budget import Budget
@@ -142,6 +143,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
             raise CacheError("the model of this cache was detached: build a new BudgetCache for it")
         if layer_idx == 0 and not torch.compiler.is_compiling():
             self._check_in_step()
+            check_settings(kwargs.get("kwargs") or {}, self.shared.config)
             if key_states.dtype.itemsize > self.shape.dtype.itemsize:
                 raise CacheError(
                     f"the model gives keys in {key_states.dtype}, the cache was built for {self.shape.dtype} "

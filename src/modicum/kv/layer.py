@@ -318,6 +318,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         key, value = self._incoming
         self._incoming = None
         b, h, q, _ = key.shape
+        if self.order == 0 and not torch.compiler.is_compiling():
+            self.shared.check_positions(positions, mask, q)
         if q == 1:
             steps = self.shared.joint(self, mask)
             if isinstance(steps, Filling):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modicum.errors import CacheError
 from modicum.kernels import dispatch as kernels
+from modicum.kv.arguments import check_positions
 from modicum.kv.call import Call, read_call
 from modicum.kv.filling import Filling, has_room
 from modicum.kv.stack import Stack
@@ -82,6 +83,23 @@ class Shared:
         memo[id(self)] = twin
         twin.layers = copy.deepcopy(self.layers, memo)
         return twin
+
+    def check_positions(self, positions: Tensor | None, mask: Tensor | None, columns: int) -> None:
+        """Refuse positions of a call that do not follow the tokens seen.
+
+        Raises:
+            InputError: see `arguments.check_positions`.
+        """
+        first, steps = self.layers[0], self.steps
+        if columns == 1:
+            if first.device.type != "cpu":
+                return  # each look would wait for the device
+            static = steps is not None and steps.static
+            seen = steps.clock.tolist() if static and steps is not None else first.row_seen
+        else:
+            self.tell()
+            seen = first.row_seen
+        check_positions(positions, mask, seen, columns)
 
     def joint(self, layer: BudgetLayer, mask: Tensor | None) -> Together | Filling | None:
         """The steps that one more token of every row goes through; None where each layer works by itself."""
