@@ -35,6 +35,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import modicum
+from modicum.compat import cache_kwargs
 
 _BUDGETS = (25, 64, 80, 96, 144, 240)
 _NEAR = 1e-5  # scores nearer than this, relative to their size, are a tie in fp32
@@ -49,7 +50,7 @@ def full_keys(model: PreTrainedModel, ids: list[list[int]]) -> list[Tensor]:
     """The keys of each layer in transformers' own cache."""
     modicum.detach(model)
     cache = DynamicCache()
-    model(torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(torch.tensor(ids), **cache_kwargs(model, cache), use_cache=True, logits_to_keep=1)
     return [layer.keys for layer in cache.layers]
 
 

@@ -9,6 +9,7 @@ from agree_models import padding
 from transformers import PreTrainedModel
 
 import modicum
+from modicum.compat import cache_kwargs
 
 TOKENS, WINDOW = 320, 16
 
@@ -57,7 +58,7 @@ def fill(
         model, policy, budget, **{"chunk": tokens.shape[1], "n_sink": 0, "recent": 0, **settings}
     )
     mask = {"attention_mask": padding(pads, tokens.shape[1])} if any(pads) else {}
-    model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **mask)
+    model(tokens, **cache_kwargs(model, cache), use_cache=True, logits_to_keep=1, **mask)
     cache.check_integrity()
     return cache
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 import modicum
+from modicum.compat import cache_kwargs
 from modicum.generation.reader import compiled
 
 
@@ -35,13 +36,14 @@ class Static:
 
 @torch.no_grad()
 def _decode(model: PreTrainedModel, cache: Any, seen: int, ids: Tensor) -> float:
+    given = cache_kwargs(model, cache)
     start = time.perf_counter()
     for number in range(ids.shape[1]):
         # Of the same strides at each step, as of the same shape: a graph is made for both.
         token, at = ids[:, number].clone()[:, None], torch.tensor([[seen + number]])
         if isinstance(cache, modicum.BudgetCache):
             cache.prepare()
-        compiled(model)(input_ids=token, past_key_values=cache, use_cache=True, position_ids=at)
+        compiled(model)(input_ids=token, **given, use_cache=True, position_ids=at)
     return (time.perf_counter() - start) / ids.shape[1]
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 import modicum
+from modicum.compat import cache_kwargs
 from modicum.kernels import dispatch
 from modicum.kv.store import Store
 
@@ -217,7 +218,7 @@ def prefill(model: PreTrainedModel, cache: Any, ids: Tensor, chunk: int) -> None
     first = ids.shape[1] % chunk
     for start in ([0] if first else []) + list(range(first, ids.shape[1], chunk)):
         stop = first if start == 0 and first else start + chunk
-        model(ids[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(ids[:, start:stop], **cache_kwargs(model, cache), use_cache=True, logits_to_keep=1)
 
 
 def budgeted(model: PreTrainedModel, s: Settings, policy: str, **more: Any) -> modicum.BudgetCache:
@@ -232,6 +233,7 @@ class Decoder:
         self.ids = torch.randint(model.config.vocab_size, (batch, 1), device=model.device)
         self.at = torch.full((1, 1), seen, device=model.device)
         self.ours = isinstance(cache, modicum.BudgetCache)
+        self.given = cache_kwargs(model, cache)
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
@@ -241,7 +243,7 @@ class Decoder:
                 self.cache.prepare()
         out = self.run(
             input_ids=self.ids,
-            past_key_values=self.cache,
+            **self.given,
             position_ids=self.at,
             use_cache=True,
             return_dict=True,

@@ -28,6 +28,8 @@ from subject import Settings, as_text, budgeted, decode, one_shot, plain, random
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from modicum.compat import cache_kwargs
+
 PRESSES = {"keydiff": "KeyDiffPress", "snapkv": "SnapKVPress", "knorm": "KnormPress"}
 _BITS = (4, 2)
 
@@ -74,7 +76,8 @@ def kvpress(settings: Settings) -> list[Rival]:
         def run(model: PreTrainedModel, ids: Tensor) -> Any:
             cache = DynamicCache()
             with plain(model), torch.no_grad(), press(name)(model):
-                model.model(ids, past_key_values=cache)  # the body alone, as its own pipeline has it
+                # The body alone, as its own pipeline has it.
+                model.model(ids, **cache_kwargs(model.model, cache))
             held = cache.layers[0].keys.shape[2]
             if held != settings.budget:
                 raise SystemExit(f"{name} keeps {held} tokens, wanted were {settings.budget}")
@@ -117,7 +120,7 @@ def quantised() -> list[Rival]:
 
             cache = QuantizedCache("quanto", model.config, nbits=bits)
             with plain(model), torch.no_grad():
-                model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                model(ids, **cache_kwargs(model, cache), use_cache=True, logits_to_keep=1)
             return cache
 
         return run

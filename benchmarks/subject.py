@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import modicum
+from modicum.compat import cache_kwargs
 from modicum.kv.cache import use_head_scores
 from modicum.kv.heads import probe
 
@@ -171,7 +172,7 @@ def without_a_past(model: PreTrainedModel, ids: Tensor, chunk: int) -> float:
         start = time.perf_counter()
         for part in ids.split(chunk, dim=1):
             cache = DynamicCache(config=model.config)
-            model(part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(part, **cache_kwargs(model, cache), use_cache=True, logits_to_keep=1)
         return time.perf_counter() - start
 
 
@@ -181,7 +182,7 @@ def one_shot(model: PreTrainedModel, ids: Tensor) -> tuple[float, DynamicCache]:
     with plain(model):
         cache = DynamicCache(config=model.config)
         start = time.perf_counter()
-        model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(ids, **cache_kwargs(model, cache), use_cache=True, logits_to_keep=1)
         return time.perf_counter() - start, cache
 
 
@@ -199,7 +200,8 @@ def budgeted(
 @torch.no_grad()
 def decode(model: PreTrainedModel, cache: Any, ids: Tensor) -> float:
     """Take in ids [1, n] one by one: seconds per token."""
+    given = cache_kwargs(model, cache)
     start = time.perf_counter()
     for token in ids.split(1, dim=1):
-        model(token, past_key_values=cache, use_cache=True)
+        model(token, **given, use_cache=True)
     return (time.perf_counter() - start) / ids.shape[1]

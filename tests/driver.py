@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from modicum import BudgetCache, Policy
+from modicum.compat import cache_kwargs
 from modicum.kv.arena import Arena
 from modicum.kv.layer import BudgetLayer
 from modicum.kv.turning import Rotary
@@ -55,7 +56,7 @@ def feed(
     logits = []
     for a, b in pairwise(edges):
         more = {} if mask is None else {"attention_mask": mask[:, :b], "position_ids": positions[:, a:b]}
-        logits.append(model(ids[:, a:b], past_key_values=cache, use_cache=True, **more).logits)
+        logits.append(model(ids[:, a:b], **cache_kwargs(model, cache), use_cache=True, **more).logits)
         if after is not None:
             after()
     return torch.cat(logits, dim=1)

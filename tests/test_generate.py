@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
 
+from modicum.compat import cache_kwargs
 from modicum.errors import CacheError, InputError, ModelError
 from modicum.generation.generate import Generation, generate, prefill, stream
 from modicum.kv.cache import BudgetCache
@@ -40,7 +41,12 @@ def reference(model: Any, tokenizer: Any, text: str, n: int, **settings: Any) ->
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     mask = torch.ones_like(ids)
     out = model.generate(
-        ids, attention_mask=mask, max_new_tokens=n, past_key_values=DynamicCache(), pad_token_id=2, **settings
+        ids,
+        attention_mask=mask,
+        max_new_tokens=n,
+        **cache_kwargs(model.generate, DynamicCache()),
+        pad_token_id=2,
+        **settings,
     )
     return out[0, ids.shape[1] :].tolist()
 
@@ -61,12 +67,14 @@ def test_prefill_equals_one_call_of_transformers_under_a_tight_budget(stories: A
     model, tokenizer = stories
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     cache = BudgetCache(model, **TIGHT)
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=30)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), **cache_kwargs(model.generate, cache), max_new_tokens=30
+    )
     answer = generate(model, tokenizer, PROMPT, max_new_tokens=30, **TIGHT)
     assert answer.tokens == out[0, ids.shape[1] :].tolist()
     # transformers leaves the last token out of the cache.
     with torch.no_grad():
-        model(out[:, -1:], past_key_values=cache)
+        model(out[:, -1:], **cache_kwargs(model, cache))
     for layer in range(len(cache.layers)):
         left, right = cache.positions(layer), answer.cache.positions(layer)
         assert torch.equal(left.sort(-1).values, right.sort(-1).values)
@@ -222,9 +230,9 @@ def test_the_question_is_appended_after_compression(stories: Any) -> None:
     answer = generate(model, tokenizer, PROMPT, question=QUESTIONS[0], max_new_tokens=1, **TIGHT)
     cache = BudgetCache(model, **TIGHT)
     with torch.no_grad():
-        model(tokenizer(PROMPT, return_tensors="pt")["input_ids"], past_key_values=cache)
+        model(tokenizer(PROMPT, return_tensors="pt")["input_ids"], **cache_kwargs(model, cache))
         ids = tokenizer(QUESTIONS[0], add_special_tokens=False, return_tensors="pt")["input_ids"]
-        logits = model(ids, past_key_values=cache).logits
+        logits = model(ids, **cache_kwargs(model, cache)).logits
     assert answer.tokens == [int(logits[0, -1].argmax())]
 
 
@@ -279,7 +287,7 @@ def test_a_cache_fed_by_transformers_and_one_saved_go_on(stories: Any, tmp_path:
     told = generate(model, tokenizer, ROWS, max_new_tokens=12, **TIGHT)[0].cache
     batch = tokenizer(ROWS, padding=True, return_tensors="pt")
     fed = BudgetCache(model, **TIGHT)
-    model.generate(**batch, past_key_values=fed, max_new_tokens=13, min_new_tokens=13)
+    model.generate(**batch, **cache_kwargs(model.generate, fed), max_new_tokens=13, min_new_tokens=13)
     told.save(tmp_path / "cache")
     saved = BudgetCache.load(tmp_path / "cache", model)
     turn = [" Then she", " He", " One day it was"]

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modicum import AhaKV, BudgetCache, View
+from modicum.compat import cache_kwargs
 from modicum.kv.call import cuts
 from modicum.kv.policy import Policy
 
@@ -101,7 +102,7 @@ def _free(at: Tensor, n: int) -> Tensor:
 def _read(model: Any, ids: Tensor, policy: str | Policy, budget: int, chunk: int) -> BudgetCache:
     cache = BudgetCache(model, policy, budget, chunk=chunk, n_sink=SINKS, recent=RECENT)
     for a, b in cuts(ids.shape[1], chunk):
-        model(input_ids=ids[:, a:b], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=ids[:, a:b], **cache_kwargs(model, cache), use_cache=True, logits_to_keep=1)
     return cache
 
 
@@ -227,7 +228,7 @@ def _losses(model: Any, ids: Tensor, policy: str | Policy, budget: int, first: i
     cache = BudgetCache(model, policy, budget, chunk=CHUNK, **guard)
     losses = []
     for a, b in cuts(ids.shape[1] - 1, CHUNK):
-        logits = model(input_ids=ids[:, a:b], past_key_values=cache, use_cache=True).logits.float()
+        logits = model(input_ids=ids[:, a:b], **cache_kwargs(model, cache), use_cache=True).logits.float()
         losses.append(F.cross_entropy(logits.transpose(1, 2), ids[:, a + 1 : b + 1], reduction="none"))
     told: list[float] = torch.cat(losses, 1)[:, first:].mean(1).tolist()
     return told

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from modicum import BudgetCache
+from modicum.compat import cache_kwargs
 from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.reader import Reader
@@ -149,7 +150,7 @@ def _answered(
             input_ids=block.ids,
             attention_mask=told.long(),
             position_ids=positions,
-            past_key_values=cache,
+            **cache_kwargs(model, cache),
             use_cache=True,
             logits_to_keep=keep,
         )

@@ -18,6 +18,7 @@ from asking import TASKS, Context, ask, fitting, ruler
 from torch import Tensor
 
 from modicum import BudgetCache
+from modicum.compat import cache_kwargs
 from modicum.kv.policies.caote import CAOTE, FastCAOTE
 from modicum.kv.policy import Policy, Wrapper
 from modicum.kv.registry import parse_policy
@@ -186,7 +187,7 @@ def divergence(model: Any, ids: Tensor, settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {"full": {"loss": _loss(full, wanted)}}
     for policy in policies():
         cache = BudgetCache(model, policy, settings.text_budget, chunk=settings.chunk)
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        out = model(input_ids=ids, **cache_kwargs(model, cache), use_cache=True)
         mine = torch.log_softmax(out.logits[:, first:-1].float(), -1)
         kl = (full.exp() * (full - mine)).sum(-1).mean(1)
         found[policy] = {"kl": kl.tolist(), "loss": _loss(mine, wanted)}

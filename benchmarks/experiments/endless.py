@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modicum import BudgetCache
+from modicum.compat import cache_kwargs
 from modicum.kv.turning import NUMBERINGS
 
 
@@ -42,12 +43,12 @@ def feed(model: Any, cache: BudgetCache, ids: Tensor, s: Settings) -> dict[str, 
     losses: list[float] = []
     held: list[int] = []
     before = model.get_output_embeddings().weight.new_zeros(0)
-    seconds = []
+    seconds, given = [], cache_kwargs(model, cache)
     for start in range(0, len(ids), s.chunk):
         part = ids[start : start + s.chunk]
         began = time.process_time()
         at = torch.arange(start, start + len(part))[None]
-        logits = model(part[None], past_key_values=cache, position_ids=at, use_cache=True).logits[0]
+        logits = model(part[None], **given, position_ids=at, use_cache=True).logits[0]
         seconds.append(time.process_time() - began)
         told = torch.cat([before, logits[:-1]]) if len(before) else logits[:-1]
         losses += F.cross_entropy(told.float(), part[-len(told) :], reduction="none").tolist()
@@ -58,7 +59,7 @@ def feed(model: Any, cache: BudgetCache, ids: Tensor, s: Settings) -> dict[str, 
     for i in range(s.decode):
         at = torch.tensor([[len(ids) + i]])
         began = time.process_time()
-        model(ids[i : i + 1][None], past_key_values=cache, position_ids=at, use_cache=True)
+        model(ids[i : i + 1][None], **given, position_ids=at, use_cache=True)
         steps.append(time.process_time() - began)
     length = len(ids) // s.passes
     passes = [losses[i * length : (i + 1) * length] for i in range(s.passes)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modicum import Budget, BudgetCache, Policy, View
+from modicum.compat import cache_kwargs
 from modicum.kv.policy import ALL
 
 
@@ -52,4 +53,4 @@ def listen(model: Any, ids: Tensor, hear: Callable[[View], None], rows: int = AL
     """Read ids [B, n] in one call with the full cache; `hear` gets each layer's view, first to last."""
     n = ids.shape[1]
     cache = BudgetCache(model, Listener(hear, rows), Budget(tokens=n, chunk=n, n_sink=0, recent=0))
-    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=ids, **cache_kwargs(model, cache), use_cache=True, logits_to_keep=1)

@@ -19,6 +19,7 @@ from asking import TASKS, Context, Outcome, ask, fitting, ruler
 from torch import Tensor
 
 from modicum import BudgetCache
+from modicum.compat import cache_kwargs
 from modicum.kv import compensation
 from modicum.kv.cache import use_head_scores
 from modicum.kv.heads import HeadScores, probe
@@ -253,7 +254,7 @@ def run(asked: common.Options, settings: Settings) -> dict[str, Any]:
 @torch.no_grad()
 def _logs(model: Any, ids: Tensor, cache: BudgetCache | None, first: int) -> Tensor:
     """Log probabilities of the next token at positions first to the last but one, [B, n, V]."""
-    out = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+    out = model(input_ids=ids, **cache_kwargs(model, cache), use_cache=cache is not None)
     return torch.log_softmax(out.logits[:, first:-1].float(), -1)
 
 

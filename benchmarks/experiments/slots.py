@@ -21,6 +21,7 @@ from which import many_questions
 
 import modicum
 from modicum import BudgetCache
+from modicum.compat import cache_kwargs
 from modicum.kv.store import STORES, Store
 from modicum.kv.turning import NUMBERINGS
 from modicum.report.style import byte_axis
@@ -134,13 +135,13 @@ def steps(model: Any, ids: Tensor, s: Settings) -> list[dict[str, Any]]:
     for store in STORES:
         for positions in NUMBERINGS:
             cache = BudgetCache(model, "keydiff", s.budget, store=store, positions=positions)
-            model(ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(ids[None], **cache_kwargs(model, cache), use_cache=True, logits_to_keep=1)
             caches[store, positions] = cache
     spent: dict[tuple[str, str], list[float]] = {key: [] for key in caches}
     for i in range(s.steps):
         for key, cache in caches.items():
             start = time.process_time()
-            model(ids[i : i + 1][None], past_key_values=cache, use_cache=True)
+            model(ids[i : i + 1][None], **cache_kwargs(model, cache), use_cache=True)
             spent[key].append(1000 * (time.process_time() - start))
     return [
         {

@@ -26,6 +26,7 @@ import which_page
 from asking import Context, Outcome, Question, ask, led, ruler
 
 from modicum import BudgetCache
+from modicum.compat import cache_kwargs
 from modicum.tasks.haystack import haystack
 from modicum.tasks.needle import NEEDLE, TEMPLATE
 
@@ -178,7 +179,7 @@ def follow(model: Any, streams: Sequence[Stream], policy: str, budget: int | str
     cache = BudgetCache(model, policy, budget, chunk=chunk)
     guesses = []
     for start in range(0, ids.shape[1], chunk):
-        out = model(input_ids=ids[:, start : start + chunk], past_key_values=cache, use_cache=True)
+        out = model(input_ids=ids[:, start : start + chunk], **cache_kwargs(model, cache), use_cache=True)
         guesses.append(out.logits.argmax(-1))
     guessed = torch.cat(guesses, 1)[:, :-1]
     right, tokens = [], []

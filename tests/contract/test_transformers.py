@@ -17,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 import modicum
 from modicum import BudgetCache, CacheError, InputError
+from modicum.compat import cache_argument, cache_kwargs
 from modicum.kv.layer import BudgetLayer
 from modicum.kv.window import WindowLayer
 from tests import zoo
@@ -37,7 +38,9 @@ def greedy(model: PreTrainedModel, ids: Tensor, cache: Cache, new: int = 12, **m
     """The new tokens of `generate`, [B, new] (or fewer)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        out = model.generate(ids, past_key_values=cache, max_new_tokens=new, do_sample=False, **more)
+        out = model.generate(
+            ids, **cache_kwargs(model.generate, cache), max_new_tokens=new, do_sample=False, **more
+        )
     return out[:, ids.shape[1] :]
 
 
@@ -218,7 +221,12 @@ def test_sampling_with_a_seed_draws_the_tokens_of_the_full_cache(name: str) -> N
         torch.manual_seed(7)
         drawn.append(
             model.generate(
-                ids, past_key_values=cache, max_new_tokens=15, do_sample=True, top_k=20, temperature=0.8
+                ids,
+                **cache_kwargs(model.generate, cache),
+                max_new_tokens=15,
+                do_sample=True,
+                top_k=20,
+                temperature=0.8,
             ).tolist()
         )
     assert drawn[0] == drawn[1]
@@ -287,9 +295,9 @@ def test_a_bare_call_after_eviction_goes_on_at_the_position_of_the_tokens_seen(n
     feed(model, cache, ids)
     twin, wrong = cache.copy(), cache.copy()
     with torch.no_grad():
-        bare = model(more, past_key_values=cache).logits
-        said = model(more, past_key_values=twin, position_ids=torch.arange(50, 59)[None]).logits
-        other = model(more, past_key_values=wrong, position_ids=torch.arange(70, 79)[None]).logits
+        bare = model(more, **cache_kwargs(model, cache)).logits
+        said = model(more, **cache_kwargs(model, twin), position_ids=torch.arange(50, 59)[None]).logits
+        other = model(more, **cache_kwargs(model, wrong), position_ids=torch.arange(70, 79)[None]).logits
     torch.testing.assert_close(bare, said, rtol=0, atol=0)
     assert (bare - other).abs().max() > 0.1
     assert cache.seen == 59
@@ -383,7 +391,11 @@ def test_beams_and_samples_run_while_tokens_go(name: str, policy: str) -> None:
     cache = BudgetCache(model, policy, 20, chunk=16, **SMALL)
     with watched(model, lambda: check_limits(cache)):
         out = model.generate(
-            ids, past_key_values=cache, max_new_tokens=6, do_sample=True, num_return_sequences=3
+            ids,
+            **cache_kwargs(model.generate, cache),
+            max_new_tokens=6,
+            do_sample=True,
+            num_return_sequences=3,
         )
     assert out.shape == (6, 46)
 
@@ -397,12 +409,12 @@ def test_a_beam_goes_on_from_the_row_that_it_came_from(name: str) -> None:
         cache.reorder_cache(torch.tensor([2, 0, 0]))
         check_limits(cache)
         with torch.no_grad():
-            moved = model(more, past_key_values=cache).logits
+            moved = model(more, **cache_kwargs(model, cache)).logits
         for row, source in enumerate((2, 0, 0)):
             alone = BudgetCache(model, policy, 20, chunk=16, **SMALL)
             feed(model, alone, ids[source : source + 1], cuts=(38, 39))
             with torch.no_grad():
-                logits = model(more[row : row + 1], past_key_values=alone).logits
+                logits = model(more[row : row + 1], **cache_kwargs(model, alone)).logits
             torch.testing.assert_close(moved[row : row + 1], logits, **EXACT)
 
 
@@ -494,9 +506,13 @@ def test_a_generation_config_that_names_the_cache_elsewhere_is_served() -> None:
     config = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0)
     cache = BudgetCache(model, "keydiff", 20, chunk=16, **SMALL)
     out = model.generate(
-        ids, past_key_values=cache, generation_config=config, return_dict_in_generate=True, output_scores=True
+        ids,
+        **cache_kwargs(model.generate, cache),
+        generation_config=config,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
-    assert out.past_key_values is cache
+    assert out[cache_argument(model.generate)] is cache
     assert len(out.scores) == 5
     assert {max(head) for row in kept(cache, 0) for head in row} == {33}
 
@@ -509,4 +525,4 @@ def test_a_cache_of_another_model_is_refused_in_words(attention: str) -> None:
     other.set_attn_implementation(attention)
     cache = BudgetCache(own, "keydiff", 48)
     with torch.no_grad(), pytest.raises(CacheError, match="another model"):
-        other(ids, past_key_values=cache)
+        other(ids, **cache_kwargs(other, cache))

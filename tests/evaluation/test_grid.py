@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import modicum
+from modicum.compat import cache_kwargs
 from modicum.errors import BudgetError, InputError, PolicyError
 from modicum.evaluation.allowance import Allowance
 from modicum.evaluation.grid import Grid
@@ -61,7 +62,7 @@ def test_the_least_share_is_one_that_every_policy_works_with(stories: Any) -> No
         policy = name if name in bare else f"{name}+snapkv"
         grid = Grid(**SMALL | {"policies": (policy,), "budgets": ("1%",)}, chunk=16, recent=8)
         cache = cache_for(model, grid.cells("m", "float32", Colours(), None, 0)[0], ids.shape[1], 200)
-        model(ids, past_key_values=cache)
+        model(ids, **cache_kwargs(model, cache))
         cache.check_integrity()
         assert cache.plan.tokens < ids.shape[1], policy
 

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import modicum
+from modicum.compat import cache_kwargs
 from modicum.errors import InputError
 from modicum.evaluation.grid import Grid
 from modicum.evaluation.row import Cell, Row
@@ -70,7 +71,11 @@ def test_a_seen_question_is_read_with_its_context_and_has_the_same_tokens(
     ids = torch.tensor([prompt.context + prompt.question])
     cache = modicum.BudgetCache(model, "h2o", 48, **TIGHT)
     new = model.generate(
-        ids, past_key_values=cache, max_new_tokens=20, do_sample=False, attention_mask=torch.ones_like(ids)
+        ids,
+        **cache_kwargs(model.generate, cache),
+        max_new_tokens=20,
+        do_sample=False,
+        attention_mask=torch.ones_like(ids),
     )[0, ids.shape[1] :]
     row = answered(stories, sample, cell("h2o", question="seen"))
     assert row.output == tokenizer.decode(new, skip_special_tokens=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import modicum
 from modicum import BudgetCache, InputError
+from modicum.compat import cache_kwargs
 from modicum.kv.arguments import check_positions
 from tests import zoo
 from tests.driver import all_kept, check_limits, feed, pad_left
@@ -34,17 +35,19 @@ def test_use_cache_false_is_refused_before_anything_is_read(name: str) -> None:
     cache = new_cache(model)
     message = r"use_cache is False .*model\.generation_config\.use_cache .*set both model\.config\.use_cache "
     with pytest.raises(InputError, match=message):
-        model.generate(ids, past_key_values=cache, max_new_tokens=3, use_cache=False)
+        model.generate(ids, **cache_kwargs(model.generate, cache), max_new_tokens=3, use_cache=False)
     with torch.no_grad(), pytest.raises(InputError, match=message):
-        model(ids, past_key_values=cache, use_cache=False)
+        model(ids, **cache_kwargs(model, cache), use_cache=False)
     assert cache.seen == 0
     model.config.use_cache = False  # as fine-tuned checkpoints have it
     with torch.no_grad(), pytest.raises(InputError, match=message):
-        model(ids, past_key_values=cache)
+        model(ids, **cache_kwargs(model, cache))
     model.generation_config.use_cache = False
     with pytest.raises(InputError, match=message):
-        model.generate(ids, past_key_values=cache, max_new_tokens=3)
-    out = model.generate(ids, past_key_values=cache, max_new_tokens=3, use_cache=True, do_sample=False)
+        model.generate(ids, **cache_kwargs(model.generate, cache), max_new_tokens=3)
+    out = model.generate(
+        ids, **cache_kwargs(model.generate, cache), max_new_tokens=3, use_cache=True, do_sample=False
+    )
     assert out.shape[1] == 33
     assert cache.seen == 32
 
@@ -54,7 +57,12 @@ def test_use_cache_false_is_noticed_when_the_text_is_read_again(name: str) -> No
     """These models do not tell their attention; their positions do, at the second step."""
     model = zoo.build(name)
     with pytest.raises(InputError, match=r"position_ids start again: .*use_cache=True"):
-        model.generate(zoo.tokens(1, 30), past_key_values=new_cache(model), max_new_tokens=3, use_cache=False)
+        model.generate(
+            zoo.tokens(1, 30),
+            **cache_kwargs(model.generate, new_cache(model)),
+            max_new_tokens=3,
+            use_cache=False,
+        )
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -90,10 +98,12 @@ def test_positions_that_start_again_are_refused_and_change_nothing(
     for first in (0, 19, 29):  # from the start, at the number held, one too low
         at = torch.arange(first, first + new)[None]
         with torch.no_grad(), pytest.raises(InputError, match=rf"has position {first}, .* seen 30 tokens"):
-            model(more, past_key_values=cache, position_ids=at, use_cache=True)
+            model(more, **cache_kwargs(model, cache), position_ids=at, use_cache=True)
         assert all_kept(cache) == before
     with torch.no_grad():
-        model(more, past_key_values=cache, position_ids=torch.arange(30, 30 + new)[None], use_cache=True)
+        model(
+            more, **cache_kwargs(model, cache), position_ids=torch.arange(30, 30 + new)[None], use_cache=True
+        )
     assert cache.seen == 30 + new
     check_limits(cache)
 
@@ -102,7 +112,7 @@ def test_packed_sequences_are_refused() -> None:
     model, ids = zoo.shared("llama"), zoo.tokens(1, 6)
     at = torch.tensor([[0, 1, 2, 0, 1, 2]])
     with torch.no_grad(), pytest.raises(InputError, match=r"fall from 2 to 0 within row 0 .*packed"):
-        model(ids, past_key_values=new_cache(model), position_ids=at, use_cache=True)
+        model(ids, **cache_kwargs(model, new_cache(model)), position_ids=at, use_cache=True)
 
 
 def test_each_row_is_judged_by_its_own_tokens() -> None:
@@ -112,10 +122,15 @@ def test_each_row_is_judged_by_its_own_tokens() -> None:
     feed(model, cache, ids, mask)
     mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.int64)], 1)
     with torch.no_grad(), pytest.raises(InputError, match=r"row 0 of this call has position 7, .* seen 12"):
-        model(zoo.tokens(2, 1), past_key_values=cache, attention_mask=mask, position_ids=torch.tensor([[7]]))
+        model(
+            zoo.tokens(2, 1),
+            **cache_kwargs(model, cache),
+            attention_mask=mask,
+            position_ids=torch.tensor([[7]]),
+        )
     with torch.no_grad():
         at = torch.tensor([[12], [7]])
-        model(zoo.tokens(2, 1), past_key_values=cache, attention_mask=mask, position_ids=at)
+        model(zoo.tokens(2, 1), **cache_kwargs(model, cache), attention_mask=mask, position_ids=at)
     assert cache.row_seen == (13, 8)
 
 
@@ -132,11 +147,11 @@ def test_what_generate_gives_is_accepted(name: str, padded: bool, more: dict[str
     ids, mask = pad_left([zoo.tokens(1, n, seed=n)[0] for n in lengths])
     cache = new_cache(model, compile="auto" if more.pop("compiled", False) else False)
     how: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, **more}
-    out = model.generate(ids, past_key_values=cache, attention_mask=mask, **how)
+    out = model.generate(ids, **cache_kwargs(model.generate, cache), attention_mask=mask, **how)
     out = torch.cat([out, zoo.tokens(3, 4, seed=9)], 1)  # the next turn
     mask = torch.cat([mask, torch.ones(3, 9, dtype=torch.int64)], 1)
     if "num_beams" not in more:
-        model.generate(out, past_key_values=cache, attention_mask=mask, **how)
+        model.generate(out, **cache_kwargs(model.generate, cache), attention_mask=mask, **how)
 
 
 def allowed(at: Tensor, told: Tensor, seen: list[int]) -> bool:
@@ -186,11 +201,15 @@ def test_attention_maps_are_refused(name: str) -> None:
     model, ids = zoo.build(name, attention="eager"), zoo.tokens(1, 12)
     cache = new_cache(model)
     with torch.no_grad(), pytest.raises(InputError, match=r"output_attentions is True .*makes no"):
-        model(ids, past_key_values=cache, output_attentions=True)
+        model(ids, **cache_kwargs(model, cache), output_attentions=True)
     cache.reset()
     with pytest.raises(InputError, match="output_attentions is True"):
         model.generate(
-            ids, past_key_values=cache, max_new_tokens=2, output_attentions=True, return_dict_in_generate=True
+            ids,
+            **cache_kwargs(model.generate, cache),
+            max_new_tokens=2,
+            output_attentions=True,
+            return_dict_in_generate=True,
         )
     cache.reset()
     feed(model, cache, ids)

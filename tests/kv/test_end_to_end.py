@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from modicum.compat import cache_kwargs
 from modicum.kv.cache import BudgetCache, use_head_scores
 from modicum.kv.heads import HeadScores
 from tests.kv.reference import Decoder
@@ -286,7 +287,7 @@ def check(model: LlamaForCausalLM, policy: str, setup: Setup, make: Callable[[],
             at = (mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
             inputs = {"attention_mask": mask, "position_ids": at}
         with torch.no_grad():
-            logits = model(columns, past_key_values=cache, **inputs).logits.numpy()
+            logits = model(columns, **cache_kwargs(model, cache), **inputs).logits.numpy()
         look = cache.copy()  # reading the positions of `cache` itself would put its slots in order
         look.check_integrity()
         for layer in (0, 1):

@@ -30,6 +30,7 @@ from modicum import (
     PolicyError,
     SnapshotError,
 )
+from modicum.compat import cache_kwargs
 from modicum.kv.heads import HeadScores
 from modicum.kv.snapshot import _checksum
 from tests import zoo
@@ -385,7 +386,7 @@ def test_a_cache_of_another_model_is_refused_whatever_the_mask() -> None:
     BudgetCache(other, budget=64)
     # Masks of four dimensions are not made by our mask function, which would notice first.
     with pytest.raises(CacheError, match="built for another model"):
-        other(zoo.tokens(1, 5), past_key_values=cache, attention_mask=torch.zeros(1, 1, 5, 45))
+        other(zoo.tokens(1, 5), **cache_kwargs(other, cache), attention_mask=torch.zeros(1, 1, 5, 45))
 
 
 def test_a_cache_of_a_shallower_model_is_refused() -> None:
@@ -433,7 +434,7 @@ def test_training_with_gradients_is_refused_and_without_a_cache_goes_on() -> Non
     model, cache = used()
     model.train()
     with pytest.raises(CacheError, match=r"for inference: call model.eval\(\), or train without a cache"):
-        model(zoo.tokens(1, 5), past_key_values=cache)
+        model(zoo.tokens(1, 5), **cache_kwargs(model, cache))
     model(zoo.tokens(1, 5), labels=zoo.tokens(1, 5)).loss.backward()
     model.eval()
     feed(model, cache, zoo.tokens(1, 5))
@@ -450,7 +451,7 @@ def test_masks_that_cannot_be_read_are_refused_and_change_nothing() -> None:
         (torch.ones(2, 45), r"has shape \(2, 45\): .*\[1, columns\]"),
     ):
         with torch.no_grad(), pytest.raises(InputError, match=message):
-            model(ids, past_key_values=cache, attention_mask=mask)
+            model(ids, **cache_kwargs(model, cache), attention_mask=mask)
         assert same(state(cache), before)
     feed(model, cache, ids)
     cache.check_integrity()

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modicum import BudgetCache
+from modicum.compat import cache_kwargs
 from modicum.kv.bank import Bank, Candidates, Setting
 from modicum.kv.choice import best
 from modicum.kv.store import STORES
@@ -173,9 +174,9 @@ def test_an_evaluation_with_gradients_enabled_holds_no_graph() -> None:
     for policy in ("keydiff", "h2o", "snapkv(window=4)", "razor", "adakv+tova"):
         cache = BudgetCache(model, policy, 24, chunk=16, n_sink=2, recent=4)
         with torch.enable_grad():
-            model(ids, past_key_values=cache)
+            model(ids, **cache_kwargs(model, cache))
             for i in range(3):
-                model(ids[:, i : i + 1], past_key_values=cache)
+                model(ids[:, i : i + 1], **cache_kwargs(model, cache))
         for _, layer in budget_layers(cache):
             stored = [t for bank in layer.banks for t in bank.arena.tensors.values()]
             stored += [] if layer.ring is None else [layer.ring.queries]
@@ -293,8 +294,12 @@ def test_positions_go_on_from_the_tokens_seen(policy: str, data: st.DataObject) 
     said, bare = case.cache(), case.cache()
     with torch.no_grad():
         for a, b in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
-            want = case.net(ids[:, a:b], past_key_values=said, position_ids=torch.arange(a, b)[None]).logits
-            torch.testing.assert_close(case.net(ids[:, a:b], past_key_values=bare).logits, want, **BIT)
+            want = case.net(
+                ids[:, a:b], **cache_kwargs(case.net, said), position_ids=torch.arange(a, b)[None]
+            ).logits
+            torch.testing.assert_close(
+                case.net(ids[:, a:b], **cache_kwargs(case.net, bare)).logits, want, **BIT
+            )
             assert bare.seen == bare.get_seq_length() == b
 
 
@@ -323,7 +328,7 @@ def test_a_long_prompt_makes_nothing_of_its_length_squared(policy: str, attentio
     n = 1500
     ids, cache = zoo.tokens(1, n), BudgetCache(model, policy, 40, chunk=32, n_sink=2, recent=4)
     with torch.no_grad(), Largest() as largest:
-        model.base_model(ids, past_key_values=cache)
+        model.base_model(ids, **cache_kwargs(model.base_model, cache))
     # The model's own activations are n × 96 at most; attention's and the policy's go with chunk and budget.
     assert n * 64 <= largest.numel <= n * 96
     assert cache.seen == n

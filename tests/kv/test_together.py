@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import modicum
 from modicum import BudgetCache, PolicyError
+from modicum.compat import cache_kwargs
 from modicum.errors import InputError
 from modicum.kernels import dispatch
 from modicum.kv.filling import Filling
@@ -39,13 +40,13 @@ POLICIES = [
 @torch.no_grad()
 def decoded(cache: BudgetCache, model: Any, ids: Tensor, first: int, run: Any = None) -> Tensor:
     """Logits of a prompt of `first` tokens and of every token after it."""
-    outs = [model(ids[:, :first], past_key_values=cache, use_cache=True).logits[:, -1]]
+    outs = [model(ids[:, :first], **cache_kwargs(model, cache), use_cache=True).logits[:, -1]]
     for i in range(first, ids.shape[1]):
         if run is not None:
             assert cache.prepare()
         at = torch.tensor([[i]])
         step = (run or model)(
-            ids[:, i : i + 1].clone(), past_key_values=cache, position_ids=at, use_cache=True
+            ids[:, i : i + 1].clone(), **cache_kwargs(model, cache), position_ids=at, use_cache=True
         )
         outs.append(step.logits[:, -1].clone())
     return torch.stack(outs)
@@ -123,7 +124,7 @@ def test_a_padded_row_is_itself_where_counts_are_tensors(policy: str) -> None:
             at = (mask[:, :b].cumsum(1) - 1).clamp_min(0)[:, a:]
             out = model(
                 rows[:, a:b],
-                past_key_values=both,
+                **cache_kwargs(model, both),
                 attention_mask=mask[:, :b],
                 position_ids=at,
                 use_cache=True,
@@ -213,12 +214,13 @@ def test_a_step_cut_short_changes_nothing(budget: int) -> None:
 
     last = model.model.layers[-1].register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt), torch.no_grad():
-        model(ids[:, 40:41], past_key_values=cache, use_cache=True)
+        model(ids[:, 40:41], **cache_kwargs(model, cache), use_cache=True)
     last.remove()
     cache.check_integrity()
     with torch.no_grad():
         got = [
-            model(ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits[:, -1] for i in (40, 41)
+            model(ids[:, i : i + 1], **cache_kwargs(model, cache), use_cache=True).logits[:, -1]
+            for i in (40, 41)
         ]
     torch.testing.assert_close(torch.stack(got), wanted)
 

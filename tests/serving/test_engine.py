@@ -14,6 +14,7 @@ import torch
 
 import modicum
 from modicum import BudgetCache
+from modicum.compat import cache_kwargs
 from modicum.loading import find
 
 pytest.importorskip("vllm", reason="run by `make test-vllm`, in an environment that has vLLM")
@@ -50,10 +51,10 @@ def by_transformers(ids: list[int], how: dict[str, Any], new: int) -> tuple[list
     cache = BudgetCache(model, **how, chunk=CHUNK)
     line = torch.tensor([ids])
     for start in range(0, len(ids), CHUNK):
-        logits = model(line[:, start : start + CHUNK], past_key_values=cache, use_cache=True).logits
+        logits = model(line[:, start : start + CHUNK], **cache_kwargs(model, cache), use_cache=True).logits
     tokens = [int(logits[0, -1].argmax())]
     while len(tokens) < new:
-        logits = model(torch.tensor([tokens[-1:]]), past_key_values=cache, use_cache=True).logits
+        logits = model(torch.tensor([tokens[-1:]]), **cache_kwargs(model, cache), use_cache=True).logits
         tokens.append(int(logits[0, -1].argmax()))
     kept = [cache.positions(i)[0].sort(-1).values.tolist() for i in range(len(cache.layers))]
     return tokens, kept

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from modicum.compat import cache_kwargs
 from modicum.errors import InputError
 from modicum.evaluation.allowance import Allowance
 from modicum.evaluation.grid import HIDDEN
@@ -228,7 +229,7 @@ def _loss(reader: Reader, target: list[int]) -> float:
     total += float(F.cross_entropy(logits, wanted[:1]))
     for a, b in cuts(len(target) - 1, cache.budget.chunk):
         out = reader.model(
-            input_ids=wanted[None, a:b], past_key_values=cache, use_cache=True, return_dict=True
+            input_ids=wanted[None, a:b], **cache_kwargs(reader.model, cache), use_cache=True, return_dict=True
         )
         total += float(F.cross_entropy(out.logits[0].float(), wanted[a + 1 : b + 1], reduction="sum"))
     return total / len(target)

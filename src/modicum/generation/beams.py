@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
+from modicum.compat import cache_kwargs
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.reader import Reader
 from modicum.generation.rules import Rules
@@ -28,7 +29,7 @@ def search(
         attention_mask=valid.long(),
         generation_config=rules.config,
         stopping_criteria=StoppingCriteriaList([*rules.given, _Asked(interrupt)]),
-        past_key_values=work,
+        **cache_kwargs(reader.model.generate, work),
         use_cache=True,  # a checkpoint may say otherwise
     )
     rows, reasons = [], []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from modicum.compat import cache_argument
 from modicum.errors import InputError
 from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
@@ -57,6 +58,7 @@ class Reader:
         """Tokens taken in by `take`, padding left out."""
         self.device: torch.device = model.device
         accepted = inspect.signature(model.forward).parameters
+        self._cache_argument = cache_argument(model)
         self._positions = "position_ids" in accepted
         # Logits of one token: those of a whole chunk would be many times the size of what the cache holds.
         self._extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -102,7 +104,7 @@ class Reader:
             valid = None
         if valid is not None and self._mask is None:
             self._mask = torch.ones(self.rows, seen, dtype=torch.int64, device=self.device)
-        inputs: dict[str, Any] = dict(self._extra)
+        inputs: dict[str, Any] = {self._cache_argument: self.cache, **self._extra}
         positions = torch.arange(seen, seen + m, device=self.device)[None]
         if self._mask is not None:
             self.reserve(m)
@@ -119,7 +121,7 @@ class Reader:
             run, ids = compiled(self.model), ids.flatten().clone()[:, None]
             if "attention_mask" in inputs:
                 inputs["attention_mask"] = inputs["attention_mask"][:, -1:].clone()
-        out = run(input_ids=ids, past_key_values=self.cache, use_cache=True, return_dict=True, **inputs)
+        out = run(input_ids=ids, use_cache=True, return_dict=True, **inputs)
         logits = out.logits[:, -1]
         if valid is not None and told.logits is not None:
             # A row that ends in padding goes on from where it was.

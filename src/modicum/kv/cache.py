@@ -1,4 +1,4 @@
-"""BudgetCache: what a user passes as `past_key_values`."""
+"""BudgetCache: what a user passes as `cache` (`past_key_values` before transformers 5.24)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ _probed: WeakKeyDictionary[PreTrainedModel, HeadScores] = WeakKeyDictionary()
 class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """A KV cache that never holds more than its budget, between calls, in prefill and in decode.
 
-    Pass it as `past_key_values` to `model(...)` or `model.generate(...)`; keep it for the next turn.
+    Pass it as `cache` (as `past_key_values` before transformers 5.24) to `model(...)` or
+    `model.generate(...)`; keep it for the next turn.
     Building one switches the model to our attention function (`modicum.detach` puts it back), which
     leaves its results with any other cache as they were.
 
