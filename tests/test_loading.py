@@ -295,7 +295,7 @@ class TestNames:
 
     def test_a_far_miss_lists_what_there_is(self):
         with pytest.raises(
-            ModelError, match=r"no model 'gpt2'; embedded is 'reference' or 'stories'; .*'org/name'"
+            ModelError, match=r"no model 'gpt2'; the names are 'reference'.* or 'smollm2'; .*'org/name'"
         ):
             load_model("gpt2")
 

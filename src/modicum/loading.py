@@ -1,13 +1,16 @@
-"""Loads a causal LM and its tokenizer: an embedded one by name, a folder, or a name on the Hub."""
+"""Loads a causal LM and its tokenizer: by a known name, from a folder or a GGUF file, or from the Hub."""
 
 import difflib
 import os
 import re
+from collections.abc import Iterable
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,10 +20,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from modicum import gguf_file, smollm2
 from modicum.errors import ModelError
+from modicum.gguf_file import GgufFile
 
 _EMBEDDED = {"reference": "embedded/reference", "stories": "embedded/stories"}
 _SAMPLE_TEXT = "embedded/texts/busterbrown.txt"
+_NAMES = (*_EMBEDDED, smollm2.NAME)
 _DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -54,10 +60,13 @@ def load(
     """Loads a model for inference, and its tokenizer set up for left-padded batches.
 
     Args:
-        name_or_path: an embedded name (see `embedded`), a folder that transformers can read, or a Hub name
-            "org/name". An embedded name wins over a folder of that name; write "./stories" for the folder.
+        name_or_path: an embedded name (see `embedded`); "smollm2", a real language model that a package of
+            its own brings (see `modicum.smollm2`); a folder that transformers can read; a .gguf file, or a
+            folder with one, of any architecture that transformers reads from GGUF; or a Hub name "org/name".
+            A known name wins over a folder of that name; write "./smollm2" for the folder.
         dtype: of the weights: "float32", "float64", "bfloat16", "float16", a torch.dtype, or "auto" for
-            what the model was saved in.
+            what the model was saved in. The weights of a GGUF file are unpacked; "auto" is then what
+            transformers chooses, float32 for most architectures.
         device: such as "cpu" or "cuda:1"; "auto" is "cuda" if there is one, else "cpu".
         weights: of a model that `prune` made smaller, "dense" unpacks them once, "packed" each time they
             are used. "2:4" gives what was pruned so to a GPU's sparse products; where it has none, a warning
@@ -76,8 +85,10 @@ def load(
     wanted_dtype = _parse_dtype(dtype)
     wanted_device = _parse_device(device)
     source = find(os.fspath(name_or_path))
-    _check_causal(source)
-    tokenizer = _load_tokenizer(source)
+    file = GgufFile.open(source) if _is_gguf(source) else None
+    config = _read_config(source, file)
+    _check_causal(source, config)
+    tokenizer = _load_tokenizer(source, file)
     if isinstance(source, Path) and (source / "packed.safetensors").is_file():
         from modicum.weights.restore import restore
 
@@ -87,7 +98,7 @@ def load(
             f"{str(source)!r} is not packed: make it so with modicum prune, or use weights='dense'."
         )
     else:
-        model = _load_model(source, wanted_dtype)
+        model = _load_model(source, wanted_dtype, config)
     _move(model, wanted_device)
     if weights == "2:4":
         from modicum.weights.semi import convert
@@ -127,17 +138,25 @@ def _parse_device(device: str | torch.device) -> torch.device:
 
 
 def find(name: str) -> str | Path:
-    """The folder a name stands for, or the name itself where only the Hub can tell."""
+    """The folder or GGUF file that a name stands for, or the name itself where only the Hub can tell."""
     if not name.strip():
-        raise ModelError(f"the model's name is empty; give a folder, 'org/name' or {_listed(_EMBEDDED)}.")
+        raise ModelError(f"the model's name is empty; give a folder, 'org/name' or {_listed(_NAMES)}.")
     if name in _EMBEDDED:
         return _inside(_EMBEDDED[name])
+    if name == smollm2.NAME:
+        return smollm2.folder()
     path = Path(name).expanduser()
     if path.is_dir():
+        if not _has_weights(path) and (file := gguf_file.in_folder(path)) is not None:
+            return file
         _check_folder(path)
         return path
+    if path.suffix == gguf_file.SUFFIX and path.is_file():
+        return path
     if path.exists():
-        raise ModelError(f"{name!r} is a file; give the folder that holds config.json and the weights.")
+        raise ModelError(
+            f"{name!r} is a file; give the folder that holds config.json and the weights, or a .gguf file."
+        )
     if _HUB_NAME.fullmatch(name):
         return name
     if "/" in name or os.sep in name:
@@ -146,10 +165,17 @@ def find(name: str) -> str | Path:
 
 
 def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(name.lower(), _EMBEDDED, n=1)
+    close = difflib.get_close_matches(name.lower(), _NAMES, n=1)
     if close:
         return f"did you mean {close[0]!r}? Otherwise give a folder, or 'org/name' for the Hub"
-    return f"embedded is {_listed(_EMBEDDED)}; otherwise give a folder, or 'org/name' for the Hub"
+    return f"the names are {_listed(_NAMES)}; otherwise give a folder, or 'org/name' for the Hub"
+
+
+def _has_weights(path: Path) -> bool:
+    """Whether a folder holds a model as transformers saves it, which goes before a GGUF file beside it."""
+    return (path / "config.json").is_file() and any(
+        any(path.glob(pattern)) for pattern in ("*.safetensors", "*.bin")
+    )
 
 
 def _check_folder(path: Path) -> None:
@@ -167,12 +193,20 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def _check_causal(source: str | Path) -> None:
+def _read_config(source: str | Path, file: GgufFile | None) -> Any:
     try:
-        config = AutoConfig.from_pretrained(source, **_options(source))
+        return AutoConfig.from_pretrained(_place(source), **_options(source))
     # transformers lets anything out here, from OSError to TypeError; all of it means the same to a user.
     except Exception as error:
+        if file is not None:
+            raise ModelError(
+                f"transformers {transformers.__version__} cannot read the model in {str(source)!r}, a GGUF "
+                f"file of architecture {file.architecture!r}: {_brief(error)}; give the model as safetensors."
+            ) from error
         raise ModelError(f"{_cannot_read(source, 'the config of')}: {_brief(error)}.") from error
+
+
+def _check_causal(source: str | Path, config: Any) -> None:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
@@ -191,23 +225,27 @@ def _check_causal(source: str | Path) -> None:
         )
 
 
-def _load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str | Path, file: GgufFile | None) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **_options(source))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_place(source), **_options(source))
     except Exception as error:  # as above
-        raise ModelError(
-            f"{_cannot_read(source, 'the tokenizer of')}: {_brief(error)}"
-            "; save it again with tokenizer.save_pretrained."
-        ) from error
+        remedy = "save it again with tokenizer.save_pretrained" if file is None else "give it as safetensors"
+        raise ModelError(f"{_cannot_read(source, 'the tokenizer of')}: {_brief(error)}; {remedy}.") from error
+    # Releases of transformers before 5.24 mix some of them up.
+    for name, token in ({} if file is None else file.special_tokens()).items():
+        setattr(tokenizer, name, token)
     return tokenizer
 
 
-def _load_model(source: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
+def _load_model(source: str | Path, dtype: str | torch.dtype, config: Any) -> PreTrainedModel:
+    more = gguf_file.load_options(config) if _is_gguf(source) else {}
+    bars = gguf_file.bars_that_can_be_silenced() if _is_gguf(source) else nullcontext()
     try:
         # transformers does not say in its types that this is a pair when the loading info is asked for.
-        pair: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **_options(source)
-        )
+        with bars:
+            pair: Any = AutoModelForCausalLM.from_pretrained(
+                _place(source), dtype=dtype, output_loading_info=True, **_options(source), **more
+            )
     except Exception as error:  # as above
         raise ModelError(
             f"{_cannot_read(source, 'the weights of')}: {_brief(error)}"
@@ -244,9 +282,19 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         generation.pad_token_id = tokenizer.pad_token_id  # or generate() remarks on it at every call
 
 
+def _is_gguf(source: str | Path) -> TypeGuard[Path]:
+    """Of what `find` returns, a path is a folder or a GGUF file."""
+    return isinstance(source, Path) and source.suffix == gguf_file.SUFFIX and source.is_file()
+
+
+def _place(source: str | Path) -> str | Path:
+    return source.parent if _is_gguf(source) else source
+
+
 def _options(source: str | Path) -> dict[str, Any]:
     """A folder is never a reason to go to the network, and no model's own code is run (or asked about)."""
-    return {"local_files_only": isinstance(source, Path), "trust_remote_code": False}
+    file = {"gguf_file": source.name} if _is_gguf(source) else {}
+    return {"local_files_only": isinstance(source, Path), "trust_remote_code": False, **file}
 
 
 def _cannot_read(source: str | Path, part: str) -> str:
@@ -262,6 +310,6 @@ def _brief(error: Exception) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _listed(names: dict[str, Any]) -> str:
+def _listed(names: Iterable[str]) -> str:
     quoted = [repr(name) for name in names]
     return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + f" or {quoted[-1]}"
