@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         SnapshotError,
     )
     from modicum.generation.generate import Generation, generate, prefill, stream
-    from modicum.kv.attention import attach, detach
     from modicum.kv.budget import Budget
     from modicum.kv.cache import BudgetCache
     from modicum.kv.policies.adakv import AdaKV
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from modicum.kv.policies.streaming import StreamingLLM
     from modicum.kv.policies.tova import TOVA
     from modicum.kv.policy import Policy, Wrapper
+    from modicum.kv.registration import attach, detach
     from modicum.kv.registry import PolicyInfo, parse_policy, policies, register
     from modicum.kv.view import View
     from modicum.loading import embedded, load, sample_text
@@ -59,7 +59,7 @@ _HOMES = {
         "SnapshotError",
     ),
     "generation.generate": ("Generation", "generate", "prefill", "stream"),
-    "kv.attention": ("attach", "detach"),
+    "kv.registration": ("attach", "detach"),
     "kv.budget": ("Budget",),
     "kv.cache": ("BudgetCache",),
     "kv.policies.adakv": ("AdaKV",),

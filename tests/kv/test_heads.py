@@ -25,6 +25,7 @@ from transformers import (
 
 from modicum.errors import InputError, ModelError, SnapshotError
 from modicum.kv import heads as heads_module
+from modicum.kv.attention_override import attention_override
 from modicum.kv.heads import HeadScores, probe, probe_attention
 from modicum.kv.policies.razor import RazorAttention
 
@@ -149,6 +150,8 @@ def test_the_model_is_as_before(original: str, training: bool) -> None:
 
 def test_the_model_is_as_before_even_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
+    x = torch.arange(10)[None]
+    before = model(x).logits
 
     def fail(*_: Any) -> None:
         raise RuntimeError("in the middle")
@@ -157,17 +160,18 @@ def test_the_model_is_as_before_even_after_a_failure(monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="in the middle"):
         probe(model, tokens=5, copies=2)
     assert model.config._attn_implementation == "sdpa"
-    assert heads_module._current.get() is None
+    assert torch.equal(model(x).logits, before)
 
 
 def test_the_probe_computes_the_outputs_of_the_model() -> None:
-    """Layer 2 reads what layers 0 and 1 put out: the function must be true attention, under its name, too."""
+    """Layer 2 reads what layers 0 and 1 put out: the function must be true attention."""
     model, x = qwen(), torch.arange(40)[None] % 90
     with torch.no_grad():
         want = model(x).logits
-        probe(model, tokens=3, copies=2)
-        model.set_attn_implementation("modicum_probe")
-        assert torch.allclose(model(x).logits, want, atol=1e-4)
+        with attention_override(model, probe_attention, "probed"):
+            found = model(x).logits
+        assert not torch.equal(found, want)
+        assert torch.allclose(found, want, atol=1e-4)
 
 
 def test_layers_with_sliding_windows_are_skipped() -> None:
@@ -244,11 +248,7 @@ def test_synthetic_attention_at_an_offset(
     q = torch.stack([torch.zeros(n, n), queries, torch.zeros(n, n), torch.zeros(n, n)])[None]
     k = torch.stack([keys, keys])[None]
     reading = heads_module._Reading(k_copy, bos + k_copy)
-    token = heads_module._current.set(reading)
-    try:
-        probe_attention(Layer(), q, k, torch.randn(1, 2, n, 3))
-    finally:
-        heads_module._current.reset(token)
+    probe_attention(Layer(), q, k, torch.randn(1, 2, n, 3), reading=reading)
     means = reading.sums[0] / 15  # [2, H, G]
     assert means[:, 0, 1].tolist() == pytest.approx([echo, induction], abs=1e-5)
     even = sum(1 / (i + 1) for i in range(bos + k_copy, n)) / 15

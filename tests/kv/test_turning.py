@@ -30,6 +30,7 @@ from transformers import (
 
 from modicum import BudgetCache, generate, stream
 from modicum.errors import InputError, ModelError
+from modicum.kv.rotary import turning_of
 from modicum.kv.turning import Turning, fresh_ranks, held_ranks, query_ranks
 from tests import zoo
 from tests.driver import check_limits, feed, full_cache
@@ -104,7 +105,7 @@ def turned(model: PreTrainedModel, plain: Tensor, position: int) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_there_and_back_is_the_definition(kind: str) -> None:
     model = llama(KINDS[kind])
-    turner = Turning.of(model)
+    turner = turning_of(model)
     rng = torch.Generator().manual_seed(1)
     plain = torch.randn(2, 3, 5, 16, generator=rng)
     at = torch.tensor([[0, 3, 63, 200, 1000], [7, 1, 2, 90, 5]])
@@ -146,7 +147,7 @@ def test_pairs_side_by_side_and_parts_of_heads(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_loses_a_rounding_or_two(dtype: torch.dtype) -> None:
     model = llama(KINDS["yarn"], dtype)
-    turner, step = Turning.of(model), float(torch.finfo(dtype).eps)
+    turner, step = turning_of(model), float(torch.finfo(dtype).eps)
     plain = torch.randn(1, 2, 40, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
     at = torch.arange(1000, 1040)[None]
     there = turner.to(plain, at[None], 1040)

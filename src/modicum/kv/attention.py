@@ -8,55 +8,71 @@ to the original.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    AttentionMaskInterface,
-    causal_mask_function,
-)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modicum.errors import CacheError, InputError, ModelError
 from modicum.kv.arguments import check_settings
 from modicum.kv.shared import OURS, BudgetLength, Handle, lasting
 
-PREFIX = "modicum_"
 _REFUSED = ("s_aux", "position_bias", "cache")
 _FOREIGN = "this cache was built for another model: build one with BudgetCache(model, …)"
-_registered: set[str] = set()
+
+_NAMELESS = ("sdpa", "eager", "flex_attention", "paged|eager", "paged|sdpa")
+"""Implementations whose functions never read their own name."""
+
+_override: ContextVar[Callable[..., Any] | None] = ContextVar("modicum_attention", default=None)
+"""Attention of the calls made in this context, in place of the model's own."""
 
 
-def attach(model: PreTrainedModel) -> None:
-    """Switch a model to our attention function. Without a budget cache it computes what it did before."""
-    original = model.config._attn_implementation
-    if original.startswith(PREFIX):
-        return
-    name = PREFIX + original
-    if name not in _registered:
-        AttentionInterface.register(name, _attention(original))
-        AttentionMaskInterface.register(name, _mask(original))
-        _registered.add(name)
-    model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
-        raise ModelError(
-            f"{type(model).__name__} did not accept our attention function: its attention does not go "
-            "through transformers' attention interface"
-        )
+@contextmanager
+def overriding(function: Callable[..., Any]) -> Iterator[None]:
+    """Send attention to `function`, without a mask, in this context's calls of attached models."""
+    token = _override.set(function)
+    try:
+        yield
+    finally:
+        _override.reset(token)
 
 
-def detach(model: PreTrainedModel) -> None:
-    """Put a model back as it was before the first `BudgetCache`; its budget caches then refuse to be used."""
-    name = model.config._attn_implementation
-    if name.startswith(PREFIX):
-        model.set_attn_implementation(name.removeprefix(PREFIX))
+def _overridden() -> Callable[..., Any] | None:
+    # No context is looked up in a compiled call: its graph would keep what it found.
+    return None if torch.compiler.is_compiling() else _override.get()
 
 
-def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+class _Named:
+    """An attention module whose configuration names the original implementation.
+
+    Flash attention and the kernels of the hub read there which library to call.
+    """
+
+    def __init__(self, module: torch.nn.Module, name: str) -> None:
+        self._module = module
+        self.config = _NamedConfig(module.config, name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class _NamedConfig:
+    def __init__(self, config: Any, name: str) -> None:
+        self._config = config
+        self._attn_implementation = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+def attention_for(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Our attention function in place of the implementation `original`."""
+
     def attention(
         module: torch.nn.Module,
         query: Tensor,
@@ -68,9 +84,12 @@ def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if not isinstance(key, Handle):
-            run = _original(original, module)
+            run, seen = _overridden(), cast(Any, module)
+            if run is None:
+                run = _original(original, module)
+                seen = module if original in _NAMELESS else _Named(module, original)
             out: tuple[Tensor, Tensor | None] = run(
-                module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+                seen, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
             )
             return out
         if module.training and torch.is_grad_enabled():
@@ -101,7 +120,12 @@ def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 def _original(name: str, module: torch.nn.Module) -> Callable[..., Any]:
     if name != "eager":
-        function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[name]
+        function: Callable[..., Any] | None = ALL_ATTENTION_FUNCTIONS.get(name)
+        if function is None:
+            raise ModelError(
+                f"the attention implementation {name!r} is not registered in this process: call "
+                "modicum.detach(model), then model.set_attn_implementation with one that is"
+            )
         return function
     # Eager attention is no entry of the registry: each model's file has its own.
     for cls in type(module).__mro__:
@@ -113,13 +137,15 @@ def _original(name: str, module: torch.nn.Module) -> Callable[..., Any]:
     )
 
 
-def _mask(original: str) -> Callable[..., Any]:
+def mask_for(original: str) -> Callable[..., Any]:
+    """Our mask function in place of that of the implementation `original`."""
+
     def mask(*args: Any, **kwargs: Any) -> Any:
         length, given = kwargs.get("kv_length"), kwargs.get("attention_mask")
         if type(length) is int and length == OURS:
             return None if given is None else given[:, -1:]
         if not isinstance(length, BudgetLength):
-            return ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs)
+            return None if _overridden() is not None else _original_mask(original, args, kwargs)
         if kwargs.get("config", length.layer.shared.config) is not length.layer.shared.config:
             raise CacheError(_FOREIGN)
         if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
@@ -136,3 +162,17 @@ def _mask(original: str) -> Callable[..., Any]:
         return given
 
     return mask
+
+
+def _original_mask(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    make = ALL_MASK_ATTENTION_FUNCTIONS.get(name)
+    if make is None:
+        return None  # as transformers does for an implementation without a mask function
+    if "flash" in name and kwargs.get("attention_mask") is None:
+        # A static cache has slots past the last token. Where flash attention is named, `generate` keeps a
+        # mask of ones as long as what is written; under our name it drops it.
+        written = int(kwargs.get("q_offset", 0)) + kwargs.get("q_length", kwargs["kv_length"])
+        if kwargs["kv_length"] + kwargs.get("kv_offset", 0) > written:
+            ones = torch.ones(kwargs["batch_size"], written, dtype=torch.bool, device=kwargs.get("device"))
+            kwargs = {**kwargs, "attention_mask": ones}
+    return make(*args, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self, SupportsIndex
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 from modicum.errors import CacheError, InputError, PolicyError
 from modicum.kv import snapshot
 from modicum.kv.arguments import check_settings
-from modicum.kv.attention import PREFIX, attach
+from modicum.kv.attention_override import model_lock, once
 from modicum.kv.bank import Setting
 from modicum.kv.budget import Budget
 from modicum.kv.fingerprint import weight_checksums
@@ -25,11 +25,14 @@ from modicum.kv.layer import BudgetLayer
 from modicum.kv.plan import Plan, plan
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
+from modicum.kv.registration import attach, is_attached
 from modicum.kv.registry import parse_policy
+from modicum.kv.rotary import turning_of
 from modicum.kv.shape import Shape
 from modicum.kv.shared import Shared, lasting
 from modicum.kv.store import Store
-from modicum.kv.turning import Turning, check_numbering
+from modicum.kv.turning import check_numbering
+from modicum.kv.unwrap import unwrap
 from modicum.kv.window import WindowLayer
 
 _probed: WeakKeyDictionary[PreTrainedModel, HeadScores] = WeakKeyDictionary()
@@ -81,6 +84,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         store: str = "model",
         compile: bool | Literal["auto"] = False,
     ) -> None:
+        model = unwrap(model)
         self.store = Store(store)
         self.numbering = check_numbering(positions)
         self.policy = parse_policy(policy)
@@ -94,7 +98,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.plan: Plan = plan(self.shape, self.policy, self.budget, scores, self.store)
         self.shared = Shared(model.config.get_text_config(decoder=True))
         if self.numbering == "renumbered":
-            self.shared.turning = Turning.of(model)
+            self.shared.turning = turning_of(model)
         self.shared.spread = len({p.device for p in model.parameters()}) > 1
         super().__init__(layers=self._build())
         self._settle_graph(compile)
@@ -140,7 +144,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
             raise CacheError(
                 f"layer {layer_idx} of a cache with {len(self.layers)}: the cache was built for another model"
             )
-        if not self.shared.config._attn_implementation.startswith(PREFIX):
+        if not is_attached(self.shared.config):
             raise CacheError("the model of this cache was detached: build a new BudgetCache for it")
         if layer_idx == 0 and not torch.compiler.is_compiling():
             self._check_in_step()
@@ -271,6 +275,19 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         with lasting():
             return copy.deepcopy(self)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return twin
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # Its configuration is how it knows its model; in another process that would be another's.
+        raise CacheError(
+            "a budget cache cannot be pickled: cache.save(path) writes it to a file, and "
+            "BudgetCache.load(path, model) reads it for the model in another process; cache.copy() copies it"
+        )
+
     def save(self, path: str | Path) -> None:
         """Write the cache to a file (safetensors with a JSON header); see `BudgetCache.load`."""
         self.shared.part()
@@ -300,11 +317,11 @@ def _head_scores(model: PreTrainedModel, policy: Policy) -> HeadScores | None:
         return None
     if policy.heads is not None:
         return HeadScores.load(policy.heads)
-    if model not in _probed:
-        _probed[model] = probe(model)
-    return _probed[model]
+    return once(_probed, model, lambda: probe(model))
 
 
 def use_head_scores(model: PreTrainedModel, scores: HeadScores) -> None:
     """Let RazorAttention use these scores for the model instead of probing it."""
-    _probed[model] = scores
+    model = unwrap(model)
+    with model_lock(model):
+        _probed[model] = scores

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,10 +21,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modicum.errors import InputError, ModelError, SnapshotError
-from modicum.kv.listen import attention_through
+from modicum.kv.attention_override import attention_override
+from modicum.kv.unwrap import unwrap
 
 _FORMAT, _VERSION = "modicum head scores", 1
-_NAME = "modicum_probe"
 _TILE_BYTES = 64 * 2**20  # attention rows made at a time
 
 Table = tuple[tuple[float, ...], ...]
@@ -125,8 +124,9 @@ def probe(
 
     K is `tokens`, or what of it fits the model's context. BOS goes first where the configuration has one.
     Weights are read at query positions beyond the first copy, to the nearest earlier copy only: mean over
-    positions and seeds, largest of each group of query heads. The model's attention runs in tiles of queries
-    (no n × n map) and is put back afterwards, whatever happens.
+    positions and seeds, largest of each group of query heads. The attention of the probe's own calls runs in
+    tiles of queries (no n × n map); calls of other threads are not touched. A model in training mode is in
+    evaluation mode meanwhile.
 
     exclude: token ids not to draw besides BOS, EOS and padding, such as `tokenizer.all_special_ids`.
 
@@ -134,6 +134,7 @@ def probe(
         InputError: fewer than two copies or tokens, no seeds, or a context too short for them.
         ModelError: the model's attention does not go through transformers' attention interface.
     """
+    model = unwrap(model)
     config = model.config.get_text_config(decoder=True)
     bos = config.bos_token_id
     if not isinstance(bos, int) or not 0 <= bos < config.vocab_size:
@@ -146,7 +147,8 @@ def probe(
         raise InputError(f"of {config.vocab_size} token ids none is left to draw: exclude fewer")
     reading = _Reading(length, length + (bos is not None))
     device = model.device
-    with _probing(model, reading), torch.no_grad():
+    attention = partial(probe_attention, reading=reading)
+    with attention_override(model, attention, "probed"), torch.no_grad():
         for seed in seeds:
             draw = torch.randint(len(allowed), (length,), generator=torch.Generator().manual_seed(seed))
             ids = allowed[draw].repeat(copies)
@@ -208,20 +210,6 @@ class _Reading:
     skipped: set[int] = field(default_factory=set)
 
 
-_current: ContextVar[_Reading | None] = ContextVar("modicum_probe", default=None)
-
-
-@contextmanager
-def _probing(model: PreTrainedModel, reading: _Reading) -> Iterator[None]:
-    """The model with the probe's attention, in evaluation mode; as it was before afterwards."""
-    token = _current.set(reading)
-    try:
-        with attention_through(model, _NAME, probe_attention, "probed"):
-            yield
-    finally:
-        _current.reset(token)
-
-
 def probe_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -234,12 +222,13 @@ def probe_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    reading: _Reading | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention in tiles of queries, reading weights on the way, as transformers calls it.
 
     query [1, Hq, n, Dk], key [1, H, n, Dk], value [1, H, n, Dv] -> [1, n, Hq, Dv]. softcap bounds the logits
-    (Gemma 2); s_aux [Hq] are logits of learned sinks (gpt-oss).
+    (Gemma 2); s_aux [Hq] are logits of learned sinks (gpt-oss). What is read is added to `reading`.
     """
     b, h, n, _dim = key.shape
     g = query.shape[1] // h
@@ -249,7 +238,7 @@ def probe_attention(
     out = query.new_empty(b, h, g, n, value.shape[-1])
     tile = max(1, _TILE_BYTES // (4 * b * h * g * n))
     column = torch.arange(n, device=query.device)
-    layer, reading = getattr(module, "layer_idx", None), _current.get()
+    layer = getattr(module, "layer_idx", None)
     reads = reading is not None and layer is not None and sliding_window is None
     if reading is not None and layer is not None and not reads:
         reading.skipped.add(layer)

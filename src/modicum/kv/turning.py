@@ -5,34 +5,20 @@ looked at they are turned to their rank among the tokens held: 0, 1, 2, … in t
 (Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453, section 3.2).
 Distances then never grow beyond what is held, however long the stream.
 
-Frequencies and scaling are those of the model's own module, so every kind whose frequencies stay as they are
-is exact. Which dimensions are a pair is found out: one token is shown to the model at three positions, and
-the keys of every layer must be each other's, turned. A model of which that is not true is refused.
+How a model turns is found out in `kv/rotary.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from modicum.errors import InputError, ModelError
-from modicum.kv.listen import attention_through
-from modicum.kv.shape import Shape
+from modicum.errors import InputError
 
 NUMBERINGS = ("original", "renumbered")
-STATIC = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary embeddings whose frequencies do not hang on the length of the sequence."""
-
-_FULL = "full_attention"
-_LISTENER = "modicum-turning"
-_PROBES = (0, 7, 611)
-"""Positions at which a token is shown; at 0 nothing is turned."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +48,6 @@ class Turning:
         self._dtype = dtype
         self._known: tuple[Tensor, Tensor, Tensor] | None = None
         self._table: tuple[Tensor, Tensor] | None = None
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Turning:
-        """The model's, found and checked once.
-
-        Raises:
-            ModelError: the model has no rotary embedding, or one that cannot be renumbered; says why.
-        """
-        if model not in _found:
-            _found[model] = _find(model)
-        return cls(_found[model], model.dtype)
 
     def forget(self) -> None:
         """Let what was made for a call go."""
@@ -173,84 +148,3 @@ def query_ranks(at: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
     if valid is not None:
         before = before & valid[:, :, None]
     return (before.sum(-1) - 1).clamp_min(0)
-
-
-_found: WeakKeyDictionary[PreTrainedModel, Rotary] = WeakKeyDictionary()
-
-
-def _find(model: PreTrainedModel) -> Rotary:
-    name = type(model).__name__
-    rotary = next(_rotaries(model), None)
-    if rotary is None:
-        raise ModelError(
-            f"{name} has no rotary embedding by which its positions could be renumbered (learned tables, "
-            "ALiBi, or none at all): leave positions='original'"
-        )
-    if rotary.kind not in STATIC:
-        raise ModelError(
-            f"{name} has rotary positions of the kind {rotary.kind!r}, whose frequencies change with the "
-            f"length: renumbered positions serve {', '.join(STATIC)}; leave positions='original'"
-        )
-    keys = {at: _keys(model, at) for at in _PROBES}
-    for neighbours in (False, True):
-        found = replace(rotary, neighbours=neighbours)
-        if all(_serves(Turning(found, model.dtype), keys, layer) for layer in Shape.of(model).full):
-            return found
-    raise ModelError(
-        f"{name} turns its keys in a way that could not be done again (several kinds of rotary embedding, "
-        "or one of its own): leave positions='original'"
-    )
-
-
-def _rotaries(model: PreTrainedModel) -> Iterator[Rotary]:
-    """Rotary embeddings of the layers with full attention."""
-    for module in model.modules():
-        kind: Any = getattr(module, "rope_type", "default")
-        prefix = ""
-        if hasattr(module, f"{_FULL}_inv_freq"):  # one for each type of layer, as in Gemma 3
-            kind, prefix = kind[_FULL], f"{_FULL}_"
-        speed, scale = (getattr(module, prefix + part, None) for part in ("inv_freq", "attention_scaling"))
-        if isinstance(speed, Tensor) and scale is not None:
-            wide = torch.promote_types(speed.dtype, torch.float32)  # a model cast to 16 bits may cast it too
-            yield Rotary(str(kind), speed.detach().to(wide), float(scale), neighbours=False)
-
-
-def _serves(turning: Turning, keys: dict[int, list[Tensor]], layer: int) -> bool:
-    """Whether a layer's keys at one position are those at another, turned, and turned back."""
-    first = keys[0][layer]
-    if 2 * len(turning.rotary.speed) > first.shape[-1]:
-        return False
-    if torch.equal(first, keys[_PROBES[1]][layer]):
-        return False  # not turned at all
-    plain = turning.back(first, torch.tensor([[0]], device=first.device))
-    size = float(first.abs().max())
-    close = size * (1e-4 if first.dtype.itemsize >= 4 else 0.03)
-    for at, every in keys.items():
-        key = every[layer]
-        where = torch.tensor([[at]], device=key.device)
-        if float((turning.to(plain, where[None], at + 1) - key).abs().max()) > close:
-            return False
-        if float((turning.back(key, where) - plain).abs().max()) > close:
-            return False
-    return True
-
-
-@torch.no_grad()
-def _keys(model: PreTrainedModel, at: int) -> list[Tensor]:
-    """Every layer's key [1, H, 1, D] of one token that stands at a position.
-
-    A token that is alone sees itself only, so its hidden states are the same wherever it stands.
-    """
-    found: list[Tensor] = []
-
-    def listen(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, None]:
-        found.append(key.detach())
-        group = query.shape[1] // value.shape[1]
-        return value.repeat_interleave(group, dim=1).transpose(1, 2).contiguous(), None
-
-    ids = torch.tensor([[1]], device=model.device)
-    with attention_through(model, _LISTENER, listen, "shown a token"):
-        model(input_ids=ids, position_ids=torch.tensor([[at]], device=model.device), use_cache=False)
-    return found

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,14 +23,13 @@ from modicum.evaluation.allowance import Allowance
 from modicum.generation.inputs import Block, encode
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.reader import Reader
+from modicum.kv.attention_override import attention_override
 from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
 from modicum.kv.heads import probe_attention
-from modicum.kv.listen import attention_through
 from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 
-_NAME = "modicum_trace"
 _LAST = 32  # rows read where there is no question
 _TILE_BYTES = 32 * 2**20
 
@@ -127,7 +124,8 @@ def trace(
     rows = len(asked) or min(_LAST, n)
     reading = _Reading(n, rows, [k.to(model.device) for k in kept])
     whole = torch.tensor([ids + asked], device=model.device)
-    with _reading(model, reading), torch.no_grad():
+    attention = partial(_attention, reading=reading)
+    with attention_override(model, attention, "traced"), torch.no_grad():
         # The body without its head: no logits over the vocabulary.
         model.base_model(input_ids=whole, use_cache=False)
     ruled = set(cache.shape.full)
@@ -171,26 +169,18 @@ class _Reading:
     """Layer -> [Hq]."""
 
 
-_current: ContextVar[_Reading | None] = ContextVar("modicum_trace", default=None)
-
-
-@contextmanager
-def _reading(model: PreTrainedModel, reading: _Reading) -> Iterator[None]:
-    """The model with the attention that reads, in evaluation mode; as it was before afterwards."""
-    token = _current.set(reading)
-    try:
-        with attention_through(model, _NAME, _attention, "traced"):
-            yield
-    finally:
-        _current.reset(token)
-
-
 def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *args: Any,
+    reading: _Reading,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention as transformers calls it; query [1, Hq, n, D], key and value [1, H, n, D]."""
-    reading, layer = _current.get(), getattr(module, "layer_idx", None)
-    if reading is not None and layer is not None and kwargs.get("sliding_window") is None:
+    layer = getattr(module, "layer_idx", None)
+    if layer is not None and kwargs.get("sliding_window") is None:
         scaling = args[1] if len(args) > 1 else kwargs.get("scaling")
         reading.mass[layer] = _mass(
             query[0],
