@@ -44,9 +44,11 @@ class AttentionName(str):
     def __reduce__(self) -> tuple[Callable[[str], AttentionName], tuple[str]]:
         return attention_name, (self.original,)
 
-    def __str__(self) -> str:
-        # What transformers prints where it refuses the name, as continuous batching does.
-        return f"{self[:]} (set for modicum.BudgetCache; modicum.detach(model) puts {self.original!r} back)"
+    def __format__(self, spec: str) -> str:
+        # What transformers prints where it refuses the name, as continuous batching does. Not by __str__,
+        # which the compiler calls to look the name up.
+        text = f"{self[:]} (set for modicum.BudgetCache; modicum.detach(model) puts {self.original!r} back)"
+        return format(text, spec)
 
 
 _names: dict[str, AttentionName] = {}
