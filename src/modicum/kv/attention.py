@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modicum.errors import CacheError, InputError, ModelError
 from modicum.kv.arguments import check_settings
+from modicum.kv.gradients import without_backward
 from modicum.kv.shared import OURS, BudgetLength, Handle, lasting
 
 _REFUSED = ("s_aux", "position_bias", "cache")
@@ -110,10 +111,14 @@ def attention_for(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         check_settings(kwargs, layer.shared.config)
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         at, softcap = kwargs.get("position_ids"), kwargs.get("softcap")
+        inputs = (query, *layer.incoming)
         if torch.compiler.is_compiling():  # nothing is allocated in a compiled step
-            return layer.attend(module, query, attention_mask, factor, softcap, at), None
-        with lasting(), torch.no_grad():
-            return layer.attend(module, query, attention_mask, factor, softcap, at), None
+            with torch.no_grad():
+                attended = layer.attend(module, query, attention_mask, factor, softcap, at)
+        else:
+            with lasting(), torch.no_grad():
+                attended = layer.attend(module, query, attention_mask, factor, softcap, at)
+        return without_backward(attended, *inputs), None
 
     return attention
 

@@ -78,6 +78,11 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         """Whether transformers may compile a decode step."""
         return self.shared.static
 
+    @property
+    def incoming(self) -> tuple[Tensor, ...]:
+        """Keys and values of the call under way, until attention has taken them."""
+        return self._incoming or ()
+
     # -- what is stored
     # ------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from modicum.kv.gradients import without_backward
 from modicum.kv.layer import refuse_crop
 from modicum.kv.shape import LayerShape
 from modicum.kv.shared import Shared
@@ -28,13 +29,15 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        before = self.nbytes
+        before, continues = self.nbytes, self.seen > 0
         keys, values = super().update(key_states, value_states)
         # What is kept is a view of all that came: copy it, so that the rest is really freed.
         self.keys, self.values = self.keys.detach().clone(), self.values.detach().clone()
         self.shared.change(self.nbytes - before)
         length = key_states.shape[2]
         self.shared.in_hand(length * (key_states[:, :, :1].nbytes + value_states[:, :, :1].nbytes))
+        if continues:  # earlier tokens have no gradients
+            keys, values = without_backward(keys, key_states), without_backward(values, value_states)
         return keys, values
 
     @property
