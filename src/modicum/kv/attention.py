@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from modicum.errors import CacheError, InputError, ModelError
 from modicum.kv.arguments import check_settings
 from modicum.kv.gradients import without_backward
+from modicum.kv.precision import without_autocast
 from modicum.kv.shared import OURS, BudgetLength, Handle, lasting
 
 _REFUSED = ("s_aux", "position_bias", "cache")
@@ -112,11 +113,12 @@ def attention_for(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         at, softcap = kwargs.get("position_ids"), kwargs.get("softcap")
         inputs = (query, *layer.incoming)
+        query = query.to(layer.dtype)
         if torch.compiler.is_compiling():  # nothing is allocated in a compiled step
-            with torch.no_grad():
+            with torch.no_grad(), without_autocast(query.device):
                 attended = layer.attend(module, query, attention_mask, factor, softcap, at)
         else:
-            with lasting(), torch.no_grad():
+            with lasting(), torch.no_grad(), without_autocast(query.device):
                 attended = layer.attend(module, query, attention_mask, factor, softcap, at)
         return without_backward(attended, *inputs), None
 

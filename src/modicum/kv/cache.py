@@ -26,6 +26,7 @@ from modicum.kv.plan import Plan, plan
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
 from modicum.kv.registration import attach, is_attached
+from modicum.kv.precision import in_cache_dtype
 from modicum.kv.registry import parse_policy
 from modicum.kv.rotary import turning_of
 from modicum.kv.shape import Shape
@@ -146,6 +147,9 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
             )
         if not is_attached(self.shared.config):
             raise CacheError("the model of this cache was detached: build a new BudgetCache for it")
+        layer = self.layers[layer_idx]
+        dtype = layer.dtype if layer.is_initialized else self.shape.dtype
+        key_states, value_states = in_cache_dtype(key_states, value_states, dtype)
         if layer_idx == 0 and not torch.compiler.is_compiling():
             self._check_in_step()
             check_settings(kwargs.get("kwargs") or {}, self.shared.config)
@@ -154,7 +158,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
                     f"the model gives keys in {key_states.dtype}, the cache was built for {self.shape.dtype} "
                     "and its budget would not hold: build a new BudgetCache for the model as it is now"
                 )
-        return self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+        return layer.update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
 
     def prepare(self) -> bool:
         """Make ready for a compiled call with one token of every row; False where there can be none (yet).

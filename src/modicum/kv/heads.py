@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from modicum.errors import InputError, ModelError, SnapshotError
 from modicum.kv.attention_override import attention_override
+from modicum.kv.precision import without_autocast
 from modicum.kv.unwrap import unwrap
 
 _FORMAT, _VERSION = "modicum head scores", 1
@@ -148,7 +149,7 @@ def probe(
     reading = _Reading(length, length + (bos is not None))
     device = model.device
     attention = partial(probe_attention, reading=reading)
-    with attention_override(model, attention, "probed"), torch.no_grad():
+    with attention_override(model, attention, "probed"), torch.no_grad(), without_autocast(device):
         for seed in seeds:
             draw = torch.randint(len(allowed), (length,), generator=torch.Generator().manual_seed(seed))
             ids = allowed[draw].repeat(copies)

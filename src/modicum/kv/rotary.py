@@ -113,6 +113,6 @@ def _keys(model: PreTrainedModel, at: int) -> list[Tensor]:
         return value.repeat_interleave(group, dim=1).transpose(1, 2).contiguous(), None
 
     ids = torch.tensor([[1]], device=model.device)
-    with attention_override(model, listen, "shown a token"):
+    with attention_override(model, listen, "shown a token"), without_autocast(model.device):
         model(input_ids=ids, position_ids=torch.tensor([[at]], device=model.device), use_cache=False)
     return found
