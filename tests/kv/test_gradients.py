@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modicum import BudgetCache, CacheError
+from modicum.compat import cache_kwargs
 from tests import zoo
 from tests.driver import all_kept, feed, full_cache
 
@@ -20,7 +21,7 @@ budgeted = pytest.mark.parametrize("name", [name for name in zoo.ALL if name != 
 
 def call(model: Any, cache: BudgetCache, ids: Tensor, first: int = 0) -> Tensor:
     """Logits of a call outside `torch.no_grad`."""
-    logits: Tensor = model(ids[:, first:], past_key_values=cache, use_cache=True).logits
+    logits: Tensor = model(ids[:, first:], **cache_kwargs(model, cache), use_cache=True).logits
     assert logits.requires_grad
     return logits
 
@@ -45,7 +46,7 @@ def test_gradients_of_embeddings_are_refused(policy: str) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     cache = BudgetCache(model, policy, 20, **SMALL)
-    loss = model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True).logits[:, -1].sum()
+    loss = model(inputs_embeds=embeddings, **cache_kwargs(model, cache), use_cache=True).logits[:, -1].sum()
     with pytest.raises(CacheError, match="passes no gradients on"):
         torch.autograd.grad(loss, embeddings)
 
@@ -107,7 +108,7 @@ def graph_survives(model: Any, cache: Any, ids: Tensor) -> bool:
     names = ("q_proj", "k_proj", "v_proj")
     found = [module for name, module in model.named_modules() if name.endswith(names)]
     hooks = [module.register_forward_hook(attach) for module in found]
-    model(ids, past_key_values=cache, use_cache=True)
+    model(ids, **cache_kwargs(model, cache), use_cache=True)
     for hook in hooks:
         hook.remove()
     assert len(marks) == len(found) > 0

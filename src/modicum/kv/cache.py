@@ -148,7 +148,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         if not is_attached(self.shared.config):
             raise CacheError("the model of this cache was detached: build a new BudgetCache for it")
         layer = self.layers[layer_idx]
-        dtype = layer.dtype if layer.is_initialized else self.shape.dtype
+        held = isinstance(layer, BudgetLayer) and layer.is_initialized
+        dtype = layer.dtype if held else self.shape.dtype
         key_states, value_states = in_cache_dtype(key_states, value_states, dtype)
         if layer_idx == 0 and not torch.compiler.is_compiling():
             self._check_in_step()

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from modicum.kv.gradients import without_backward
 from modicum.kv.layer import refuse_crop
+from modicum.kv.precision import without_autocast
 from modicum.kv.shape import LayerShape
 from modicum.kv.shared import Shared
 
@@ -30,7 +31,8 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         before, continues = self.nbytes, self.seen > 0
-        keys, values = super().update(key_states, value_states)
+        with without_autocast(key_states.device):
+            keys, values = super().update(key_states, value_states)
         # What is kept is a view of all that came: copy it, so that the rest is really freed.
         self.keys, self.values = self.keys.detach().clone(), self.values.detach().clone()
         self.shared.change(self.nbytes - before)
