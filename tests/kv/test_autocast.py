@@ -40,7 +40,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=s
 def recorded(model: Any, cache: BudgetCache) -> Iterator[list[Call]]:
     """Module, query, key, value and arguments of every call of a budgeted layer's attention."""
     calls: list[Call] = []
-    name = model.config._attn_implementation
+    name = model.config._attn_implementation[:]
     ours = ALL_ATTENTION_FUNCTIONS[name]
 
     def listen(module: Any, query: Tensor, key: Any, value: Any, mask: Any, **more: Any) -> Any:

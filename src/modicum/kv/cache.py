@@ -25,8 +25,8 @@ from modicum.kv.layer import BudgetLayer
 from modicum.kv.plan import Plan, plan
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
-from modicum.kv.registration import attach, is_attached
 from modicum.kv.precision import in_cache_dtype
+from modicum.kv.registration import attach, is_attached
 from modicum.kv.registry import parse_policy
 from modicum.kv.rotary import turning_of
 from modicum.kv.shape import Shape

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from modicum.errors import ModelError
 from modicum.kv.attention_override import attention_override, once
+from modicum.kv.precision import without_autocast
 from modicum.kv.shape import Shape
 from modicum.kv.turning import Rotary, Turning
 
