@@ -22,6 +22,7 @@ from modicum.generation.result import held_range
 from modicum.generation.text import decode
 from modicum.kv.cache import BudgetCache
 from modicum.kv.call import cuts
+from modicum.kv.offload import execution_device
 from modicum.kv.registry import parse_policy
 from modicum.tasks.sample import Sample
 
@@ -145,7 +146,7 @@ def run(
             "budget_tokens": cache.plan.tokens,
             "budget_bytes": cache.budget_nbytes,
             "finish": finish,
-            "device": model.device.type,
+            "device": execution_device(model).type,
             "threads": torch.get_num_threads(),
         },
     )
@@ -189,8 +190,9 @@ def _read(reader: Reader, tokens: list[int]) -> None:
 
 
 def _wait(model: Any) -> None:
-    if model.device.type != "cpu":
-        torch.accelerator.synchronize(model.device)
+    device = execution_device(model)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _answer(reader: Reader, tokenizer: Any, most: int, stop_at_newline: bool) -> tuple[list[int], str]:

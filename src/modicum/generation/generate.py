@@ -23,6 +23,7 @@ from modicum.generation.stream import Stream
 from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
 from modicum.kv.policy import Policy
+from modicum.kv.unwrap import unwrap
 
 __all__ = ["Generation", "Memory", "Stream", "Timings", "generate", "prefill", "stream"]
 
@@ -83,6 +84,8 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     returns what there is, with the finish reason "interrupted".
 
     Args:
+        model: a transformers causal LM; or one with PEFT adapters inside of its layers, compiled as a whole
+            (it runs uncompiled here: see `compile`), or in a parallel wrapper on one device.
         prompt: text; or a list, answered as one batch, each as it would be alone. None to go on with `cache`.
         policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile: of a new `BudgetCache`;
             not read with `cache`.
@@ -102,6 +105,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     Raises:
         InputError: a text, a setting or a cache that cannot be used; says what to give instead.
     """
+    model = unwrap(model)
     many = question is not None and not isinstance(question, str)
     if many and prompt is not None and not isinstance(prompt, str):
         raise InputError("a list of prompts goes with one question: ask the questions one after the other")
@@ -156,6 +160,7 @@ def stream(
         An iterator of text pieces; its `result` is the `Generation`. Nothing runs in the background: the work
         is done as pieces are asked for, and leaving early is enough to stop.
     """
+    model = unwrap(model)
     for text, what in ((prompt, "prompt"), (question, "question")):
         if text is not None and not isinstance(text, str | bytes):
             raise InputError(f"a stream takes one {what}, not {type(text).__name__}: use modicum.generate")
@@ -205,6 +210,7 @@ def prefill(
         InputError: as `generate`.
         KeyboardInterrupt: Ctrl-C, at the end of a chunk.
     """
+    model = unwrap(model)
     if prompt is None:
         raise InputError("there is no prompt: give the text to read")
     opening = Opening.of(

@@ -18,6 +18,7 @@ from modicum.generation.interrupt import Interrupt
 from modicum.generation.transcript import Transcript
 from modicum.kv.cache import BudgetCache
 from modicum.kv.call import cuts
+from modicum.kv.offload import execution_device
 
 _GRAPHS = 64  # of one class of model: each policy and each size of cache has its own
 
@@ -56,7 +57,7 @@ class Reader:
         """[B] tokens that each row has been told, padding left out."""
         self.taken = 0
         """Tokens taken in by `take`, padding left out."""
-        self.device: torch.device = model.device
+        self.device = execution_device(model)
         accepted = inspect.signature(model.forward).parameters
         self._cache_argument = cache_argument(model)
         self._positions = "position_ids" in accepted

@@ -22,6 +22,7 @@ from modicum.kv.fingerprint import weight_checksums
 from modicum.kv.heads import HeadScores, probe
 from modicum.kv.joining import why_no_graph
 from modicum.kv.layer import BudgetLayer
+from modicum.kv.offload import execution_device, is_offloaded
 from modicum.kv.plan import Plan, plan
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
@@ -48,7 +49,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     leaves its results with any other cache as they were.
 
     Args:
-        model: a transformers causal LM whose attention goes through transformers' attention interface.
+        model: a transformers causal LM whose attention goes through transformers' attention interface; bare,
+            or inside of PEFT, `torch.compile` or a parallel wrapper (`kv/unwrap.py`).
         policy: a policy, or text such as "keydiff" or "caote+snapkv(window=16)".
         budget: tokens per KV head (every kind of slot counts), or a size such as "64MiB" for the
         whole cache of one
@@ -94,13 +96,13 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.weights = weight_checksums(model)
         """By which a saved cache recognises its model."""
         if self.store.coded:
-            self.store.check(model.device)
+            self.store.check(execution_device(model))
         scores = _head_scores(model, self.policy)
         self.plan: Plan = plan(self.shape, self.policy, self.budget, scores, self.store)
         self.shared = Shared(model.config.get_text_config(decoder=True))
         if self.numbering == "renumbered":
             self.shared.turning = turning_of(model)
-        self.shared.spread = len({p.device for p in model.parameters()}) > 1
+        self.shared.spread = len({p.device for p in model.parameters()}) > 1 or is_offloaded(model)
         super().__init__(layers=self._build())
         self._settle_graph(compile)
         attach(model)

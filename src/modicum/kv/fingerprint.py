@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from modicum.kv.offload import offloaded_value
+
 _ROWS, _COLUMNS = 3, 1024
 """Rows read from each matrix, and columns of each."""
 
@@ -98,15 +100,7 @@ def _values(module: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
     """A weight's values; of an offloaded weight those in accelerate's map, if it holds them in memory."""
     if not tensor.is_meta:
         return tensor
-    hook = getattr(module, "_hf_hook", None)
-    for part in (hook, *getattr(hook, "hooks", ())):
-        weights = getattr(part, "weights_map", None)
-        kept = getattr(weights, "dataset", weights)  # of a view by prefix
-        kept = getattr(kept, "state_dict", kept)  # without what lies on disk
-        value = kept.get(f"{getattr(weights, 'prefix', '')}{name}") if isinstance(kept, dict) else None
-        if isinstance(value, Tensor):
-            return value
-    return None
+    return offloaded_value(module, name, from_disk=False)
 
 
 def _checksum(rows: Tensor) -> int | None:

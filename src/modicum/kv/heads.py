@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from modicum.errors import InputError, ModelError, SnapshotError
 from modicum.kv.attention_override import attention_override
+from modicum.kv.offload import execution_device
 from modicum.kv.precision import without_autocast
 from modicum.kv.unwrap import unwrap
 
@@ -147,7 +148,7 @@ def probe(
     if not len(allowed):
         raise InputError(f"of {config.vocab_size} token ids none is left to draw: exclude fewer")
     reading = _Reading(length, length + (bos is not None))
-    device = model.device
+    device = execution_device(model)
     attention = partial(probe_attention, reading=reading)
     with attention_override(model, attention, "probed"), torch.no_grad(), without_autocast(device):
         for seed in seeds:

@@ -40,5 +40,5 @@ def why_no_graph(layers: Sequence[BudgetLayer], cache_layers: int) -> str | None
     if shared.turning is not None:
         return "positions are renumbered, which sorts them anew at each step"
     if shared.spread:
-        return "the model lies on several devices"
+        return "the model lies on several devices, or is offloaded"
     return None

@@ -16,6 +16,7 @@ from modicum.kv.arena import Arena
 from modicum.kv.bank import Bank, Moment, Setting, Virtual
 from modicum.kv.call import Piece
 from modicum.kv.filling import Filling
+from modicum.kv.offload import offloaded_value
 from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
 from modicum.kv.room import stacks
@@ -444,7 +445,11 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     def _output_weight(self, module: torch.nn.Module) -> Tensor:
         """[H, G, Dv, hidden]: the output projection's slice of each query head, a view of the weight."""
         for name in _PROJECTIONS:
-            weight = getattr(getattr(module, name, None), "weight", None)
+            projection: Any = getattr(module, name, None)
+            weight = getattr(projection, "weight", None)
+            if isinstance(weight, Tensor) and weight.is_meta:
+                kept = offloaded_value(projection, "weight", from_disk=True)
+                weight = kept if kept is None else kept.to(self.device)
             if isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() == 2:
                 h, g = self.shape.kv_heads, self.shape.group
                 return weight.detach().t().reshape(h, g, self.shape.value_dim, -1)

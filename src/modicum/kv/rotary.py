@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from modicum.errors import ModelError
 from modicum.kv.attention_override import attention_override, once
+from modicum.kv.offload import execution_device
 from modicum.kv.precision import without_autocast
 from modicum.kv.shape import Shape
 from modicum.kv.turning import Rotary, Turning
@@ -113,7 +114,8 @@ def _keys(model: PreTrainedModel, at: int) -> list[Tensor]:
         group = query.shape[1] // value.shape[1]
         return value.repeat_interleave(group, dim=1).transpose(1, 2).contiguous(), None
 
-    ids = torch.tensor([[1]], device=model.device)
-    with attention_override(model, listen, "shown a token"), without_autocast(model.device):
-        model(input_ids=ids, position_ids=torch.tensor([[at]], device=model.device), use_cache=False)
+    device = execution_device(model)
+    ids = torch.tensor([[1]], device=device)
+    with attention_override(model, listen, "shown a token"), without_autocast(device):
+        model(input_ids=ids, position_ids=torch.tensor([[at]], device=device), use_cache=False)
     return found

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from modicum.errors import ModelError
 from modicum.kv.fingerprint import embedding_checksum
+from modicum.kv.offload import check_loaded
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ class Shape:
         """Read a model's shape.
 
         Raises:
-            ModelError: the model's attention cannot be taken over; says why.
+            ModelError: the model's attention cannot be taken over, or its weights are not loaded; says why.
         """
         if not isinstance(model, PreTrainedModel):
             raise ModelError(
                 f"a budget cache needs a transformers model, not {type(model).__name__}: use modicum.load"
             )
+        check_loaded(model)
         config = model.config.get_text_config(decoder=True)
         reason = refusal(config) or _unreachable(model)
         if reason is not None:

@@ -73,7 +73,7 @@ class Shared:
     graphable: bool = False
     """Whether they can have one."""
     spread: bool = False
-    """Whether the model lies on several devices."""
+    """Whether the model lies on several devices, or is offloaded."""
     _joint: Together | Filling | None = None  # of the step under way
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shared:

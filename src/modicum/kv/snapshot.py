@@ -21,6 +21,8 @@ from modicum.errors import CacheError, ModicumError, SnapshotError
 from modicum.kv.budget import Budget
 from modicum.kv.fingerprint import difference
 from modicum.kv.layer import BudgetLayer
+from modicum.kv.offload import execution_device
+from modicum.kv.unwrap import unwrap
 
 if TYPE_CHECKING:
     from modicum.kv.cache import BudgetCache
@@ -83,6 +85,7 @@ def save(cache: BudgetCache, path: Path) -> None:
 
 def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
     """Read a cache back for its model."""
+    model = unwrap(model)
     header, tensors = _read(path)
     try:
         if header["format"] == 1:
@@ -95,7 +98,7 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
                 f"{path} was saved with other slots per head: use the same head scores as then"
             )
         if header["batch"]:
-            _fill(cache, header, tensors, model.device)
+            _fill(cache, header, tensors, execution_device(model))
     except SnapshotError:
         raise
     except ModicumError as error:

@@ -27,8 +27,10 @@ from modicum.kv.attention_override import attention_override
 from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
 from modicum.kv.heads import probe_attention
+from modicum.kv.offload import execution_device
 from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
+from modicum.kv.unwrap import unwrap
 
 _LAST = 32  # rows read where there is no question
 _TILE_BYTES = 32 * 2**20
@@ -104,6 +106,7 @@ def trace(
         ModelError: the model's attention does not go through transformers' attention interface.
         BudgetError, PolicyError: as `BudgetCache`.
     """
+    model = unwrap(model)
     size = int(model.get_input_embeddings().weight.shape[0])
     ids = encode(tokenizer, [context], "context", special=True, vocabulary=size)[0]
     asked: list[int] = []
@@ -121,9 +124,9 @@ def trace(
     cache = BudgetCache(model, chosen, made, positions=positions, store=store)
     Reader(model, cache, 1, 0).take(Block.of([ids], 0), Interrupt(), lambda _: None)
     kept = [_mask(cache.positions(i)[0], n) for i in range(len(cache.layers))]
-    rows = len(asked) or min(_LAST, n)
-    reading = _Reading(n, rows, [k.to(model.device) for k in kept])
-    whole = torch.tensor([ids + asked], device=model.device)
+    rows, device = len(asked) or min(_LAST, n), execution_device(model)
+    reading = _Reading(n, rows, [k.to(device) for k in kept])
+    whole = torch.tensor([ids + asked], device=device)
     attention = partial(_attention, reading=reading)
     with attention_override(model, attention, "traced"), torch.no_grad():
         # The body without its head: no logits over the vocabulary.
