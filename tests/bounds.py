@@ -50,6 +50,11 @@ def gamma(operations: float, dtype: torch.dtype) -> float:
     return share / (1 - share)
 
 
+def underflow(dtype: torch.dtype) -> float:
+    """The absolute error of a number too small for the dtype, which may become zero."""
+    return torch.finfo(dtype).tiny
+
+
 def sum_bound(terms: int, dtype: torch.dtype, magnitude: Size) -> Size:
     """Error of a sum, in any order (Higham, section 4.2). magnitude: the sum of absolute values."""
     return gamma(terms, dtype) * magnitude

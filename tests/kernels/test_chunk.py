@@ -16,10 +16,10 @@ import pytest
 from torch import Tensor
 
 from modicum.kernels import chunk, chunk_twin
+from tests.bounds import assert_within, attention_bound, logit_bound, lse_bound
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = chunk.Config(rows=16, block=16, warps=4, stages=2)
-ERROR = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # the interpreter's
 
@@ -101,10 +101,27 @@ def wanted(c: Case) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
+def bounds(c: Case) -> tuple[Tensor | float, Tensor | float, int]:
+    """Of any output and, but for its size, of any log-sum-exp of a case: logit error, output error, tokens."""
+    keys, values, tokens = [c.key], [c.value], c.key.shape[2]
+    if c.held is not None:
+        count = c.held[0].shape[2]
+        counts = [count] * len(c.query) if c.held_count is None else c.held_count.tolist()
+        for row, n in enumerate(counts):  # what lies past a count is not attended to
+            keys.append(c.held[0][row : row + 1, :, :n])
+            values.append(c.held[1][row : row + 1, :, :n])
+        tokens += count
+    wide = torch.promote_types(c.query.dtype, torch.float32)
+    error = max(logit_bound(wide, c.query, k, c.scaling, c.softcap) for k in keys)
+    size = max(float(v.double().abs().max()) for v in values if v.numel())
+    return error, attention_bound(tokens, wide, error, size, c.query.dtype), tokens
+
+
 def check(c: Case, config: chunk.Config | None = SMALL) -> None:
     expected, expected_lse = wanted(c)
     real = torch.ones(c.query.shape[0], c.query.shape[3], dtype=torch.bool) if c.valid is None else c.valid
     mask = real[:, None, None]
+    logit_error, out_error, tokens = bounds(c)
     for name, (out, lse) in {
         "kernel": chunk.chunk(*c.on(DEVICE), config=config),  # type: ignore[arg-type]  # a Case's fields
         "twin": chunk_twin.chunk(*c.on(DEVICE)),  # type: ignore[arg-type]  # as above
@@ -112,11 +129,9 @@ def check(c: Case, config: chunk.Config | None = SMALL) -> None:
         assert out.dtype == c.query.dtype, name
         assert lse.dtype == torch.float32, name
         assert bool(out.isfinite().all()), f"{name}: even pads' rows are numbers"
-        error = float(((out.double().cpu() - expected) * mask[..., None]).abs().max())
-        assert error < ERROR[c.query.dtype], f"{name} is off by {error}"
-        scale = expected_lse.abs().clamp_min(1.0)
-        error = float(((lse.double().cpu() - expected_lse) / scale * mask).abs().max())
-        assert error < 2e-5, f"{name}'s log-sum-exp is off by {error}"
+        assert_within(out.double().cpu() * mask[..., None], expected, out_error, name)
+        error = lse_bound(tokens, torch.float32, logit_error, expected_lse)
+        assert_within(lse.double().cpu() * mask, expected_lse, error, f"{name}'s log-sum-exp")
 
 
 @pytest.mark.parametrize("g", [1, 2, 3, 4])
@@ -175,9 +190,11 @@ def test_the_twin_keeps_float64() -> None:
     held = c.held[0].double(), c.held[1].double()
     c = replace(c, query=c.query.double(), held=held, key=c.key.double(), value=c.value.double())
     out, lse = chunk_twin.chunk(*c.on("cpu"))  # type: ignore[arg-type]  # a Case's fields
-    for found, expected in zip((out, lse), wanted(c), strict=True):
-        assert found.dtype == torch.float64
-        assert float((found - expected).abs().max()) < 1e-12
+    logit_error, out_error, tokens = bounds(c)
+    expected, expected_lse = wanted(c)
+    assert out.dtype == lse.dtype == torch.float64
+    assert_within(out, expected, 2 * out_error)  # the reference is in float64 too
+    assert_within(lse, expected_lse, 2 * lse_bound(tokens, torch.float64, logit_error, expected_lse))
 
 
 def test_what_the_kernel_does_not_take() -> None:

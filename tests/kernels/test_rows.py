@@ -17,10 +17,10 @@ import pytest
 from torch import Tensor
 
 from modicum.kernels import rows, rows_twin
+from tests.bounds import assert_within, gamma, logit_bound, softmax_bound, underflow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = rows.Config(rows=16, block=16, splits=2, warps=4, stages=1)
-ERROR = {torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}  # inputs are exact: only sums differ
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # the interpreter's
 
@@ -95,6 +95,18 @@ def wanted(c: Case, softcap: float | None = None, gain: Tensor | None = None, ov
     return total
 
 
+def share(c: Case, softcap: float | None = None, gain: Tensor | None = None) -> float:
+    """Relative error of a sum of attention weights, all of which are positive.
+
+    Products and sums are in fp32 (float64 for such queries), whatever the dtype of queries and keys.
+    """
+    wide = torch.promote_types(c.queries.dtype, torch.float32)
+    most = 1.0 if gain is None else max(1.0, float(gain.max()))
+    error = max(logit_bound(wide, c.queries, part, c.scaling, softcap) for part in c.parts) * 2 * most
+    tokens = c.positions.shape[2]
+    return softmax_bound(tokens, wide, error) + gamma(c.queries.shape[3], wide)
+
+
 def check(c: Case, config: rows.Config | None = SMALL, **options: object) -> None:
     expected = wanted(c, **options)  # type: ignore[arg-type]  # the options of row_sums
     moved = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}
@@ -104,8 +116,8 @@ def check(c: Case, config: rows.Config | None = SMALL, **options: object) -> Non
     }
     for name, sums in found.items():
         assert sums.dtype == torch.float32, name
-        error = float((sums.double().cpu() - expected).abs().max())
-        assert error < ERROR[c.queries.dtype], f"{name} is off by {error}"
+        error = share(c, options.get("softcap"), options.get("gain"))  # type: ignore[arg-type]  # as above
+        assert_within(sums, expected, error * expected + c.queries.shape[3] * underflow(torch.float32), name)
 
 
 @pytest.mark.parametrize(("g", "r", "dim"), [(1, 1, 16), (2, 5, 48), (3, 9, 16), (4, 20, 64), (1, 33, 128)])
@@ -178,9 +190,10 @@ def test_log_sum_exps_known_already(make: Callable[..., Tensor]) -> None:
         logit = [float(c.queries[row, head, member, i].double() @ keys[row, head, j]) * 0.3 for j in seen]
         lse[row, head, member, i] = log(sum(exp(z) for z in logit)) if seen else -torch.inf
     found = make(*c.on(DEVICE), lse=lse.to(DEVICE)).double().cpu()
-    assert float((found - wanted(c)).abs().max()) < 2e-5
+    expected = wanted(c)
+    assert_within(found, expected, 2 * share(c) * expected)  # the log-sum-exps given are rounded too
     halved = make(*c.on(DEVICE), lse=(lse + log(2)).to(DEVICE)).double().cpu()  # so it is read, not remade
-    assert float((halved - wanted(c) / 2).abs().max()) < 2e-5
+    assert_within(halved, expected / 2, 2 * share(c) * expected / 2)
 
 
 def test_the_twin_keeps_float64() -> None:
@@ -188,7 +201,8 @@ def test_the_twin_keeps_float64() -> None:
     c.queries, c.parts = c.queries.double(), tuple(part.double() for part in c.parts)
     found = rows_twin.row_sums(*c.on("cpu"))
     assert found.dtype == torch.float64
-    assert float((found - wanted(c)).abs().max()) < 1e-12
+    expected = wanted(c)
+    assert_within(found, expected, 2 * share(c) * expected)
 
 
 def test_what_the_kernels_do_not_take() -> None:
