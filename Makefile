@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv smollm2 run test test-compat test-vllm bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
+.PHONY: venv smollm2 run test test-fast test-portable test-compat test-vllm bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -45,6 +45,14 @@ lint: venv
 test: lint
 	$(TESTING) $(VENV)/bin/pytest -n 2
 	$(MAKE) test-compat
+
+# An answer in two minutes on two cores: all but the tests marked slow (tests/conftest.py says which).
+test-fast: venv
+	$(TESTING) $(VENV)/bin/pytest -n 2 -m "not slow"
+
+# The numeric tests under each instruction set that this processor has, with one thread and with two.
+test-portable: venv
+	$(VENV)/bin/python tools/portable.py
 
 # The contract tests ask of transformers what modicum relies on, so they run against the oldest one too.
 test-compat: $(COMPAT)/.stamp

@@ -186,23 +186,30 @@ after attention, rotary's 3, attention's 3, the gate, its product, two residual 
 _conditions: WeakKeyDictionary[nn.Module, list[float]] = WeakKeyDictionary()
 
 
-def network_error(model: Any, tokens: int) -> float:
+def network_error(model: Any, tokens: int, turned: bool = False, dtype: torch.dtype | None = None) -> float:
     """Root mean square error of a decoder's logits, as a share of their own root mean square.
 
     In each layer the longest chain of k rounded operations (dot products over hidden, head and feed-forward
     sizes and over the tokens attended to) makes a relative error of √k·u, and the r roundings to the stored
     dtype one of √r·u' (Higham and Mary 2019 without their factor λ). The layers amplify it by `conditions`.
 
-    tokens: attended to at most. Products accumulate in fp32, or in the model's dtype where that is wider.
+    Products accumulate in fp32, or in the model's dtype where that is wider.
+
+    Args:
+        tokens: attended to at most.
+        turned: whether keys are turned back and to their ranks (positions="renumbered"): the angle of
+            position p is off by p·u radians, each of three times.
+        dtype: in which it is computed; None: the model's.
     """
     config = model.config.get_text_config()
-    stored = model.dtype
+    stored = model.dtype if dtype is None else dtype
     wide = torch.promote_types(stored, torch.float32)
     hidden = config.hidden_size
     feed_forward = getattr(config, "intermediate_size", None) or 4 * hidden
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     chain = 4 * hidden + feed_forward + head + 2 * tokens + 8 * FUNCTION
-    layer = math.hypot(_probable(chain, wide), _probable(ROUNDINGS, stored))
+    angle = 3 * tokens * unit_roundoff(wide) if turned else 0.0
+    layer = math.hypot(_probable(chain, wide), _probable(ROUNDINGS, stored), angle)
     top = math.hypot(_probable(2 * hidden + FUNCTION, wide), _probable(4, stored))
     return math.hypot(top, *(layer * condition for condition in conditions(model)))
 
@@ -211,18 +218,30 @@ def _probable(operations: int, dtype: torch.dtype) -> float:
     return math.sqrt(operations) * unit_roundoff(dtype)
 
 
-def logits_bound(model: Any, logits: Tensor, tokens: int | None = None) -> float:
+def logits_bound(model: Any, logits: Tensor, tokens: int | None = None, turned: bool = False) -> float:
     """Absolute difference that two routes to these logits [..., N, V] may have at one of them.
 
     λ times the root mean square error of each. tokens: attended to at most; None: as many as there are.
     """
     size = float(logits.detach().double().square().mean().sqrt())
-    return 2 * LAMBDA * network_error(model, tokens or logits.shape[-2]) * size
+    return 2 * LAMBDA * network_error(model, tokens or logits.shape[-2], turned) * size
 
 
-def assert_same_logits(model: Any, found: Tensor, expected: Tensor, tokens: int | None = None) -> None:
+def assert_same_logits(
+    model: Any, found: Tensor, expected: Tensor, tokens: int | None = None, turned: bool = False
+) -> None:
     """Two routes to the same logits [..., N, V] of one model agree to their rounding."""
-    assert_within(found, expected, logits_bound(model, expected, tokens), "logits")
+    if expected.numel():
+        assert_within(found, expected, logits_bound(model, expected, tokens, turned), "logits")
+
+
+def clear_margin(model: Any, tokens: int, turned: bool = False) -> float:
+    """The relative gap between two scores above which two routes through a model must choose alike.
+
+    Scores are off by the root mean square error of what they are made of, on each route. Four times that:
+    about one decision in ten thousand is as near, and of those fewer than one in ten thousand goes wrong.
+    """
+    return 2 * 4 * network_error(model, tokens, turned)
 
 
 def conditions(model: Any) -> list[float]:

@@ -102,7 +102,7 @@ def wanted(c: Case) -> tuple[Tensor, Tensor]:
 
 
 def bounds(c: Case) -> tuple[Tensor | float, Tensor | float, int]:
-    """Of any output and, but for its size, of any log-sum-exp of a case: logit error, output error, tokens."""
+    """Error bounds of any logit and any output of a case, and how many tokens are attended to at most."""
     keys, values, tokens = [c.key], [c.value], c.key.shape[2]
     if c.held is not None:
         count = c.held[0].shape[2]

@@ -149,8 +149,8 @@ def wanted(c: Case) -> Wanted:
 class Bounds:
     """Error bounds of a case: of any logit, output, and dot (per key), and of weights as a share of them.
 
-    Sums are in fp32 (float64 for such queries), of the very numbers that the slots stand for. In half precision
-    weights and outputs are rounded to it.
+    Sums are in fp32 (float64 for such queries), of the very numbers that the slots stand for. In half
+    precision weights and outputs are rounded to it.
     """
 
     logit: float
@@ -285,7 +285,7 @@ def test_a_probe_keeps_its_24_bits(dtype: torch.dtype) -> None:
     c.options["probe"] = torch.full((2, 2, 32), 1 + 1.75 * 2**-9 + 0.9 * 2**-17)
     expected = wanted(c).dots
     found = kernel.decode(*(moved(x) for x in (c.query, c.keys, c.values)), None, 1.0, **moved_all(c.options))
-    # All terms are positive; of two parts in bf16 the sum would be off by 32 · 0.9 · 2⁻¹⁷, four times as much.
+    # All terms are positive: of two parts in bf16 the sum would be off by 32 · 0.9 · 2⁻¹⁷, 4 times as much.
     assert_within(found.dots, expected, gamma(32, torch.float32) * expected, "dots")
 
 

@@ -19,6 +19,7 @@ from modicum.kv import bank, contest, together
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.turning import NUMBERINGS
 from tests import zoo
+from tests.bounds import assert_same_logits, clear_margin
 from tests.driver import feed
 
 
@@ -129,6 +130,16 @@ class Case:
             at += turn[row]
             cuts.append(at)
         return self.said(row)[None], [c for c in cuts if 0 < c < at]
+
+    @property
+    def clear(self) -> float:
+        """The least margin at which two routes to one result must choose alike."""
+        return clear_margin(self.net, max(self.lengths), self.positions == "renumbered")
+
+    def assert_same(self, found: Tensor, expected: Tensor) -> None:
+        """Two routes to the same logits [..., V] agree to their rounding."""
+        turned = self.positions == "renumbered"
+        assert_same_logits(self.net, found, expected, max(self.lengths), turned)
 
     def run(self, cache: BudgetCache, **more: object) -> Tensor:
         """Say everything; logits [B, N, V]."""
@@ -255,7 +266,3 @@ def margins(policy: str) -> Iterator[Margin]:
         patch.object(contest, "compete", compete),
     ):
         yield margin
-
-
-CLEAR = 3e-6
-"""The least margin at which two routes in fp32 must choose alike."""

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modicum.kv import attend
-from tests.bounds import FUNCTION, assert_within, attention_bound, gamma, logit_bound, lse_bound, softmax_bound
+from tests.bounds import (
+    FUNCTION,
+    assert_within,
+    attention_bound,
+    gamma,
+    logit_bound,
+    lse_bound,
+    softmax_bound,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

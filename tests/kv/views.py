@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from modicum.kv.view import View
+from tests.bounds import FUNCTION, LAMBDA, gamma, logit_bound, softmax_bound
 
 
 def make_view(
@@ -148,3 +150,52 @@ def shuffle_slots(view: View, seed: int = 0) -> tuple[View, Tensor]:
         newcomers=0,
     )
     return moved, order
+
+
+@dataclass(frozen=True)
+class ScoreBound:
+    """Error of a base policy's score in fp32: `relative` of its size, and `absolute`."""
+
+    relative: float
+    absolute: float
+
+    def of(self, expected: Tensor) -> Tensor:
+        return self.relative * expected.double().abs() + self.absolute
+
+    @property
+    def both(self) -> dict[str, float]:
+        """For two routes to one score, as `rtol` and `atol`."""
+        return {"rtol": 2 * self.relative, "atol": 2 * self.absolute}
+
+
+def score_bound(view: View) -> ScoreBound:
+    """What every base policy's score of this view is within.
+
+    Scores are sums of attention weights over queries, neighbours and a group's heads (all positive),
+    multiplied or divided by norms and means of positive numbers (relative); or norms; or a key's cosine with,
+    or distance from, the mean of the keys. The mean's error counts by its length: that of unit keys which
+    point everywhere is short, and its direction so much less exact.
+    """
+    single, n = torch.float32, view.positions.shape[2]
+    keys = view.keys.double()
+    there = torch.ones_like(view.protected) if view.valid is None else view.valid
+    logit = rows = 0.0
+    if view.queries is not None:
+        logit = logit_bound(single, view.queries, keys[there], view.scaling, view.softcap)
+        longest = [float(x.norm(dim=-1).max()) for x in (view.queries.double(), keys[there])]
+        size = longest[0] * longest[1] * view.scaling if view.softcap is None else view.softcap
+        # A gain multiplies logits (AhaKV): √(2 ln(seen / capacity)), off by some functions of its own.
+        ratio = float(view.seen.max()) / max(1, view.capacity)
+        gain = max(1.0, math.sqrt(2 * math.log(max(1.0, ratio))))
+        logit = gain * (logit + gamma(FUNCTION, single) * size)
+        rows = view.queries.shape[3] * view.queries.shape[2]
+    chain = rows + n + 2 * view.values.shape[-1] + 4 * FUNCTION
+    relative = softmax_bound(n, single, logit) + gamma(chain, single)
+    unit = keys / keys.norm(dim=-1, keepdim=True).clamp_min(1e-30) * there[..., None]
+    mean = unit.sum(2) / there.sum(-1).clamp_min(1)[..., None]
+    lengths = mean.norm(dim=-1)
+    lengths = lengths[lengths > 0]
+    direction = (LAMBDA + FUNCTION) / min(1.0, float(lengths.min()) if lengths.numel() else 1.0)
+    cosine = gamma(direction + keys.shape[-1] + 2 * FUNCTION, single)
+    distance = gamma(LAMBDA + 4, single) * 2 * float(keys[there].norm(dim=-1).max() if there.any() else 0.0)
+    return ScoreBound(relative, max(cosine, distance))
