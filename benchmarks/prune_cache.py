@@ -19,8 +19,7 @@ from prune import AMOUNTS, TASKS, TEXTS, WAYS, Subject, questions
 import modicum
 from modicum.evaluation.evaluate import evaluate
 from modicum.evaluation.grid import Grid
-from modicum.weights import packed
-from modicum.weights.entry import save
+from modicum.weights import packed, save
 
 WEIGHTS = {"dense": None, "50 %": "ALPS", "60 %": "ALPS", "70 %": "ALPS"}
 """How much of the linear layers goes, and by which way."""

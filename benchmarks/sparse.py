@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 import modicum
-from modicum.weights import packed
-from modicum.weights.entry import save
+from modicum.weights import packed, save
 from modicum.weights.pattern import Rows
 
 SIZE = 2_048

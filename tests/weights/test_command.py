@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import modicum
 from modicum.cli import app
 from modicum.errors import InputError
-from modicum.weights import packed
-from modicum.weights.entry import packed_bytes, save
+from modicum.weights import packed, save
+from modicum.weights.entry import packed_bytes
 
 FEW = ["--sequences", "6", "--length", "64"]
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 import modicum
 from modicum.errors import ModelError
-from modicum.weights import semi
-from modicum.weights.entry import save
+from modicum.weights import save, semi
 from modicum.weights.plan import plan
 from modicum.weights.prune import prune
 from tests.bounds import assert_same_logits

@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 def prune(
     model: ModelOption = "reference",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where the packed model goes.", metavar="FOLDER")
+        Path | None, typer.Option("--out", "-o", help="Where the pruned model goes.", metavar="FOLDER")
     ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="packed: a smaller file, which modicum reads. dense: an ordinary checkpoint with zeros, as "
+            "large as the model, for any software."
+        ),
+    ] = "packed",
     method: Annotated[str, typer.Option(help="magnitude, wanda, ria, sparsegpt or alps.")] = "wanda",
     refine: Annotated[str, typer.Option(help="dsnot, dsnot-guarded, dsnot-paper, swap or none.")] = "dsnot",
     sparsity: Annotated[
@@ -52,18 +59,18 @@ def prune(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Prune a model's linear layers without training, and write the smaller file.
+    """Prune a model's linear layers without training, and write it, smaller or as an ordinary checkpoint.
 
     Perplexity is of calibration text that was held back. A run that is stopped goes on if it is started again
     with the same --out.
     """
-    if out is not None and (out / "packed.safetensors").exists():
-        raise InputError(f"{out} holds a packed model already: give another folder, or remove it")
+    _check_output(out, format, budget)
     lm, tokenizer = load(model, dtype, device)
     from modicum.loading import sample_text
     from modicum.weights import calibration as calibrate
+    from modicum.weights.checkpoint import save
     from modicum.weights.entry import prune as run
-    from modicum.weights.entry import save
+    from modicum.weights.new_folder import REPORT, STATE
     from modicum.weights.packed import dense_bytes
     from modicum.weights.perplexity import perplexity
 
@@ -85,27 +92,43 @@ def prune(
             budget=budget,
             layers=layers,
             update=update,
-            resume=None if out is None else out / "state",
+            resume=None if out is None else out / STATE,
             progress=progress,
         )
     after = perplexity(lm, ids[sequences:])
-    size_dense = dense_bytes(lm)
-    size_packed = None
-    if out is not None:
-        size_packed = save(found, lm, tokenizer, out)
-        shutil.rmtree(out / "state", ignore_errors=True)
-    told: dict[str, Any] = {"perplexity_before": before, "perplexity_after": after, "dense_bytes": size_dense}
-    told |= {"packed_bytes": size_packed, **found.to_dict()}
+    told: dict[str, Any] = {"perplexity_before": before, "perplexity_after": after}
+    told |= {"dense_bytes": dense_bytes(lm), "packed_bytes": None}
     told |= {"model": model, "dtype": str(lm.dtype).removeprefix("torch."), "refiner": refine, "seed": seed}
     told |= {"calibration": "the embedded book" if calibration is None else str(calibration)}
     told |= {"held_back_tokens": ids[sequences:].numel(), "budget": budget}
     if out is not None:
-        (out / "report.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        save(found, lm, tokenizer, out, format=format, details=told)
+        shutil.rmtree(out / STATE, ignore_errors=True)
+        told = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    else:
+        told |= found.to_dict()
     if as_json:
         print_json(told)
         return
     _table(found)
     _summary(told, found, out)
+
+
+def _check_output(out: Path | None, format: str, budget: str | None) -> None:
+    """Refuse what could only fail when all of the work is done."""
+    from modicum.weights.checkpoint import check_format
+    from modicum.weights.new_folder import check_new
+
+    check_format(format)
+    if format == "dense" and out is None:
+        raise InputError("--format dense writes a model, and there is no folder to write it to: give --out")
+    if format == "dense" and budget is not None:
+        raise InputError(
+            f"--budget {budget} is the size of a packed file, and a dense checkpoint is as large as the "
+            "model: give --sparsity, or --format packed"
+        )
+    if out is not None:
+        check_new(out)
 
 
 @contextmanager
@@ -156,6 +179,8 @@ def _summary(told: dict[str, Any], found: PruneReport, out: Path | None) -> None
     line += f"held-back text {told['perplexity_before']:.2f} before, {told['perplexity_after']:.2f} after"
     print(line)
     if out is not None:
-        sizes = f"{format_size(told['dense_bytes'])} dense, {format_size(told['packed_bytes'])} packed"
+        sizes = f"{format_size(told['file_bytes'])} {told['format']}"
+        if told["format"] == "packed":
+            sizes = f"{format_size(told['dense_bytes'])} dense, {sizes}"
         print(f"{sizes}: {out}")
         complain(f"use it as --model {out}")

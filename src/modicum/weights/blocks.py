@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from modicum.errors import ModelError
+from modicum.weights.packed import PackedLinear
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")
 """Linear layers by these names choose experts: a few weights on which much depends."""
@@ -58,25 +59,57 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
         if isinstance(module, nn.ModuleList) and len(module) == number
     ]
     if not number or not lists:
-        raise ModelError(f"{type(model).__name__} has no list of decoder blocks, so it cannot be pruned")
+        raise ModelError(
+            f"{type(model).__name__} cannot be pruned: it has no torch.nn.ModuleList of {number} decoder "
+            "blocks, its config's num_hidden_layers; give a decoder-only model"
+        )
     name, stack = min(lists, key=lambda pair: len(pair[0]))
-    owners: dict[int, list[str]] = {}
-    for parameter_name, parameter in modules.named_parameters(remove_duplicate=False):
-        owners.setdefault(parameter.data_ptr(), []).append(parameter_name)
     found = []
     for index, module in enumerate(stack):
         matrices = _matrices(module, f"{name}.{index}")
         if not matrices:
             kind = type(model).__name__
             raise ModelError(
-                f"{kind} cannot be pruned: {name}.{index} has no linear layers (torch.nn.Linear)"
+                f"{kind} cannot be pruned: its block {name}.{index} has no torch.nn.Linear layers; models "
+                "whose weights are of another kind (Conv1D, as GPT-2's) are not supported"
             )
-        for matrix in matrices:
-            others = owners.get(matrix.weight.data_ptr(), [])
-            if len(others) > 1 and not matrix.name.endswith("]"):
-                raise ModelError(f"{matrix.name} is tied to {others[0]}: pruning one would change the other")
         found.append(Block(f"{name}.{index}", module, matrices))
+    _refuse_shared(modules, found)
     return found
+
+
+def _refuse_shared(model: nn.Module, blocks: list[Block]) -> None:
+    """Raise if a weight is used in two places: pruned on the inputs of one, it would change the other."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter.data_ptr(), []).append(name)
+    for matrix in (matrix for block in blocks for matrix in block.matrices):
+        name = matrix.name.partition("[")[0]
+        others = [other for other in owners.get(matrix.weight.data_ptr(), []) if other != name]
+        if not others:
+            continue
+        module, other = _same_module(model, name, others[0])
+        if module != name:
+            raise ModelError(
+                f"{module} and {other} are the same module, and pruning it in one place would change the "
+                f"other: give one its own copy, model.set_submodule({other!r}, "
+                f"copy.deepcopy(model.get_submodule({other!r})))"
+            )
+        where, _, own = name.rpartition(".")
+        raise ModelError(
+            f"{name} is tied to {other}, and pruning one would change the other: give one its own copy, "
+            f"module = model.get_submodule({where!r}); module.{own} = "
+            f"torch.nn.Parameter(module.{own}.detach().clone())"
+        )
+
+
+def _same_module(model: nn.Module, first: str, second: str) -> tuple[str, str]:
+    """The names of the largest module that two parameters' names share; the names if it is the parameter."""
+    while True:
+        above, beside = (name.rpartition(".")[0] for name in (first, second))
+        if above == beside or model.get_submodule(above) is not model.get_submodule(beside):
+            return first, second
+        first, second = above, beside
 
 
 def _matrices(block: nn.Module, prefix: str) -> list[Matrix]:
@@ -86,17 +119,34 @@ def _matrices(block: nn.Module, prefix: str) -> list[Matrix]:
         if isinstance(module, nn.Linear):
             if name.split(".")[-1] in _ROUTERS:
                 continue
-            if type(module) is not nn.Linear or not module.weight.is_floating_point():
-                raise ModelError(
-                    f"{label} is a {type(module).__name__} of {module.weight.dtype}: quantised or special "
-                    "weights cannot be pruned; load the model in a floating-point dtype"
-                )
+            _refuse_special(module, label)
             found.append(Matrix(f"{label}.weight", module.weight.data, module.bias))
+        elif isinstance(module, PackedLinear):
+            raise ModelError(
+                f"{label} keeps its weight packed: load the model with its weights unpacked, "
+                "modicum.load(folder, weights='dense')"
+            )
         elif hasattr(module, "num_experts"):
             for own, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 3:
                     found += [Matrix(f"{label}.{own}[{i}]", w) for i, w in enumerate(parameter.data)]
     return found
+
+
+def _refuse_special(module: nn.Linear, label: str) -> None:
+    """Raise unless it is a linear layer as torch has it, with plain floating-point weights."""
+    weight = module.weight
+    if type(weight.data) is not Tensor:
+        raise ModelError(
+            f"the weight of {label} is a {type(weight.data).__name__}, not a plain tensor: load the model "
+            "with dense weights, as with modicum.load(folder, weights='dense')"
+        )
+    if type(module) is not nn.Linear or not weight.is_floating_point():
+        raise ModelError(
+            f"{label} is a {type(module).__name__} with {weight.dtype} weights, and only plain "
+            "torch.nn.Linear layers with floating-point weights can be pruned: load a checkpoint that is not "
+            "quantized, without quantization_config"
+        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Entry: `modicum.prune`."""
+"""Entry: `modicum.prune`, and a budget in bytes turned into a sparsity."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from modicum.weights.blocks import blocks_of
 from modicum.weights.dsnot import DSnoT
 from modicum.weights.layers import MOST
 from modicum.weights.pattern import Rows
+from modicum.weights.plain_model import plain_model
 from modicum.weights.plan import plan
 from modicum.weights.progress import Progress
 from modicum.weights.prune import PruneReport
@@ -74,12 +75,13 @@ def prune(
         progress: called with what is done, how many blocks are done, and of how many.
 
     Returns:
-        What was done, layer by layer, with the masks: `save` writes the packed model.
+        What was done, layer by layer, with the masks: `modicum.weights.save` writes the model to a folder.
 
     Raises:
         InputError: a setting or the calibration cannot be used; the message says which, and the layer's name.
         ModelError: the model cannot be pruned.
     """
+    model = plain_model(model)
     if sum(x is not None for x in (sparsity, budget)) > 1:
         raise InputError("give a sparsity or a budget in bytes, not both")
     if isinstance(calibration, Tensor):
@@ -102,16 +104,6 @@ def prune(
         about = {"plan": repr(how), "ids": hash(tuple(ids.flatten().tolist())), "model": _told(model)}
         state = State(Path(resume), about)
     return run(model, ids, how, state=state, progress=progress)
-
-
-def save(report: PruneReport, model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> int:
-    """Write a pruned model, packed; `modicum.load(folder)` gives it back. Its file's bytes.
-
-    Raises:
-        ModelError: it cannot be written; nothing half-written is left to load.
-    """
-    about = {"method": report.method, "pattern": report.pattern, "sparsity": report.sparsity}
-    return packed.save(Path(folder), model, tokenizer, report.masks, about)
 
 
 def sparsity_for(model: PreTrainedModel, budget: str | int) -> float:

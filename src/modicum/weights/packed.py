@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,31 +113,16 @@ def tensors_of(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str,
     return tensors, {"pruned": shapes, "dtypes": dtypes}
 
 
-def save(folder: Path, model: Any, tokenizer: Any, masks: Mapping[str, Tensor], about: dict[str, Any]) -> int:
-    """Write a pruned model, its configuration and tokenizer; the file appears whole or not at all. Its bytes.
+def write(folder: Path, model: nn.Module, masks: Mapping[str, Tensor], about: dict[str, Any]) -> None:
+    """Write a pruned model's weights. about: more entries for the header.
 
     Raises:
-        ModelError: it cannot be written, as where the disk is full.
+        OSError, SafetensorError: the file cannot be written, as where the disk is full.
     """
     tensors, told = tensors_of(model, masks)
     header = {"format": FORMAT, **told, **about}
     header["sha256"] = _digest(header, tensors)
-    target, part = folder / FILE, folder / f"{FILE}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata={_KEY: json.dumps(header)})
-        model.config.save_pretrained(folder)
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        shutil.copymode(folder / "config.json", part)  # safetensors lets nobody else read it
-        part.replace(target)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise ModelError(f"cannot write {target}: {error}; nothing was left there") from error
-    return target.stat().st_size
+    save_file(tensors, folder / FILE, metadata={_KEY: json.dumps(header)})
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

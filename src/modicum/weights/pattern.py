@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from modicum.errors import InputError
+
+Shapes = Mapping[str, tuple[int, int]]
+"""[out, d] of each weight, by its name."""
 
 
 class Pattern:
@@ -17,11 +22,12 @@ class Pattern:
     sparsity: float
     """The share of weights that goes."""
 
-    def check(self, rows: int, width: int, name: str) -> None:
-        """Raise unless a layer of [rows, width] weights can have it.
+    def check(self, shapes: Shapes) -> None:
+        """Raise unless all of these weights can have it.
 
         Raises:
-            InputError: it does not divide the layer, or would remove all of it.
+            InputError: it does not divide one of them, or would remove all of it. The message names settings
+                that all of them can have.
         """
 
     def select(self, score: Tensor) -> Tensor:
@@ -42,15 +48,32 @@ class Rows(Pattern):
     def __post_init__(self) -> None:
         s = self.sparsity
         if isinstance(s, bool) or not isinstance(s, int | float) or not 0 < s < 1:
-            raise InputError(f"sparsity is {s!r}: it must be above 0 and below 1, the share that is removed")
+            raise InputError(
+                f"sparsity is {s!r}: it must be above 0 and below 1, the share that is removed, such as "
+                f"sparsity=0.6 for 60 %"
+            )
 
     def removed(self, width: int) -> int:
         """How many of a row go: 100 · 0.29 is 28.999… in floating point, and 29 are meant."""
         return int(width * self.sparsity + 1e-6)
 
-    def check(self, rows: int, width: int, name: str) -> None:
-        if self.removed(width) >= width:
-            raise InputError(f"{name}: a sparsity of {self.sparsity} leaves nothing of {width} inputs")
+    def check(self, shapes: Shapes) -> None:
+        for name, shape in shapes.items():
+            if self.removed(self._choices(shape)) >= self._choices(shape):
+                raise InputError(
+                    f"{name}: a sparsity of {self.sparsity} leaves none of {self._choices(shape)} weights: "
+                    f"give at most sparsity={_below(self._choices(shape)):.9g}"
+                )
+        most = max(map(self._choices, shapes.values()))
+        if not self.removed(most):
+            raise InputError(
+                f"a sparsity of {self.sparsity} removes none of {most} weights, and no layer has more to "
+                f"choose from: give at least sparsity={_least(most):.9g}"
+            )
+
+    def _choices(self, shape: tuple[int, int]) -> int:
+        """Weights among which some are chosen: those of a row."""
+        return shape[1]
 
     def select(self, score: Tensor) -> Tensor:
         order = score.argsort(dim=1, stable=True)[:, : self.removed(score.shape[1])]
@@ -72,6 +95,9 @@ class Whole(Rows):
         flat = torch.ones(score.numel(), dtype=torch.bool, device=score.device)
         return flat.index_fill_(0, order, False).view(score.shape)
 
+    def _choices(self, shape: tuple[int, int]) -> int:
+        return shape[0] * shape[1]
+
     def follows(self, mask: Tensor) -> bool:
         return int((~mask).sum()) == self.removed(mask.numel())
 
@@ -89,14 +115,29 @@ class Groups(Pattern):
 
     def __post_init__(self) -> None:
         if not 0 < self.kept < self.of:
-            raise InputError(f"pattern {self.kept}:{self.of}: N:M keeps N of M, 0 < N < M")
+            raise InputError(
+                f"pattern {self.kept}:{self.of} keeps {self.kept} of each {self.of} inputs, and N:M needs "
+                '0 < N < M: such as pattern="2:4"'
+            )
         object.__setattr__(self, "sparsity", 1 - self.kept / self.of)  # frozen
 
-    def check(self, rows: int, width: int, name: str) -> None:
-        if width % self.of:
-            raise InputError(
-                f"{name}: pattern {self} does not divide its {width} inputs; leave the layer out"
-            )
+    def check(self, shapes: Shapes) -> None:
+        for name, (_, width) in shapes.items():
+            if width % self.of:
+                raise InputError(
+                    f"{name}: pattern {self} needs a number of inputs that {self.of} divides, not {width}: "
+                    f"give {self._advice([width for _, width in shapes.values()])}"
+                )
+
+    def _advice(self, widths: list[int]) -> str:
+        """Settings near to this one that layers with so many inputs can have."""
+        common, share = math.gcd(*widths), max(self.sparsity, _least(max(widths)))
+        advice = f"sparsity={share:.9g} without a pattern"
+        if common > 1:
+            size = _divisor(common, self.of, 2)
+            kept = min(size - 1, max(1, round(size * self.kept / self.of)))
+            advice = f'pattern="{kept}:{size}", as all layers\' inputs are multiples of {common}, or {advice}'
+        return advice
 
     def select(self, score: Tensor) -> Tensor:
         grouped = score.view(score.shape[0], -1, self.of)
@@ -121,19 +162,44 @@ class Blocks(Pattern):
     def __post_init__(self) -> None:
         Rows(self.sparsity)
         if self.height < 1 or self.width < 1:
-            raise InputError(f"blocks of {self.height}x{self.width}: both must be at least 1")
+            raise InputError(
+                f"blocks of {self.height}x{self.width}: rows and inputs must be at least 1, such as "
+                f'pattern="{max(1, self.height)}x{max(1, self.width)}"'
+            )
 
     def removed(self, width: int) -> int:
         """Blocks of a strip that go."""
         return int(width // self.width * self.sparsity + 1e-6)
 
-    def check(self, rows: int, width: int, name: str) -> None:
-        if rows % self.height or width % self.width:
+    def check(self, shapes: Shapes) -> None:
+        for name, (rows, width) in shapes.items():
+            if rows % self.height or width % self.width:
+                raise InputError(
+                    f"{name}: blocks of {self.height}x{self.width} do not divide its {rows}x{width} weights: "
+                    f"give {self._advice(shapes)}, which divides those of all layers"
+                )
+            blocks = width // self.width
+            if self.removed(width) >= blocks:
+                raise InputError(
+                    f"{name}: a sparsity of {self.sparsity} leaves none of the {blocks} blocks of "
+                    f"{self.height} rows: give at most sparsity={_below(blocks):.9g}"
+                )
+        if not any(self.removed(width) for _, width in shapes.values()):
             raise InputError(
-                f"{name}: blocks of {self.height}x{self.width} do not divide its {rows}x{width} weights"
+                f"a sparsity of {self.sparsity} removes no block of {self.height}x{self.width}, as no layer "
+                f"has enough of them beside each other: give {self._advice(shapes)}"
             )
-        if self.removed(width) >= width // self.width:
-            raise InputError(f"{name}: a sparsity of {self.sparsity} leaves no block")
+
+    def _advice(self, shapes: Shapes) -> str:
+        """Blocks near to these that all of the weights can have, and of which some go."""
+        height = _divisor(math.gcd(*(rows for rows, _ in shapes.values())), self.height)
+        inputs = [width for _, width in shapes.values()]
+        common, most = math.gcd(*inputs), max(inputs)
+        divisors = [d for d in range(1, common + 1) if common % d == 0]
+        widths = [d for d in divisors if replace(self, width=d).removed(most)]
+        if not widths:
+            return f'pattern="{height}x1" with sparsity={_least(most):.9g}'
+        return f'pattern="{height}x{min(widths, key=lambda d: abs(math.log(d / self.width)))}"'
 
     def sums(self, score: Tensor) -> Tensor:
         """[strips, blocks]: the sum of each block's scores."""
@@ -165,15 +231,41 @@ def parse_pattern(text: str, sparsity: float | None) -> Pattern:
     Raises:
         InputError: it is neither.
     """
+    if sparsity is not None:
+        Rows(sparsity)  # what it says of a sparsity out of range comes first
     if match := re.fullmatch(r"(\d+):(\d+)", text.strip()):
         found = Groups(int(match[1]), int(match[2]))
-        if sparsity is not None and abs(sparsity - found.sparsity) > 1e-9:
+        if sparsity is not None and abs(sparsity - found.sparsity) > 1e-3:  # 0.6667 is meant by 1:3
             raise InputError(
-                f"pattern {text} removes {found.sparsity:.4g}, not {sparsity:.4g}: give one of them"
+                f'pattern {text} removes {found.sparsity:.4g}, not {sparsity:.4g}: give pattern="{found}" '
+                "alone, "
+                f"or sparsity={sparsity:.4g} alone"
             )
         return found
     if match := re.fullmatch(r"(\d+)x(\d+)", text.strip()):
         if sparsity is None:
-            raise InputError(f"blocks of {text} need a sparsity as well")
+            raise InputError(
+                f"blocks of {text.strip()} need a sparsity as well, the share that is removed, such as "
+                "sparsity=0.5"
+            )
         return Blocks(int(match[1]), int(match[2]), sparsity)
-    raise InputError(f'pattern {text!r} is not known: "2:4" keeps 2 of each 4, "16x4" are blocks')
+    raise InputError(
+        f'pattern {text!r} is not known: pattern="2:4" keeps 2 of each 4 inputs, pattern="16x4" with '
+        "sparsity=0.5 removes half of the blocks of 16 rows and 4 inputs"
+    )
+
+
+def _divisor(number: int, near: int, least: int = 1) -> int:
+    """The divisor of a number, at least `least`, that is nearest to another by ratio."""
+    divisors = [d for d in range(least, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: abs(math.log(d / near)))
+
+
+def _below(number: int) -> float:
+    """A sparsity that leaves one of so many."""
+    return 1 - 0.5 / number
+
+
+def _least(number: int) -> float:
+    """A sparsity that removes one of so many."""
+    return min(1.5 / number, 0.75)

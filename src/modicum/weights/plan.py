@@ -21,6 +21,9 @@ UPDATES = ("none", "obs", "lsq")
 _UPDATE = {"sparsegpt": "obs", "alps": "lsq"}
 """Where none is asked for; both methods read the Gram matrix."""
 
+_NEXT_TO_NONE = 1e-9
+"""Removes no weight of a layer, as a share of 0 does that patterns refuse."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -50,15 +53,18 @@ class Plan:
                 raise InputError(f"{name} is {value!r}; choose one of {', '.join(known)}")
         if self.layers != "uniform" and isinstance(self.pattern, Groups):
             raise InputError(
-                f"layers={self.layers!r} gives blocks unequal shares, {self.pattern} an equal one"
+                f"layers={self.layers!r} gives blocks unequal shares, and {self.pattern} is an equal one: "
+                f'give layers="uniform", or sparsity={self.pattern.sparsity:.9g} without a pattern'
             )
         if isinstance(self.refine, DSnoT) and isinstance(self.pattern, Blocks):
             raise InputError(
-                f"DSnoT moves single weights, the pattern is {self.pattern}: refine by swap instead"
+                f"DSnoT moves single weights, and the pattern removes blocks of {self.pattern}: give "
+                'refine="swap" or refine="none"'
             )
         if self.bias_correct and isinstance(self.refine, DSnoT) and not self.refine.guarded:
             raise InputError(
-                "bias_correct makes the expected error zero, and lowering it is all that DSnoT does"
+                "bias_correct makes the expected error zero, and lowering it is all that DSnoT does: give "
+                'bias_correct=False, or refine="swap" or refine="dsnot-guarded"'
             )
 
     @property
@@ -68,7 +74,8 @@ class Plan:
         return guarded or self.method in _UPDATE or self.update != "none"
 
     def at(self, sparsity: float) -> Pattern:
-        """The pattern for a block that loses this share."""
+        """The pattern for a block that loses this share, which may be none."""
+        sparsity = max(sparsity, _NEXT_TO_NONE)
         if isinstance(self.pattern, Blocks):
             return Blocks(self.pattern.height, self.pattern.width, sparsity)
         return type(self.pattern)(sparsity) if isinstance(self.pattern, Rows) else self.pattern
@@ -96,13 +103,19 @@ def plan(
         where = "attention" if refine == "dsnot-paper" else where
         refine = REFINERS.get(refine)
     if pattern is None and sparsity is None:
-        raise InputError('say how much is to go: sparsity=0.6, pattern="2:4" or a budget in bytes')
+        raise InputError(
+            'nothing says how much to remove: give sparsity=0.6, pattern="2:4", or a budget for the file '
+            'such as budget="120MiB"'
+        )
     if scope not in ("row", "layer"):
         raise InputError(f"scope is {scope!r}; choose one of row, layer")
     if pattern is None and sparsity is not None:
         form: Pattern = Rows(sparsity) if scope == "row" else Whole(sparsity)
     elif scope == "layer":
-        raise InputError(f"scope='layer' goes with a sparsity alone, not with the pattern {pattern}")
+        raise InputError(
+            f"scope='layer' ranks all weights of a layer, and pattern {pattern} those of each group: give "
+            'scope="row", or a sparsity without a pattern'
+        )
     else:
         form = parse_pattern(pattern or "", sparsity)
     update = update or _UPDATE.get(method, "none")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from modicum.weights.blocks import blocks_of, one_by_one
 from modicum.weights.layer import Layer
+from modicum.weights.plain_model import plain_model
 from modicum.weights.plan import Plan
 from modicum.weights.progress import Progress
 from modicum.weights.shares import shares_of
@@ -78,16 +79,18 @@ def prune(
         ModelError: the model cannot be pruned.
     """
     started = time.perf_counter()
+    model = plain_model(model)
     blocks = blocks_of(model)
     training = model.training
     model.train(False)
     tell = progress or (lambda *_: None)
     try:
-        with torch.no_grad(), one_by_one(model, blocks):
+        # A compiled graph does not call hooks that are added after it was made.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), one_by_one(model, blocks):
+            how.pattern.check(
+                {m.name: (m.weight.shape[0], m.weight.shape[1]) for b in blocks for m in b.matrices}
+            )
             shares = shares_of(model, blocks, ids, how, tell)
-            for block, share in zip(blocks, shares, strict=True):
-                for matrix in block.matrices:
-                    how.at(share).check(matrix.weight.shape[0], matrix.weight.shape[1], matrix.name)
             report = PruneReport(
                 method=how.method,
                 refine=None if how.refine is None else repr(how.refine),
