@@ -62,7 +62,7 @@ def test_the_table_for_people() -> None:
     [
         (["--sparsity", "1.2"], "sparsity is 1.2"),
         (["--method", "wonda"], "choose one of magnitude"),
-        (["--calibration", "nowhere"], "holds no text files"),
+        (["--calibration", "nowhere"], "there is no nowhere to calibrate on"),
         (["--sequences", "4000"], "give more text"),
         (["--budget", "1KiB"], "below"),
         (["--budget", "1MiB", "--sparsity", "0.5"], "not both"),

@@ -152,7 +152,7 @@ def reason(message: str) -> str:
 
 
 @given(settings=SETTINGS, shapes=SHAPES)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_every_setting_that_a_message_advises_is_accepted(
     settings: dict[str, Any], shapes: dict[str, tuple[int, int]]
 ) -> None:

@@ -123,6 +123,14 @@ def test_layer_budgets_keep_the_whole(layers: str) -> None:
     assert report.achieved == pytest.approx(0.6, abs=1 / 16)  # rows of 16 or 24 lose whole weights
 
 
+def test_a_block_may_lose_nothing() -> None:
+    """OWL moves shares by up to 0.08: of 0.07 the block with more outliers loses none."""
+    report = prune(build("llama"), ids(), plan(sparsity=0.07, refine=None, layers="owl"))
+    assert min(report.shares) == 0
+    blocks = [sum(row.rows * row.width - row.kept for row in report.table if row.block == n) for n in (0, 1)]
+    assert min(blocks) == 0 < max(blocks)
+
+
 def test_owl_and_atp_are_written_as_their_formulas() -> None:
     shares = budgets.owl([0.1, 0.3, 0.2], 0.7)
     assert sum(shares) / 3 == exactly(0.7)

@@ -79,7 +79,7 @@ def prune(
     texts = calibrate.texts_in(calibration or sample_text())
     size = length or calibrate.length_for(lm)
     held = max(1, sequences // 8)
-    ids = calibrate.tokens(texts, tokenizer, sequences + held, size, seed)
+    ids = calibrate.tokens(texts, tokenizer, sequences, size, seed, held)
     before = perplexity(lm, ids[sequences:])
     with _bar() as progress:
         found = run(

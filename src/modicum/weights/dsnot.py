@@ -91,7 +91,7 @@ def refine(
         InputError: the pattern is of blocks.
     """
     if isinstance(pattern, Blocks):
-        raise InputError(f"DSnoT moves single weights, the pattern is {pattern}: refine by 1-swap instead")
+        raise InputError(f'DSnoT moves single weights, the pattern is {pattern}: give refine="swap"')
     return _Rows(how, weight, mask, inputs, start, pattern).run()
 
 

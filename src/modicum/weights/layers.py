@@ -18,7 +18,10 @@ def spread(wanted: Sequence[float], sizes: Sequence[int], sparsity: float) -> li
         InputError: the sparsity is above 0.98.
     """
     if sparsity > MOST:
-        raise InputError(f"a sparsity of {sparsity} is above {MOST}, the most of a block that may go")
+        raise InputError(
+            f"a sparsity of {sparsity} is above {MOST}, the most that a block may lose where blocks lose "
+            f'unequal shares: give at most sparsity={MOST}, or layers="uniform"'
+        )
     total = sum(sizes)
     low, high = -2.0, 2.0
     for _ in range(200):  # the mean rises with the shift: bisection

@@ -51,7 +51,8 @@ def _by_perplexity(
     """ATP: the slope whose model reads best a slice of the calibration text that it was not pruned on."""
     if len(ids) < 4:
         raise InputError(
-            f"layers='atp' needs 4 calibration sequences, one in 4 to tune on, or more; got {len(ids)}"
+            f"layers='atp' tunes on one calibration sequence in 4, and there are {len(ids)}: give at least "
+            'sequences=4, or layers="uniform"'
         )
     sparsity = how.pattern.sparsity
     held, rest = ids[: len(ids) // 4], ids[len(ids) // 4 :]

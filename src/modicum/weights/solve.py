@@ -39,8 +39,8 @@ def factor(inputs: Statistics, damping: float = DAMPING) -> Tensor:
             found: Tensor = upper
             return found
     raise InputError(
-        f"{inputs.name}: its inputs' Gram matrix cannot be factored; give more calibration text, or another "
-        "method"
+        f"{inputs.name}: its inputs' Gram matrix cannot be factored: give more calibration text, or "
+        'method="wanda" with update="none"'
     )
 
 

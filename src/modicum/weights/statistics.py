@@ -60,7 +60,10 @@ class Statistics:
         wide = inputs.to("cpu", torch.float64)
         mean = wide.mean(0)
         if not bool(mean.isfinite().all()):
-            raise InputError(f"{self.name}: its inputs are not finite; the model or the text is broken")
+            raise InputError(
+                f"{self.name}: its inputs are not finite: load the model in a dtype with more range, "
+                "dtype='bfloat16' or 'float32', or check that its weights are whole"
+            )
         squares = (wide - mean).square().sum(0)
         self._merge(number, mean, squares, squares)
         if self._products is not None:
