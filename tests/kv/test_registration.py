@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modicum.compat import cache_kwargs
 import copy
 import pickle
 import subprocess

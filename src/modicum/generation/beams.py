@@ -30,7 +30,6 @@ def search(
         generation_config=rules.config,
         stopping_criteria=StoppingCriteriaList([*rules.given, _Asked(interrupt)]),
         **cache_kwargs(reader.model.generate, work),
-        use_cache=True,  # a checkpoint may say otherwise
     )
     rows, reasons = [], []
     for tokens in out[:, history.shape[1] :].tolist():

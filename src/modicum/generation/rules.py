@@ -124,6 +124,7 @@ def settings(
     config.max_length = None
     config.max_new_tokens = max_new_tokens
     config.return_dict_in_generate = False
+    config.use_cache = True  # a checkpoint may say otherwise
     if config.pad_token_id is None:
         config.pad_token_id = pad
     if config.eos_token_id is None and model.generation_config.eos_token_id is None:
