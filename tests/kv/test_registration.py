@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from modicum.compat import cache_kwargs
 import copy
 import pickle
 import subprocess
@@ -275,7 +274,9 @@ def test_a_model_pickled_after_a_cache_was_built_works_in_a_new_process(kind: st
         {plain}
         import modicum
         cache = modicum.BudgetCache(model, "keydiff", 24, n_sink=2, recent=4, chunk=16)
-        logits = [model(ids[:, a:b], past_key_values=cache).logits for a, b in ((0, 30), (30, 31), (31, 40))]
+        from modicum.compat import cache_kwargs
+        given = cache_kwargs(model, cache)
+        logits = [model(ids[:, a:b], **given).logits for a, b in ((0, 30), (30, 31), (31, 40))]
         assert torch.equal(torch.cat(logits, 1), want["budget"])
         assert torch.equal(model(ids).logits, want["plain"])
         modicum.detach(model)
