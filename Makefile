@@ -2,7 +2,6 @@ PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
 NEWEST := .venv-newest
-PASSAGE := src/modicum/embedded/texts/passage.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := -m pip install --quiet
@@ -35,8 +34,7 @@ smollm2: venv
 	$(VENV)/bin/python -c "import modicum; modicum.load('smollm2')"
 
 run: venv
-	$(VENV)/bin/modicum run --prompt-file $(PASSAGE) --policy auto --budget 256 --beside-full -n 18 \
-		--question " What is the special magic number for colossal-banana mentioned in the provided text? The special magic number for colossal-banana mentioned in the provided text is"
+	$(VENV)/bin/modicum run --task niah_single_2 --length 2048 --policy auto --budget 256 --beside-full -n 16
 
 lint: venv
 	$(VENV)/bin/ruff check .

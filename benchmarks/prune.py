@@ -1,7 +1,7 @@
 """Pruning: perplexity of text held back, recall, the layers' error, seconds and memory, by method, refinement
 and sparsity, over seeds of the calibration text. Run by `make bench-prune`.
 
-On the embedded models and the book that comes along: small models and little text, so look at orders. What is
+On the embedded model and the sample text: a small model and little text, so look at orders. What is
 in the JSON file already is not run again, unless it is of other code (`--anew`).
 """
 
@@ -29,7 +29,7 @@ from modicum.weights.dsnot import DSnoT
 from modicum.weights.perplexity import perplexity
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
-MODELS = {"reference": 256, "stories": 128}
+MODELS = {"reference": 256}
 """And the length of a sequence."""
 SEQUENCES, HELD = 32, 16
 AMOUNTS: dict[str, dict[str, Any]] = {
@@ -81,7 +81,7 @@ def questions(*names: str) -> list[Any]:
 
 
 class Recall:
-    """Questions about numbers in a stretch of book, all of a task answered in one batch."""
+    """Questions about numbers in a stretch of text, all of a task answered in one batch."""
 
     def __init__(self, tokenizer: Any, seed: int) -> None:
         self.tokenizer = tokenizer
@@ -104,7 +104,7 @@ class Recall:
         return statistics.mean(scores)
 
 
-TEXTS = ("book", "book and questions")
+TEXTS = ("sample text", "sample text and questions")
 TEXT_WAYS = (
     "Wanda",
     "Wanda + DSnoT",
@@ -124,7 +124,7 @@ def mixed(ids: torch.Tensor, tokenizer: Any, seed: int) -> torch.Tensor:
     tasks = questions("niah_single_2", "niah_multikey_1:keys=2")  # more keys take more tokens than there are
     rows = []
     for index in range(half):
-        # As long as fits with its answer behind it, filled up from the front by the book.
+        # As long as fits with its answer behind it, filled up from the front by the text.
         sample = tasks[index % len(tasks)].sample(index // 2, length, tokenizer, seed + ODD)
         text = f"{sample.context}{sample.question} {sample.answers[0]}"
         row = tokenizer(text, add_special_tokens=False)["input_ids"][-length:]
@@ -139,16 +139,15 @@ def measure(
     models: list[str], seeds: int, minutes: float, raw: dict[str, Any], save: Callable[[], None]
 ) -> None:
     """Every way on every model at every amount that `raw` lacks, seed by seed, while there is time."""
-    text = modicum.sample_text().read_text(encoding="utf-8")
+    text = modicum.sample_text()
     until = time.monotonic() + 60 * minutes
     for seed in range(seeds):
         for name in models:
             subject = Subject(name, text, seed)
             if all(x["way"] != "dense" for x in of(raw["found"], model=name, seed=seed)):
                 raw["found"].append({"model": name, "seed": seed, "way": "dense", **subject.told()})
-            jobs = [(amount, way, "book") for amount in AMOUNTS for way in WAYS]
-            if name == "reference":
-                jobs += [("60 %", way, TEXTS[1]) for way in TEXT_WAYS]
+            jobs = [(amount, way, TEXTS[0]) for amount in AMOUNTS for way in WAYS]
+            jobs += [("60 %", way, TEXTS[1]) for way in TEXT_WAYS]
             # What was run before is kept, so ways that are new are all that is run.
             for amount, way, source in jobs:
                 key = {"model": name, "seed": seed, "amount": amount, "way": way, "text": source}
@@ -177,11 +176,8 @@ class Subject:
         self.start = {key: value.clone() for key, value in self.model.state_dict().items()}
         ids = calibration.tokens(text, self.tokenizer, SEQUENCES + HELD, MODELS[name], seed)
         self.held = ids[SEQUENCES:]
-        self.ids = {"book": ids[:SEQUENCES]}
-        self.recall = None
-        if name == "reference":  # the other one answers no questions
-            self.ids[TEXTS[1]] = mixed(ids[:SEQUENCES], self.tokenizer, seed)
-            self.recall = Recall(self.tokenizer, seed)
+        self.ids = {TEXTS[0]: ids[:SEQUENCES], TEXTS[1]: mixed(ids[:SEQUENCES], self.tokenizer, seed)}
+        self.recall = Recall(self.tokenizer, seed)
 
     def prune(self, source: str, how: dict[str, Any]) -> Any:
         """Prune it anew; the report."""
@@ -190,7 +186,7 @@ class Subject:
 
     def told(self) -> dict[str, Any]:
         """What it does by now."""
-        asked = None if self.recall is None else self.recall.of(self.model)
+        asked = self.recall.of(self.model)
         return {"perplexity": perplexity(self.model, self.held), "recall": asked}
 
 
@@ -201,10 +197,10 @@ def of(found: Found, **key: Any) -> Found:
 
 def costs(way: str) -> dict[str, Any]:
     """What pruning the reference model to 60 % takes; in a process of its own."""
-    subject = Subject("reference", modicum.sample_text().read_text(encoding="utf-8"), 0)
+    subject = Subject("reference", modicum.sample_text(), 0)
     subject.model(subject.held[:1])
     before = machine.peak_memory()
-    seconds = [subject.prune("book", WAYS[way] | AMOUNTS["60 %"]).seconds for _ in range(3)]
+    seconds = [subject.prune(TEXTS[0], WAYS[way] | AMOUNTS["60 %"]).seconds for _ in range(3)]
     return {"way": way, "seconds": statistics.median(seconds), "peak": machine.peak_memory() - before}
 
 
@@ -213,8 +209,8 @@ def section(raw: dict[str, Any]) -> str:
     m = raw["machine"]
     parts = [
         f"Measured {raw['date']} in {raw['minutes']} minutes on {m['cores']} cores ({m['processor']}), "
-        f"float32: {SEQUENCES} sequences of the embedded book to calibrate on (reference 256 tokens each, "
-        f"stories 128), perplexity of {HELD} others; mean and range over the seeds that chose them. In "
+        f"float32: {SEQUENCES} sequences of 256 tokens of the sample text to calibrate on, "
+        f"perplexity of {HELD} others; mean and range over the seeds that chose them. In "
         "brackets the mean share of the layers' squared output that is lost. *T 50*: the paper's 50 moves, "
         "whatever they do, on all layers; the released command refines attention alone."
     ]
@@ -223,7 +219,7 @@ def section(raw: dict[str, Any]) -> str:
         seeds = len({x["seed"] for x in mine})
         dense = spread([x["perplexity"] for x in of(mine, way="dense")])
         rows = [
-            [way, *(_cell(of(mine, way=way, amount=amount, text="book")) for amount in AMOUNTS)]
+            [way, *(_cell(of(mine, way=way, amount=amount, text=TEXTS[0])) for amount in AMOUNTS)]
             for way in WAYS
         ]
         parts += [f"**`{name}`**, dense {dense}, {seeds} seeds:", report.table(["", *AMOUNTS], rows)]
@@ -232,15 +228,16 @@ def section(raw: dict[str, Any]) -> str:
         return "\n\n".join(parts)
     dense = statistics.mean(x["recall"] for x in of(mine, way="dense"))
     rows = [
-        [way, *(_recall(of(mine, way=way, amount=amount, text="book")) for amount in AMOUNTS)] for way in WAYS
+        [way, *(_recall(of(mine, way=way, amount=amount, text=TEXTS[0])) for amount in AMOUNTS)]
+        for way in WAYS
     ]
     parts += [
         f"**Recall** of `reference`, dense {dense:.0%}: the share of wanted numbers that it gives, of "
         f"{ASKED} questions each of {' and '.join(f'`{x}`' for x in TASKS)}, {LONG} tokens, calibrated "
-        "on the book; mean and range over seeds.",
+        "on the sample text; mean and range over seeds.",
         report.table(["", *AMOUNTS], rows),
         "**What it is calibrated on** decides what stays. At 60 %, `reference`, perplexity and recall: the "
-        "book; or half of it the book, half other questions of those tasks with their answers.",
+        "sample text; or half of it that text, half other questions of those tasks with their answers.",
         report.table(
             ["", *(f"{what}, {source}" for source in TEXTS for what in ("perplexity", "recall"))],
             [
@@ -295,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--models", default="reference,stories")
+    parser.add_argument("--models", default="reference")
     parser.add_argument("--anew", action="store_true", help="run again what the JSON file has")
     parser.add_argument("--quick", action="store_true", help="one seed, one minute; writes nothing")
     parser.add_argument("--costs", metavar="WAY", help="print one way's time and memory")
@@ -307,9 +304,11 @@ def main() -> None:
         return
     started = datetime.now().astimezone()
     path = _DOCS / "benchmarks_prune.json"
-    raw: dict[str, Any] = {"found": []}
+    raw: dict[str, Any] = {"text": TEXTS[0], "found": []}
     if path.exists() and not asked.anew and not asked.quick:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known.get("text") == TEXTS[0]:  # else it is of a text that an earlier version carried
+            raw = known
     before = raw.get("minutes", 0)
 
     def save() -> None:

@@ -29,7 +29,7 @@ POLICY, LONG = "auto", 1_024
 
 def measure(samples: int, folder: Path) -> list[dict[str, Any]]:
     """A row for each of the weights and caches."""
-    text = modicum.sample_text().read_text(encoding="utf-8")
+    text = modicum.sample_text()
     tasks = questions(*TASKS)
     found = []
     for amount, way in WEIGHTS.items():
@@ -89,9 +89,9 @@ def section(raw: dict[str, Any]) -> str:
     head = ["removed", "cache", "weights' file", "cache held", "accuracy", *(f"`{task}`" for task in TASKS)]
     text = (
         f"Measured {raw['date']} on {m['cores']} cores ({m['processor']}): `reference`, by ALPS, calibrated "
-        f"on book and questions, written and loaded from its file, then asked {each} questions of each task "
-        f"at {LONG:,} tokens, policy `{POLICY}` where the cache is not full (float32). The question comes "
-        "after the context was read and cut down."
+        f"on the sample text and questions, written and loaded from its file, then asked {each} questions of "
+        f"each task at {LONG:,} tokens, policy `{POLICY}` where the cache is not full (float32). The "
+        "question comes after the context was read and cut down."
     )
     return "\n\n".join([text, report.table(head, rows)])
 

@@ -64,7 +64,7 @@ def run(system: str, method: str, amount: str, ids: Path) -> dict[str, Any]:
 def measure(seeds: int, amounts: tuple[str, ...]) -> list[dict[str, Any]]:
     """Every run with every seed and amount, in turns."""
     _, tokenizer = modicum.load("reference")
-    text = modicum.sample_text().read_text(encoding="utf-8")
+    text = modicum.sample_text()
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
@@ -102,8 +102,8 @@ def section(raw: dict[str, Any]) -> str:
     titles = [f"{float(a):.0%}" if ":" not in a else a for a in amounts]
     text = (
         f"Measured {raw['date']} in {raw['minutes']} minutes on {m['cores']} cores ({m['processor']}): "
-        f"`reference`, {SEQUENCES} × {MODELS['reference']} tokens of the book, perplexity of {HELD} other "
-        f"sequences, mean and range of {len({x['seed'] for x in found})} seeds. In brackets a peer's "
+        f"`reference`, {SEQUENCES} × {MODELS['reference']} tokens of the sample text, perplexity of {HELD} "
+        f"other sequences, mean and range of {len({x['seed'] for x in found})} seeds. In brackets a peer's "
         "perplexity ÷ ours by the same rule. Time and memory above the loaded model: medians."
     )
     return "\n\n".join([text, report.table(["", *titles, "time", "memory"], rows)])

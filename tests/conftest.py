@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -24,3 +25,23 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Gives the path of a public data set's file under the folder that MODICUM_DATA names, or skips the test.
+
+    No such file is in the repository. Names are paths in that folder, such as
+    "ruler/niah_multikey_3.jsonl", "gsm8k/grade_school_math/data/test.jsonl".
+    """
+
+    def find(name: str) -> Path:
+        root = os.environ.get("MODICUM_DATA")
+        if not root:
+            pytest.skip(f"needs {name}: set MODICUM_DATA to a folder that holds it")
+        path = Path(root) / name
+        if not path.exists():
+            pytest.skip(f"needs {name}: MODICUM_DATA={root} does not hold it")
+        return path
+
+    return find

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,21 +20,24 @@ from modicum.cli import app
 from modicum.generation.generate import generate
 from modicum.kv.heads import HeadScores
 from modicum.loading import load
+from modicum.tasks import parse_task
+from tests.tiny_model import TINY_MODEL
 
-PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play in the park with her dog."
+PROMPT = "Once upon a time, a girl named Mira sold fresh bread in the old harbour. She had a small dog."
 TIGHT = ["--budget", "64", "--chunk", "16", "--recent", "8"]
 SETTINGS: dict[str, Any] = {"budget": 64, "chunk": 16, "recent": 8}
 
 
-def on_stories(arguments: tuple[str, ...]) -> list[str]:
+def on_tiny(arguments: tuple[str, ...]) -> list[str]:
     """The quick model, where a command loads one and none is named."""
     command, *rest = arguments
-    quick = [] if command not in ("run", "keep", "heads") or "--model" in rest else ["--model", "stories"]
-    return [command, *quick, *rest]
+    if command in ("run", "keep", "heads") and "--model" not in rest:
+        rest = ["--model", str(TINY_MODEL), *rest]
+    return [command, *rest]
 
 
 def call(*arguments: str, text: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, on_stories(arguments), input=text)
+    return CliRunner().invoke(app, on_tiny(arguments), input=text)
 
 
 def answered(*arguments: str, text: str | bytes | None = None) -> Any:
@@ -44,8 +48,8 @@ def answered(*arguments: str, text: str | bytes | None = None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def stories() -> tuple[Any, Any]:
-    return load("stories")
+def tiny() -> tuple[Any, Any]:
+    return load(TINY_MODEL)
 
 
 @pytest.fixture
@@ -58,8 +62,8 @@ def book(tmp_path: Path) -> Path:
 # -- run --
 
 
-def test_run_prints_the_answer_and_what_it_took(stories: Any) -> None:
-    answer = generate(*stories, PROMPT, max_new_tokens=20, **SETTINGS)
+def test_run_prints_the_answer_and_what_it_took(tiny: Any) -> None:
+    answer = generate(*tiny, PROMPT, max_new_tokens=20, **SETTINGS)
     result = call("run", PROMPT, *TIGHT, "-n", "20")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(answer.text + "\n")
@@ -78,8 +82,8 @@ def test_run_prints_the_answer_and_what_it_took(stories: Any) -> None:
     assert result.stderr == ""
 
 
-def test_run_takes_its_prompt_from_an_argument_a_file_or_stdin(stories: Any, book: Path) -> None:
-    expected = generate(*stories, PROMPT, max_new_tokens=10, **SETTINGS).tokens
+def test_run_takes_its_prompt_from_an_argument_a_file_or_stdin(tiny: Any, book: Path) -> None:
+    expected = generate(*tiny, PROMPT, max_new_tokens=10, **SETTINGS).tokens
     more = [*TIGHT, "-n", "10"]
     assert answered("run", PROMPT, *more)["tokens"] == expected
     assert answered("run", "--prompt-file", str(book), *more)["tokens"] == expected
@@ -87,30 +91,59 @@ def test_run_takes_its_prompt_from_an_argument_a_file_or_stdin(stories: Any, boo
     assert answered("run", "-f", "-", *more, text="\ufeff" + PROMPT)["tokens"] == expected
 
 
-def test_run_json_is_the_generation_with_its_settings(stories: Any) -> None:
+def test_run_json_is_the_generation_with_its_settings(tiny: Any) -> None:
     told = answered("run", PROMPT, *TIGHT, "-n", "10", "--policy", "caote+snapkv(window=8)")
-    assert (told["model"], told["policy"], told["budget"]) == ("stories", "caote(snapkv(window=8))", "64")
+    assert (told["model"], told["policy"], told["budget"]) == (
+        str(TINY_MODEL),
+        "caote(snapkv(window=8))",
+        "64",
+    )
     expected = generate(
-        *stories, PROMPT, max_new_tokens=10, policy="caote+snapkv(window=8)", **SETTINGS
+        *tiny, PROMPT, max_new_tokens=10, policy="caote+snapkv(window=8)", **SETTINGS
     ).to_dict()
     for key in ("text", "tokens", "prompt_tokens", "finish_reason", "seen", "held"):
         assert told[key] == expected[key]
     assert told["memory"]["budget_nbytes"] == expected["memory"]["budget_nbytes"]
 
 
-def test_a_prompt_beside_a_file_is_a_question(stories: Any, book: Path) -> None:
-    expected = generate(*stories, PROMPT, question=" Then Tom", max_new_tokens=10, **SETTINGS)
+def test_a_prompt_beside_a_file_is_a_question(tiny: Any, book: Path) -> None:
+    expected = generate(*tiny, PROMPT, question=" Then Tom", max_new_tokens=10, **SETTINGS)
     for arguments in ([" Then Tom"], ["--question", " Then Tom"]):
         told = answered("run", "-f", str(book), *arguments, *TIGHT, "-n", "10")
         assert (told["tokens"], told["prompt_tokens"]) == (expected.tokens, expected.prompt_tokens)
 
 
-def test_several_questions_are_each_asked_of_the_compressed_prompt(stories: Any, book: Path) -> None:
+def test_make_run_shows_a_right_answer_beside_the_full_caches() -> None:
+    """The repository's first command, as the Makefile has it: policy auto finds the needle in 256 slots."""
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    [line] = re.findall(r"^run: venv\n\t\$\(VENV\)/bin/modicum (.+)$", makefile, re.MULTILINE)
+    assert "--policy auto --budget 256" in line
+    told = answered(*line.split(), "--model", "reference")
+    [expected] = told["expected"]
+    assert re.fullmatch(r"\d{7}", expected)
+    [full] = told["full"]
+    assert expected in told["text"]
+    assert expected in full["text"]
+    assert told["seen"] > 1900
+    assert told["memory"]["nbytes"] < told["memory"]["full_nbytes"] / 5
+
+
+def test_a_task_makes_text_and_question(tiny: Any) -> None:
+    arguments = ["run", "--task", "niah_single_1:max_new_tokens=20", "--length", "400", *TIGHT, "-n", "8"]
+    told = answered(*arguments)
+    [task] = parse_task("niah_single_1:max_new_tokens=20")
+    sample = task.sample(0, 400, tiny[1])
+    expected = generate(*tiny, sample.context, question=sample.question, max_new_tokens=8, **SETTINGS)
+    assert (told["tokens"], told["expected"]) == (expected.tokens, list(sample.answers))
+    assert f"Expected: {sample.answers[0]}\n" in call(*arguments).stdout
+
+
+def test_several_questions_are_each_asked_of_the_compressed_prompt(tiny: Any, book: Path) -> None:
     questions = [" Then Tom", " She saw"]
-    expected = generate(*stories, PROMPT, question=questions, max_new_tokens=10, **SETTINGS)
+    expected = generate(*tiny, PROMPT, question=questions, max_new_tokens=10, **SETTINGS)
     arguments = ["-f", str(book), "-q", questions[0], "-q", questions[1], *TIGHT, "-n", "10"]
     told = answered("run", *arguments)
-    assert told["context"]["tokens"] == len(stories[1](PROMPT)["input_ids"])
+    assert told["context"]["tokens"] == len(tiny[1](PROMPT)["input_ids"])
     assert [answer["question"] for answer in told["answers"]] == questions
     assert [answer["tokens"] for answer in told["answers"]] == [answer.tokens for answer in expected]
     shown = call("run", *arguments).stdout
@@ -118,10 +151,10 @@ def test_several_questions_are_each_asked_of_the_compressed_prompt(stories: Any,
         assert f"> {question}\n{answer.text}\n" in shown
 
 
-def test_the_full_caches_answer_stands_beside(stories: Any, book: Path) -> None:
+def test_the_full_caches_answer_stands_beside(tiny: Any, book: Path) -> None:
     arguments = ["-f", str(book), "-q", " Then Tom", "-q", " She", *TIGHT, "-n", "8", "--beside-full"]
     told = answered("run", *arguments)
-    model, tokenizer = stories
+    model, tokenizer = tiny
     for question, whole in zip((" Then Tom", " She"), told["full"], strict=True):
         ids = tokenizer(PROMPT)["input_ids"] + tokenizer(question, add_special_tokens=False)["input_ids"]
         inputs = torch.tensor([ids])
@@ -203,11 +236,11 @@ def test_heads_json_is_a_file_of_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["keydiff", "adakv+snapkv(window=8)", "razor"])
-def test_keep_draws_what_the_cache_holds(stories: Any, book: Path, tmp_path: Path, policy: str) -> None:
+def test_keep_draws_what_the_cache_holds(tiny: Any, book: Path, tmp_path: Path, policy: str) -> None:
     book.write_text(PROMPT * 4, encoding="utf-8")
     out = tmp_path / "kept.png"
     told = answered("keep", "-f", str(book), "-o", str(out), "-p", policy, "-b", "64", "--recent", "8")
-    cache = modicum.prefill(*stories, PROMPT * 4, policy=policy, budget=64, recent=8)
+    cache = modicum.prefill(*tiny, PROMPT * 4, policy=policy, budget=64, recent=8)
     assert told["held"] == [layer[0].tolist() for layer in cache.held]
     assert told["seen"] == cache.seen
     held = [n for layer in told["held"] for n in layer]
@@ -221,10 +254,10 @@ def test_keep_draws_what_the_cache_holds(stories: Any, book: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("length", [30, 2000])
-def test_the_picture_counts_every_position_kept(stories: Any, length: int) -> None:
+def test_the_picture_counts_every_position_kept(tiny: Any, length: int) -> None:
     from modicum.cli.keep import kept_shares
 
-    cache = modicum.prefill(*stories, "a " * length, budget=64, recent=8)
+    cache = modicum.prefill(*tiny, "a " * length, budget=64, recent=8)
     for layer in range(5):
         shares = kept_shares(cache, layer)
         width = min(720, cache.seen)
@@ -234,10 +267,10 @@ def test_the_picture_counts_every_position_kept(stories: Any, length: int) -> No
 
 
 @pytest.mark.parametrize("layers", [5, 13, 80])
-def test_pictures_of_deep_models_have_a_panel_for_each_layer(stories: Any, layers: int) -> None:
+def test_pictures_of_deep_models_have_a_panel_for_each_layer(tiny: Any, layers: int) -> None:
     from modicum.cli.keep import draw
 
-    cache = modicum.prefill(*stories, PROMPT, budget=64, recent=8)
+    cache = modicum.prefill(*tiny, PROMPT, budget=64, recent=8)
     cache.layers = [cache.layers[i % 5] for i in range(layers)]
     figure = draw(cache, "deep")
     panels = [axes for axes in figure.axes if axes.images]
@@ -278,6 +311,10 @@ BAD: list[tuple[list[str], str]] = [
     (["run", "--prompt-file", "empty.txt"], "empty.txt is empty"),
     (["run", "--prompt-file", "good.txt", "--sample"], "leave one out"),
     (["run", "Hi", "--question", ""], "question is empty"),
+    (["run", "Hi", "--task", "vt"], "leave the others out"),
+    (["run", "--sample", "--task", "vt"], "leave the others out"),
+    (["run", "--task", "niah_singel_2"], "did you mean niah_single_2"),
+    (["run", "--task", "niah_single_2", "--length", "20"], "niah_single_2 takes at least"),
     (["run", "Hi", "--budget", "0"], "budget"),
     (["run", "Hi", "--budget", "-5"], "budget"),
     (["run", "Hi", "--budget", "many"], "budget"),
@@ -287,7 +324,7 @@ BAD: list[tuple[list[str], str]] = [
     (["run", "Hi", "--policy", "keydif"], "did you mean keydiff"),
     (["run", "Hi", "--policy", "caote"], "base"),
     (["run", "Hi", "--policy", "razor(heads='missing.json')"], "missing.json"),
-    (["run", "Hi", "--model", "story"], "did you mean 'stories'"),
+    (["run", "Hi", "--model", "referense"], "did you mean 'reference'"),
     (["run", "Hi", "--model", "./missing"], "no folder"),
     (["run", "Hi", "--dtype", "int8"], "int8"),
     (["run", "Hi", "--device", "nowhere"], "nowhere"),
@@ -341,7 +378,7 @@ def test_as_a_process_bad_input_shows_no_traceback() -> None:
 @pytest.fixture
 def pressed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the ninth call of the model."""
-    model, tokenizer = load("stories")
+    model, tokenizer = load(TINY_MODEL)
     calls = 0
 
     def press(*_: Any) -> None:
@@ -356,8 +393,8 @@ def pressed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("pressed")
-def test_ctrl_c_shows_what_there_is_and_the_table(stories: Any) -> None:
-    whole = generate(*stories, PROMPT, max_new_tokens=40, **SETTINGS)
+def test_ctrl_c_shows_what_there_is_and_the_table(tiny: Any) -> None:
+    whole = generate(*tiny, PROMPT, max_new_tokens=40, **SETTINGS)
     result = call("run", PROMPT, *TIGHT, "-n", "40")
     assert result.exit_code == 130
     text = result.stdout.partition("\n")[0]
@@ -368,7 +405,7 @@ def test_ctrl_c_shows_what_there_is_and_the_table(stories: Any) -> None:
 
 
 @pytest.mark.usefixtures("pressed")
-def test_ctrl_c_with_json_is_json_still(stories: Any) -> None:
+def test_ctrl_c_with_json_is_json_still(tiny: Any) -> None:
     result = call("run", PROMPT, *TIGHT, "-n", "40", "--json")
     told = json.loads(result.stdout)
     assert (result.exit_code, told["finish_reason"]) == (130, "interrupted")

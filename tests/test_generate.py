@@ -17,23 +17,24 @@ from modicum.errors import CacheError, InputError, ModelError
 from modicum.generation.generate import Generation, generate, prefill, stream
 from modicum.kv.cache import BudgetCache
 from modicum.loading import load
+from tests.tiny_model import TINY_MODEL
 
 ROOM = 512
 """A budget that everything here fits into."""
 TIGHT: dict[str, Any] = {"budget": 64, "chunk": 16, "n_sink": 4, "recent": 8}
-PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play in the park with her dog."
+PROMPT = "Once upon a time, a girl named Mira sold fresh bread in the old harbour. She had a small dog."
 ROWS = [PROMPT, "Tom had a red ball.", "The sun was"]
 
 
 @pytest.fixture(scope="module")
-def stories() -> tuple[Any, Any]:
-    return load("stories")
+def tiny() -> tuple[Any, Any]:
+    return load(TINY_MODEL)
 
 
 @pytest.fixture(scope="module")
 def plain() -> Any:
     """The same weights without modicum's attention: the reference."""
-    return load("stories")[0]
+    return load(TINY_MODEL)[0]
 
 
 def reference(model: Any, tokenizer: Any, text: str, n: int, **settings: Any) -> list[int]:
@@ -55,16 +56,16 @@ def reference(model: Any, tokenizer: Any, text: str, n: int, **settings: Any) ->
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 512])
-def test_greedy_is_transformers_own_when_all_fits(stories: Any, plain: Any, chunk: int) -> None:
-    answer = generate(*stories, PROMPT, budget=ROOM, chunk=chunk, max_new_tokens=60)
-    assert answer.tokens == reference(plain, stories[1], PROMPT, 60)
-    assert answer.text == stories[1].decode(answer.tokens, skip_special_tokens=True)
+def test_greedy_is_transformers_own_when_all_fits(tiny: Any, plain: Any, chunk: int) -> None:
+    answer = generate(*tiny, PROMPT, budget=ROOM, chunk=chunk, max_new_tokens=60)
+    assert answer.tokens == reference(plain, tiny[1], PROMPT, 60)
+    assert answer.text == tiny[1].decode(answer.tokens, skip_special_tokens=True)
     answer.cache.check_integrity()
 
 
-def test_prefill_equals_one_call_of_transformers_under_a_tight_budget(stories: Any) -> None:
+def test_prefill_equals_one_call_of_transformers_under_a_tight_budget(tiny: Any) -> None:
     """The cuts are those that the engine makes by itself, so tokens and survivors agree."""
-    model, tokenizer = stories
+    model, tokenizer = tiny
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     cache = BudgetCache(model, **TIGHT)
     out = model.generate(
@@ -83,39 +84,39 @@ def test_prefill_equals_one_call_of_transformers_under_a_tight_budget(stories: A
 SAMPLING = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.9, top_k=20, repetition_penalty=1.2)
 
 
-def test_sampling_is_transformers_own_and_repeatable(stories: Any, plain: Any) -> None:
+def test_sampling_is_transformers_own_and_repeatable(tiny: Any, plain: Any) -> None:
     def ours() -> list[int]:
         torch.manual_seed(7)
-        return generate(*stories, PROMPT, budget=ROOM, max_new_tokens=40, generation_config=SAMPLING).tokens
+        return generate(*tiny, PROMPT, budget=ROOM, max_new_tokens=40, generation_config=SAMPLING).tokens
 
     first = ours()
     torch.manual_seed(7)
-    assert first == reference(plain, stories[1], PROMPT, 40, generation_config=SAMPLING)
+    assert first == reference(plain, tiny[1], PROMPT, 40, generation_config=SAMPLING)
     assert ours() == first
     torch.manual_seed(8)
-    other = generate(*stories, PROMPT, budget=ROOM, max_new_tokens=40, generation_config=SAMPLING).tokens
+    other = generate(*tiny, PROMPT, budget=ROOM, max_new_tokens=40, generation_config=SAMPLING).tokens
     assert other != first
 
 
-def test_beams_are_transformers_own_and_the_cache_goes_on(stories: Any, plain: Any) -> None:
+def test_beams_are_transformers_own_and_the_cache_goes_on(tiny: Any, plain: Any) -> None:
     config = GenerationConfig(num_beams=3)
-    answer = generate(*stories, PROMPT, budget=ROOM, chunk=16, max_new_tokens=20, generation_config=config)
-    assert answer.tokens == reference(plain, stories[1], PROMPT, 20, num_beams=3)
+    answer = generate(*tiny, PROMPT, budget=ROOM, chunk=16, max_new_tokens=20, generation_config=config)
+    assert answer.tokens == reference(plain, tiny[1], PROMPT, 20, num_beams=3)
     assert answer.finish_reason == "length"
     # The cache has read the chosen answer, and nothing of the beams that lost.
     assert answer.seen == answer.prompt_tokens + 20
     assert answer.cache.batch_size == 1
-    greedy = generate(*stories, cache=answer.cache, max_new_tokens=10)
-    whole = torch.tensor([stories[1](PROMPT)["input_ids"] + answer.tokens])
+    greedy = generate(*tiny, cache=answer.cache, max_new_tokens=10)
+    whole = torch.tensor([tiny[1](PROMPT)["input_ids"] + answer.tokens])
     out = plain.generate(whole, attention_mask=torch.ones_like(whole), max_new_tokens=10)
     assert greedy.tokens == out[0, whole.shape[1] :].tolist()
 
 
-def test_beams_of_a_batch_under_a_tight_budget(stories: Any) -> None:
+def test_beams_of_a_batch_under_a_tight_budget(tiny: Any) -> None:
     config = GenerationConfig(num_beams=2)
-    batch = generate(*stories, ROWS, max_new_tokens=25, generation_config=config, **TIGHT)
+    batch = generate(*tiny, ROWS, max_new_tokens=25, generation_config=config, **TIGHT)
     for text, answer in zip(ROWS, batch, strict=True):
-        alone = generate(*stories, text, max_new_tokens=25, generation_config=config, **TIGHT)
+        alone = generate(*tiny, text, max_new_tokens=25, generation_config=config, **TIGHT)
         assert answer.tokens == alone.tokens
         assert answer.held == alone.held
     batch[0].cache.check_integrity()
@@ -124,39 +125,37 @@ def test_beams_of_a_batch_under_a_tight_budget(stories: Any) -> None:
 # -- stopping --
 
 
-def ending(stories: Any, token: int) -> GenerationConfig:
+def ending(tiny: Any, token: int) -> GenerationConfig:
     return GenerationConfig(eos_token_id=token, pad_token_id=0)
 
 
-def test_stops_at_an_end_token_which_goes_into_tokens_and_cache(stories: Any, plain: Any) -> None:
-    whole = reference(plain, stories[1], PROMPT, 40)
+def test_stops_at_an_end_token_which_goes_into_tokens_and_cache(tiny: Any, plain: Any) -> None:
+    whole = reference(plain, tiny[1], PROMPT, 40)
     end = whole[11]
     length = whole.index(end) + 1
-    answer = generate(
-        *stories, PROMPT, budget=ROOM, max_new_tokens=40, generation_config=ending(stories, end)
-    )
+    answer = generate(*tiny, PROMPT, budget=ROOM, max_new_tokens=40, generation_config=ending(tiny, end))
     assert answer.tokens == whole[:length]
     assert (answer.finish_reason, answer.seen) == ("stop", answer.prompt_tokens + length)
-    config = ending(stories, end)
+    config = ending(tiny, end)
     past = generate(
-        *stories, PROMPT, budget=ROOM, max_new_tokens=40, generation_config=config, stop_on_eos=False
+        *tiny, PROMPT, budget=ROOM, max_new_tokens=40, generation_config=config, stop_on_eos=False
     )
     assert (past.tokens, past.finish_reason) == (whole, "length")
 
 
-def test_stops_at_a_stop_string(stories: Any) -> None:
+def test_stops_at_a_stop_string(tiny: Any) -> None:
     config = GenerationConfig(stop_strings=["."])
-    answer = generate(*stories, PROMPT, budget=ROOM, max_new_tokens=60, generation_config=config)
+    answer = generate(*tiny, PROMPT, budget=ROOM, max_new_tokens=60, generation_config=config)
     assert answer.text.endswith(".")
     assert answer.text.count(".") == 1
     assert answer.finish_reason == "stop"
 
 
-def test_length_comes_from_the_argument_then_the_configuration_then_128(stories: Any) -> None:
+def test_length_comes_from_the_argument_then_the_configuration_then_128(tiny: Any) -> None:
     config = GenerationConfig(max_new_tokens=5)
-    assert len(generate(*stories, PROMPT, generation_config=config).tokens) == 5
-    assert len(generate(*stories, PROMPT, generation_config=config, max_new_tokens=3).tokens) == 3
-    assert len(generate(*stories, PROMPT, stop_on_eos=False).tokens) == 128
+    assert len(generate(*tiny, PROMPT, generation_config=config).tokens) == 5
+    assert len(generate(*tiny, PROMPT, generation_config=config, max_new_tokens=3).tokens) == 3
+    assert len(generate(*tiny, PROMPT, stop_on_eos=False).tokens) == 128
     assert config.max_new_tokens == 5
 
 
@@ -164,12 +163,12 @@ def test_length_comes_from_the_argument_then_the_configuration_then_128(stories:
 
 
 @pytest.mark.parametrize("policy", ["keydiff", "adakv+snapkv(window=8)", "streamingllm", "h2o"])
-def test_a_row_is_itself(stories: Any, policy: str) -> None:
-    batch = generate(*stories, ROWS, policy=policy, max_new_tokens=70, **TIGHT)
+def test_a_row_is_itself(tiny: Any, policy: str) -> None:
+    batch = generate(*tiny, ROWS, policy=policy, max_new_tokens=70, **TIGHT)
     cache = batch[0].cache
     cache.check_integrity()
     for row, text in enumerate(ROWS):
-        alone = generate(*stories, text, policy=policy, max_new_tokens=70, **TIGHT)
+        alone = generate(*tiny, text, policy=policy, max_new_tokens=70, **TIGHT)
         got = batch[row]
         assert got.tokens == alone.tokens
         assert got.text == alone.text
@@ -180,30 +179,30 @@ def test_a_row_is_itself(stories: Any, policy: str) -> None:
                 assert kept[kept >= 0].sort().values.equal(mine[mine >= 0].sort().values)
 
 
-def test_rows_that_end_early_keep_no_padding_and_go_on_as_they_would_alone(stories: Any) -> None:
+def test_rows_that_end_early_keep_no_padding_and_go_on_as_they_would_alone(tiny: Any) -> None:
     """What follows the end of a row is padding, and must not push out what the row holds."""
-    first = [generate(*stories, text, max_new_tokens=40, **TIGHT).tokens for text in ROWS]
-    config = ending(stories, first[1][5])  # some row ends well before another
-    batch = generate(*stories, ROWS, max_new_tokens=40, generation_config=config, **TIGHT)
+    first = [generate(*tiny, text, max_new_tokens=40, **TIGHT).tokens for text in ROWS]
+    config = ending(tiny, first[1][5])  # some row ends well before another
+    batch = generate(*tiny, ROWS, max_new_tokens=40, generation_config=config, **TIGHT)
     assert len({len(answer.tokens) for answer in batch}) > 1
     more = generate(
-        *stories, [" Then she", " He was happy and", " One day"], cache=batch[0].cache, max_new_tokens=8
+        *tiny, [" Then she", " He was happy and", " One day"], cache=batch[0].cache, max_new_tokens=8
     )
     for row, text in enumerate(ROWS):
-        alone = generate(*stories, text, max_new_tokens=40, generation_config=config, **TIGHT)
+        alone = generate(*tiny, text, max_new_tokens=40, generation_config=config, **TIGHT)
         got = batch[row]
         assert (got.tokens, got.finish_reason, got.seen) == (alone.tokens, alone.finish_reason, alone.seen)
         turn = [" Then she", " He was happy and", " One day"][row]
-        after = generate(*stories, turn, cache=alone.cache, max_new_tokens=8)
+        after = generate(*tiny, turn, cache=alone.cache, max_new_tokens=8)
         assert (more[row].tokens, more[row].held, more[row].seen) == (after.tokens, after.held, after.seen)
 
 
-def test_a_batch_with_one_question(stories: Any) -> None:
-    batch = generate(*stories, ROWS, question=" Then Tom", max_new_tokens=10, **TIGHT)
+def test_a_batch_with_one_question(tiny: Any) -> None:
+    batch = generate(*tiny, ROWS, question=" Then Tom", max_new_tokens=10, **TIGHT)
     for text, answer in zip(ROWS, batch, strict=True):
-        alone = generate(*stories, text, question=" Then Tom", max_new_tokens=10, **TIGHT)
+        alone = generate(*tiny, text, question=" Then Tom", max_new_tokens=10, **TIGHT)
         assert answer.tokens == alone.tokens
-    assert [type(answer) for answer in generate(*stories, [PROMPT], max_new_tokens=2)] == [Generation]
+    assert [type(answer) for answer in generate(*tiny, [PROMPT], max_new_tokens=2)] == [Generation]
 
 
 # -- questions and turns --
@@ -211,22 +210,22 @@ def test_a_batch_with_one_question(stories: Any) -> None:
 QUESTIONS = [" She saw a big", " Then Tom said", " The dog"]
 
 
-def test_questions_are_answered_as_if_each_were_asked_alone(stories: Any) -> None:
-    together = generate(*stories, PROMPT, question=QUESTIONS, max_new_tokens=12, **TIGHT)
+def test_questions_are_answered_as_if_each_were_asked_alone(tiny: Any) -> None:
+    together = generate(*tiny, PROMPT, question=QUESTIONS, max_new_tokens=12, **TIGHT)
     context = together[0].cache
-    assert context.seen == len(stories[1](PROMPT)["input_ids"])
+    assert context.seen == len(tiny[1](PROMPT)["input_ids"])
     for question, answer in zip(QUESTIONS, together, strict=True):
-        alone = generate(*stories, PROMPT, question=question, max_new_tokens=12, **TIGHT)
+        alone = generate(*tiny, PROMPT, question=question, max_new_tokens=12, **TIGHT)
         assert (answer.tokens, answer.seen, answer.held) == (alone.tokens, alone.seen, alone.held)
         assert answer.prompt_tokens == alone.prompt_tokens
         assert answer.cache is context
-        by_hand = generate(*stories, question=question, cache=context.copy(), max_new_tokens=12)
+        by_hand = generate(*tiny, question=question, cache=context.copy(), max_new_tokens=12)
         assert by_hand.tokens == alone.tokens
 
 
-def test_the_question_is_appended_after_compression(stories: Any) -> None:
+def test_the_question_is_appended_after_compression(tiny: Any) -> None:
     """By hand: the context in one call, the question in the next."""
-    model, tokenizer = stories
+    model, tokenizer = tiny
     answer = generate(model, tokenizer, PROMPT, question=QUESTIONS[0], max_new_tokens=1, **TIGHT)
     cache = BudgetCache(model, **TIGHT)
     with torch.no_grad():
@@ -236,8 +235,8 @@ def test_the_question_is_appended_after_compression(stories: Any) -> None:
     assert answer.tokens == [int(logits[0, -1].argmax())]
 
 
-def test_turns_equal_one_long_prompt_when_nothing_is_evicted(stories: Any, plain: Any) -> None:
-    model, tokenizer = stories
+def test_turns_equal_one_long_prompt_when_nothing_is_evicted(tiny: Any, plain: Any) -> None:
+    model, tokenizer = tiny
     cache = None
     history: list[int] = []
     for turn, text in enumerate([PROMPT, " Tom said", " They went home and"]):
@@ -251,26 +250,24 @@ def test_turns_equal_one_long_prompt_when_nothing_is_evicted(stories: Any, plain
         assert cache.seen == answer.seen == len(history)
 
 
-def test_going_on_without_a_prompt_is_having_asked_for_more(stories: Any) -> None:
-    whole = generate(*stories, PROMPT, max_new_tokens=40, **TIGHT)
-    part = generate(*stories, PROMPT, max_new_tokens=15, **TIGHT)
-    rest = generate(*stories, cache=part.cache, max_new_tokens=25)
+def test_going_on_without_a_prompt_is_having_asked_for_more(tiny: Any) -> None:
+    whole = generate(*tiny, PROMPT, max_new_tokens=40, **TIGHT)
+    part = generate(*tiny, PROMPT, max_new_tokens=15, **TIGHT)
+    rest = generate(*tiny, cache=part.cache, max_new_tokens=25)
     assert part.tokens + rest.tokens == whole.tokens
     assert rest.prompt_tokens == 0
     assert rest.timings.prefill_tokens_per_second is None
-    assert (
-        generate(*stories, cache=prefill(*stories, PROMPT, **TIGHT), max_new_tokens=40).tokens == whole.tokens
-    )
+    assert generate(*tiny, cache=prefill(*tiny, PROMPT, **TIGHT), max_new_tokens=40).tokens == whole.tokens
 
 
-def test_samplers_see_the_history_of_earlier_turns(stories: Any) -> None:
+def test_samplers_see_the_history_of_earlier_turns(tiny: Any) -> None:
     """A repetition penalty must count tokens of earlier turns too."""
     config = GenerationConfig(repetition_penalty=1.5)
-    turn = generate(*stories, PROMPT, budget=ROOM, max_new_tokens=10)
-    ids = torch.tensor([stories[1](PROMPT + "")["input_ids"] + turn.tokens])
-    tail = stories[1](" Then", add_special_tokens=False)["input_ids"]
+    turn = generate(*tiny, PROMPT, budget=ROOM, max_new_tokens=10)
+    ids = torch.tensor([tiny[1](PROMPT + "")["input_ids"] + turn.tokens])
+    tail = tiny[1](" Then", add_special_tokens=False)["input_ids"]
     whole = torch.cat([ids, torch.tensor([tail])], 1)
-    model = load("stories")[0]
+    model = load(TINY_MODEL)[0]
     out = model.generate(
         whole,
         attention_mask=torch.ones_like(whole),
@@ -278,12 +275,12 @@ def test_samplers_see_the_history_of_earlier_turns(stories: Any) -> None:
         repetition_penalty=1.5,
         do_sample=False,
     )
-    second = generate(*stories, " Then", cache=turn.cache, max_new_tokens=15, generation_config=config)
+    second = generate(*tiny, " Then", cache=turn.cache, max_new_tokens=15, generation_config=config)
     assert second.tokens == out[0, whole.shape[1] :].tolist()
 
 
-def test_a_cache_fed_by_transformers_and_one_saved_go_on(stories: Any, tmp_path: Any) -> None:
-    model, tokenizer = stories
+def test_a_cache_fed_by_transformers_and_one_saved_go_on(tiny: Any, tmp_path: Any) -> None:
+    model, tokenizer = tiny
     told = generate(model, tokenizer, ROWS, max_new_tokens=12, **TIGHT)[0].cache
     batch = tokenizer(ROWS, padding=True, return_tensors="pt")
     fed = BudgetCache(model, **TIGHT)
@@ -296,10 +293,10 @@ def test_a_cache_fed_by_transformers_and_one_saved_go_on(stories: Any, tmp_path:
         assert [a.tokens for a in generate(model, tokenizer, turn, cache=cache, max_new_tokens=8)] == expected
 
 
-def test_a_reset_cache_begins_anew(stories: Any) -> None:
-    answer = generate(*stories, PROMPT, max_new_tokens=20, **TIGHT)
+def test_a_reset_cache_begins_anew(tiny: Any) -> None:
+    answer = generate(*tiny, PROMPT, max_new_tokens=20, **TIGHT)
     answer.cache.reset()
-    again = generate(*stories, PROMPT, cache=answer.cache, max_new_tokens=20)
+    again = generate(*tiny, PROMPT, cache=answer.cache, max_new_tokens=20)
     assert again.tokens == answer.tokens
     assert again.seen == answer.seen
 
@@ -307,9 +304,9 @@ def test_a_reset_cache_begins_anew(stories: Any) -> None:
 # -- streaming --
 
 
-def test_pieces_join_to_the_text(stories: Any) -> None:
-    answer = generate(*stories, PROMPT, max_new_tokens=60, **TIGHT)
-    pieces = stream(*stories, PROMPT, max_new_tokens=60, **TIGHT)
+def test_pieces_join_to_the_text(tiny: Any) -> None:
+    answer = generate(*tiny, PROMPT, max_new_tokens=60, **TIGHT)
+    pieces = stream(*tiny, PROMPT, max_new_tokens=60, **TIGHT)
     joined = list(pieces)
     assert len(joined) > 10
     assert all(joined)
@@ -318,9 +315,9 @@ def test_pieces_join_to_the_text(stories: Any) -> None:
     assert list(pieces) == []
 
 
-def test_leaving_a_stream_early_leaves_a_cache_that_goes_on(stories: Any) -> None:
-    whole = generate(*stories, PROMPT, max_new_tokens=40, **TIGHT)
-    pieces = stream(*stories, PROMPT, max_new_tokens=40, **TIGHT)
+def test_leaving_a_stream_early_leaves_a_cache_that_goes_on(tiny: Any) -> None:
+    whole = generate(*tiny, PROMPT, max_new_tokens=40, **TIGHT)
+    pieces = stream(*tiny, PROMPT, max_new_tokens=40, **TIGHT)
     for count, _ in enumerate(pieces):
         if count == 6:
             break
@@ -330,20 +327,20 @@ def test_leaving_a_stream_early_leaves_a_cache_that_goes_on(stories: Any) -> Non
     assert 6 <= len(part.tokens) < 40
     assert part.seen == part.prompt_tokens + len(part.tokens)
     part.cache.check_integrity()
-    rest = generate(*stories, cache=part.cache, max_new_tokens=40 - len(part.tokens))
+    rest = generate(*tiny, cache=part.cache, max_new_tokens=40 - len(part.tokens))
     assert part.tokens + rest.tokens == whole.tokens
 
 
-def test_a_stream_never_begun_has_read_nothing(stories: Any) -> None:
-    result = stream(*stories, PROMPT, max_new_tokens=5).result
+def test_a_stream_never_begun_has_read_nothing(tiny: Any) -> None:
+    result = stream(*tiny, PROMPT, max_new_tokens=5).result
     assert (result.text, result.finish_reason, result.seen) == ("", "interrupted", 0)
 
 
 # -- what is reported --
 
 
-def test_the_report_is_json_and_adds_up(stories: Any) -> None:
-    answer = generate(*stories, PROMPT, max_new_tokens=50, **TIGHT)
+def test_the_report_is_json_and_adds_up(tiny: Any) -> None:
+    answer = generate(*tiny, PROMPT, max_new_tokens=50, **TIGHT)
     told = json.loads(json.dumps(answer.to_dict()))
     assert told["held"] == {"min": 64, "max": 64}
     memory = told["memory"]
@@ -362,21 +359,21 @@ def test_the_report_is_json_and_adds_up(stories: Any) -> None:
     )
 
 
-def test_progress_counts_the_chunks_cut_from_the_end(stories: Any) -> None:
+def test_progress_counts_the_chunks_cut_from_the_end(tiny: Any) -> None:
     calls: list[tuple[int, int]] = []
-    n = len(stories[1](PROMPT)["input_ids"])
-    generate(*stories, PROMPT, max_new_tokens=1, progress=lambda *at: calls.append(at), **TIGHT)
+    n = len(tiny[1](PROMPT)["input_ids"])
+    generate(*tiny, PROMPT, max_new_tokens=1, progress=lambda *at: calls.append(at), **TIGHT)
     assert calls == [(done, n) for done in range(n % 16 or 16, n + 1, 16)]
 
 
-def test_positions_beyond_training_are_warned_of_once(stories: Any) -> None:
+def test_positions_beyond_training_are_warned_of_once(tiny: Any) -> None:
     with pytest.warns(UserWarning, match="trained on positions up to 512") as caught:
-        generate(*stories, PROMPT * 20, max_new_tokens=3, **TIGHT)
+        generate(*tiny, PROMPT * 20, max_new_tokens=3, **TIGHT)
     assert len(caught) == 1
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        generate(*stories, PROMPT, max_new_tokens=3, **TIGHT)
+        generate(*tiny, PROMPT, max_new_tokens=3, **TIGHT)
 
 
 # -- bad input --
@@ -410,27 +407,27 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[message for _, message in BAD])
-def test_bad_input_is_refused_with_the_reason(stories: Any, change: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused_with_the_reason(tiny: Any, change: dict[str, Any], message: str) -> None:
     arguments = {"prompt": "Once", "max_new_tokens": 4, **change}
     with pytest.raises(InputError, match=message):
-        generate(*stories, arguments.pop("prompt"), **arguments)
+        generate(*tiny, arguments.pop("prompt"), **arguments)
 
 
-def test_streams_refuse_what_is_not_one_text(stories: Any) -> None:
+def test_streams_refuse_what_is_not_one_text(tiny: Any) -> None:
     for change in (
         {"prompt": ["a"]},
         {"question": ["a"]},
         {"generation_config": GenerationConfig(num_beams=2)},
     ):
         with pytest.raises(InputError, match=r"modicum\.generate"):
-            stream(*stories, **{"prompt": "Once", **change})  # type: ignore[arg-type]
-    cache = prefill(*stories, ["a", "b"])
+            stream(*tiny, **{"prompt": "Once", **change})  # type: ignore[arg-type]
+    cache = prefill(*tiny, ["a", "b"])
     with pytest.raises(InputError, match="2 rows"):
-        stream(*stories, cache=cache)
+        stream(*tiny, cache=cache)
 
 
-def test_caches_that_do_not_fit_are_refused(stories: Any) -> None:
-    model, tokenizer = stories
+def test_caches_that_do_not_fit_are_refused(tiny: Any) -> None:
+    model, tokenizer = tiny
     cache = prefill(model, tokenizer, ["a", "b"])
     for prompt in ("one", ["one", "two", "three"]):
         with pytest.raises(InputError, match="2 rows"):
@@ -446,18 +443,18 @@ def test_caches_that_do_not_fit_are_refused(stories: Any) -> None:
     with pytest.raises(ModelError):
         generate("model", tokenizer, "Once")  # type: ignore[call-overload]
     with pytest.raises(CacheError):
-        generate(load("stories")[0], tokenizer, "Once", cache=prefill(model, tokenizer, "Once"))
+        generate(load(TINY_MODEL)[0], tokenizer, "Once", cache=prefill(model, tokenizer, "Once"))
 
 
-def test_settings_that_transformers_refuses_are_input_errors(stories: Any) -> None:
+def test_settings_that_transformers_refuses_are_input_errors(tiny: Any) -> None:
     config = GenerationConfig(do_sample=True)
     config.temperature = -1.0
     with pytest.raises(InputError, match="temperature"):
-        generate(*stories, PROMPT, generation_config=config)
+        generate(*tiny, PROMPT, generation_config=config)
 
 
-def test_a_tokenizer_of_another_model_is_refused(stories: Any) -> None:
-    model, tokenizer = stories
+def test_a_tokenizer_of_another_model_is_refused(tiny: Any) -> None:
+    model, tokenizer = tiny
 
     class Foreign:
         pad_token_id, eos_token_id = 0, 1

@@ -1,7 +1,5 @@
 import json
-import random
 import shutil
-import struct
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -14,18 +12,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 import modicum
 import modicum.tasks
 from modicum.errors import ModelError
+from tests.tiny_model import NUM_PARAMETERS, TINY_MODEL
 
 load_model = modicum.load
-STORIES = modicum.sample_text().parents[1] / "stories"
-ORIGINAL = Path(__file__).parent / "data" / "tok512.bin"
-
-# Our own; in the manner of the stories the model was trained on.
-STORY = (
-    "Once upon a time, there was a little boy named Tim. Tim had a small red boat. He loved to play with "
-    "his boat in the water. One day, the boat went too far and Tim was sad. A big dog saw Tim and wanted to "
-    'help. The dog jumped in the water and got the boat. Tim was very happy. He said, "Thank you, dog!" '
-    "From that day on, Tim and the dog were best friends."
-)
+REFERENCE = Path(modicum.__file__).parent / "embedded" / "reference"
 
 HARD = [
     "",
@@ -37,7 +27,7 @@ HARD = [
     "\r\n\t",
     "\x00",
     "a",
-    " Lily",
+    " Mira",
     "ooooo lllll pppppp",
     "café and cafe\u0301, “quoted” – ‘so’ — it’s…",
     "hair\u200aspace and no\u00a0break",
@@ -47,62 +37,15 @@ HARD = [
 ]
 
 
-class Reference:
-    """llama2.c's encoder (run.c, encode): join the pair whose result scores best until no pair joins."""
-
-    def __init__(self, path: Path) -> None:
-        data = path.read_bytes()
-        self.pieces: list[bytes] = []
-        self.scores: list[float] = []
-        offset = 4
-        while offset < len(data):
-            score, length = struct.unpack_from("<fi", data, offset)
-            offset += 8
-            self.pieces.append(data[offset : offset + length])
-            self.scores.append(score)
-            offset += length
-        self.ids = {piece: index for index, piece in enumerate(self.pieces)}
-
-    def encode(self, text: str) -> list[int]:
-        ids = [1]
-        if text:
-            ids.append(self.ids[b" "])
-        for character in text:
-            piece = character.encode("utf-8")
-            if piece in self.ids:
-                ids.append(self.ids[piece])
-            else:
-                ids += [byte + 3 for byte in piece]
-        while True:
-            best_score, best_id, best_at = -1e10, -1, -1
-            for at in range(len(ids) - 1):
-                joined = self.ids.get(self.pieces[ids[at]] + self.pieces[ids[at + 1]])
-                if joined is not None and self.scores[joined] > best_score:
-                    best_score, best_id, best_at = self.scores[joined], joined, at
-            if best_at < 0:
-                return ids
-            ids[best_at : best_at + 2] = [best_id]
-
-
-@pytest.fixture(scope="module")
-def stories():
-    return load_model("stories", device="cpu")
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(STORIES)
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return Reference(ORIGINAL)
+    return AutoTokenizer.from_pretrained(REFERENCE)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the embedded model, to be broken."""
-    return Path(shutil.copytree(STORIES, tmp_path / "model"))
+    """A copy of a model, to be broken."""
+    return Path(shutil.copytree(TINY_MODEL, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -120,104 +63,59 @@ def same_text(tokenizer, text: str) -> bool:
 
 
 class TestTokenizer:
-    def test_has_the_original_vocabulary(self, tokenizer, reference):
-        ours = tokenizer.convert_ids_to_tokens(range(512))
-        theirs = [piece.decode().replace(" ", "▁") for piece in reference.pieces]
-        theirs[1:3] = ["<s>", "</s>"]  # llama2.c has newlines around these two
-        assert len(tokenizer) == len(reference.pieces) == 512
-        assert ours == theirs
+    """The embedded model's: byte-level, so that any text comes back."""
 
-    @pytest.mark.parametrize("text", [*HARD, STORY])
-    def test_hard_strings_encode_as_llama2c_does(self, tokenizer, reference, text):
-        assert tokenizer.encode(text) == reference.encode(text)
+    @pytest.mark.parametrize("text", HARD)
+    def test_hard_strings_come_back(self, tokenizer, text):
         assert same_text(tokenizer, text)
-
-    def test_the_book_encodes_as_llama2c_does(self, tokenizer, reference):
-        book = modicum.sample_text().read_text(encoding="utf-8")
-        for start in range(0, len(book), 4000):  # a tenth of it: the reference is quadratic
-            passage = book[start : start + 400]
-            assert tokenizer.encode(passage) == reference.encode(passage)
-            assert same_text(tokenizer, passage)
-
-    def test_random_pieces_encode_as_llama2c_does(self, tokenizer, reference):
-        """Texts strung together from the vocabulary's own pieces make every merge compete with others."""
-        draw = random.Random(0)
-        pieces = [piece.decode() for piece in reference.pieces[259:]]
-        for _ in range(300):
-            text = "".join(draw.choices(pieces, k=draw.randint(1, 40)))
-            assert tokenizer.encode(text) == reference.encode(text)
-            assert same_text(tokenizer, text)
 
     @settings(max_examples=200, deadline=None)
-    # "▁" itself reads as a space, as in every tokenizer made from SentencePiece; "<" could spell "<s>".
-    @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁<"), max_size=60))
-    def test_any_text_comes_back(self, tokenizer, reference, text):
-        assert tokenizer.encode(text) == reference.encode(text)
+    @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+    def test_any_text_comes_back(self, tokenizer, text):
         assert same_text(tokenizer, text)
 
-    def test_begins_with_bos_and_only_where_asked(self, tokenizer):
-        assert tokenizer.encode("a")[0] == tokenizer.bos_token_id == 1
+    def test_the_sample_text_comes_back(self, tokenizer):
+        assert same_text(tokenizer, modicum.sample_text())
+
+    def test_begins_with_its_end_token_and_only_where_asked(self, tokenizer):
+        assert tokenizer.encode("a")[0] == tokenizer.bos_token_id == tokenizer.eos_token_id == 0
         assert tokenizer.encode("a", add_special_tokens=False) == tokenizer.encode("a")[1:]
-        assert tokenizer.eos_token_id == 2
-        assert tokenizer.unk_token_id == 0
 
 
-class TestStories:
-    def test_is_listed_and_loads(self, stories):
-        model, tokenizer = stories
-        assert modicum.embedded() == ["reference", "stories"]
+class TestAFolder:
+    def test_loads_for_inference(self):
+        model, tokenizer = load_model(TINY_MODEL, device="cpu")
         assert type(model).__name__ == "LlamaForCausalLM"
-        assert model.num_parameters() == 260_032
+        assert model.num_parameters() == NUM_PARAMETERS
         assert model.dtype == torch.float32
         assert model.device == torch.device("cpu")
         assert not model.training
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
 
-    def test_predicts_a_story(self, stories):
-        model, tokenizer = stories
-        ids = tokenizer(STORY, return_tensors="pt").input_ids
-        shuffled = ids[:, torch.randperm(ids.shape[1], generator=torch.Generator().manual_seed(0))]
-        with torch.no_grad():
-            loss = model(ids, labels=ids).loss.item()
-            loss_shuffled = model(shuffled, labels=shuffled).loss.item()
-        assert loss < 1.1  # nats per token: 0.93 when written; ln 512 = 6.24 is chance
-        assert loss_shuffled > 4
-
-    def test_tells_one(self, stories):
-        model, tokenizer = stories
-        inputs = tokenizer("Once upon a time", return_tensors="pt")
-        told = tokenizer.decode(model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, 1:])
-        assert told.startswith("Once upon a time, there was a little girl named")
-
-    def test_pads_on_the_left_with_its_end_token(self, stories):
-        model, tokenizer = stories
+    def test_pads_on_the_left_with_its_end_token(self):
+        model, tokenizer = load_model(TINY_MODEL, device="cpu")
         batch = tokenizer(["a", "Once upon a time"], padding=True)
         assert batch["input_ids"][0][:-2] == [2] * (len(batch["input_ids"][1]) - 2)
         assert batch["attention_mask"][0][0] == 0
         assert model.generation_config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id
-
-    def test_the_book_is_there(self):
-        book = modicum.sample_text().read_text(encoding="utf-8")
-        assert book.startswith("[The Adventures of Buster Bear by Thornton W. Burgess 1920]")
-        assert book.rstrip().endswith("that I am going to do it.")
 
 
 class TestWhatIsAsked:
     def test_a_folder_by_path_or_text(self, folder):
         for name in (folder, str(folder)):
             model, _ = load_model(name, device="cpu")
-            assert model.num_parameters() == 260_032
+            assert model.num_parameters() == NUM_PARAMETERS
 
     def test_an_embedded_name_wins_over_a_folder(self, tmp_path, monkeypatch):
-        (tmp_path / "stories").mkdir()
+        (tmp_path / "reference").mkdir()
         monkeypatch.chdir(tmp_path)
-        load_model("stories", device="cpu")
+        load_model("reference", device="cpu")
         with pytest.raises(ModelError, match="is empty"):
-            load_model("./stories")
+            load_model("./reference")
 
     @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
     def test_a_dtype(self, dtype):
-        model, _ = load_model("stories", dtype=dtype, device="cpu")
+        model, _ = load_model(TINY_MODEL, dtype=dtype, device="cpu")
         assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
     def test_auto_dtype_is_as_saved(self, folder):
@@ -228,17 +126,17 @@ class TestWhatIsAsked:
     @pytest.mark.parametrize("dtype", ["float", "int8", "", torch.int8, torch.bool])
     def test_a_bad_dtype(self, dtype):
         with pytest.raises(ModelError, match=r"dtype .* use 'auto', 'float32', .* or 'float16'"):
-            load_model("stories", dtype=dtype)
+            load_model(TINY_MODEL, dtype=dtype)
 
     def test_auto_device(self):
         expected = "cuda" if torch.cuda.is_available() else "cpu"
-        assert load_model("stories")[0].device.type == expected
-        assert load_model("stories", device=torch.device("cpu"))[0].device.type == "cpu"
+        assert load_model(TINY_MODEL)[0].device.type == expected
+        assert load_model(TINY_MODEL, device=torch.device("cpu"))[0].device.type == "cpu"
 
     @pytest.mark.parametrize("device", ["tpu9", "cuda:99", "", "cpu:x"])
     def test_a_bad_device(self, device):
         with pytest.raises(ModelError, match=f"device '{device}' cannot be used: .*use 'auto', 'cpu'"):
-            load_model("stories", device=device)
+            load_model(TINY_MODEL, device=device)
 
     def test_a_model_larger_than_the_device(self, monkeypatch):
         def full(self, *args, **kwargs):
@@ -246,10 +144,13 @@ class TestWhatIsAsked:
 
         monkeypatch.setattr(PreTrainedModel, "to", full)
         with pytest.raises(ModelError, match="take 1 MiB, more than 'cpu' has free; use dtype='bfloat16'"):
-            load_model("stories", device="cpu")
+            load_model(TINY_MODEL, device="cpu")
 
 
 class TestReference:
+    def test_is_the_one_that_is_embedded(self):
+        assert modicum.embedded() == ["reference"]
+
     def test_loads_in_float32_with_its_shape(self):
         model, tokenizer = load_model("reference", device="cpu")
         config = model.config
@@ -258,8 +159,7 @@ class TestReference:
         assert config.num_key_value_heads >= 4
         assert config.num_hidden_layers >= 6
         assert tokenizer.padding_side == "left"
-        folder = modicum.sample_text().parents[1] / "reference"
-        assert sum(path.stat().st_size for path in folder.iterdir()) < 24 * 2**20
+        assert sum(path.stat().st_size for path in REFERENCE.iterdir()) < 24 * 2**20
 
     @pytest.mark.parametrize(
         ("tasks", "new", "least"),
@@ -288,14 +188,14 @@ class TestReference:
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", ["storys", "Stories", "storie"])
+    @pytest.mark.parametrize("name", ["referense", "Reference", "referenc"])
     def test_a_near_miss_is_suggested(self, name):
-        with pytest.raises(ModelError, match=f"no model '{name}'; did you mean 'stories'"):
+        with pytest.raises(ModelError, match=f"no model '{name}'; did you mean 'reference'"):
             load_model(name)
 
     def test_a_far_miss_lists_what_there_is(self):
         with pytest.raises(
-            ModelError, match=r"no model 'gpt2'; the names are 'reference'.* or 'smollm2'; .*'org/name'"
+            ModelError, match=r"no model 'gpt2'; the names are 'reference' or 'smollm2'; .*'org/name'"
         ):
             load_model("gpt2")
 

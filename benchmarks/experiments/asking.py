@@ -30,7 +30,7 @@ TASKS = {
     "needle": "niah_single_2:max_new_tokens=24",
     "keys": "niah_multikey_1:keys=8,max_new_tokens=24",
 }
-"""RULER's needles in a book, numbers of seven digits: a single one, and one of eight with their keys."""
+"""RULER's needles in a text, numbers of seven digits: a single one, and one of eight with their keys."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from interval import Interval
 _TITLES = {"h2o": "H2O", "tova": "TOVA", "snapkv": "SnapKV"}
 _FORMS = {"": "base", "caote+": "CAOTE", "fastcaote+": "FastCAOTE"}
 _LOOKS = {"": ("#5b6570", "o"), "caote+": ("#d55e00", "s"), "fastcaote+": ("#0072b2", "^")}
-_TASKS = {"needle": "a number in a book", "keys": "one of eight numbers in a book"}
+_TASKS = {"needle": "a number in a text", "keys": "one of eight numbers in a text"}
 _KINDS = {"right": "answers right", "tokens": "answer tokens right"}
 
 Raw = dict[str, Any]

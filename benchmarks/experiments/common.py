@@ -81,11 +81,11 @@ def name_of(model: Any) -> str:
 
 
 def running_text(tokenizer: Any, rows: int, length: int) -> Tensor:
-    """Pieces of the book that comes with modicum, which the reference model has not read: [rows, length].
+    """Pieces of the sample text, which the reference model has not read: [rows, length].
 
-    Each begins with the tokenizer's own first token, and they are spread evenly over the book.
+    Each begins with the tokenizer's own first token, and they are spread evenly over the text.
     """
-    lines = modicum.sample_text().read_text(encoding="utf-8").split("\n\n")
+    lines = modicum.sample_text().split("\n\n")
     text = "\n".join(" ".join(paragraph.split()) for paragraph in lines if paragraph.strip())
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     start: list[int] = tokenizer("a", verbose=False)["input_ids"]

@@ -24,9 +24,9 @@ class Settings:
     """Sizes; nothing is drawn."""
 
     passes: int = 8
-    """How often the book is read, one time after the other: 26,983 tokens each on the reference model."""
+    """How often the text is read, one after the other: some 35,800 tokens each on the reference model."""
     length: int | None = None
-    """Tokens of the book that are read; None for all."""
+    """Tokens of the text that are read; None for all."""
     budget: int = 1_024
     chunk: int = 512
     policies: tuple[str, ...] = ("streamingllm", "keydiff", "snapkv", "auto")
@@ -134,7 +134,7 @@ def section(results: dict[str, Any]) -> str:
             ]
         )
     return (
-        f"{results['tokens']:,} tokens: the book {s['passes']} times, in chunks of {s['chunk']}, budget "
+        f"{results['tokens']:,} tokens: the text {s['passes']} times, in chunks of {s['chunk']}, budget "
         f"{s['budget']:,}. The model was trained on positions up to {results['trained']:,} (dotted). Loss in "
         f"nats a token, mean of a pass; then {s['decode']} tokens one at a time, the median.\n\n"
         + common.table(head, rows)

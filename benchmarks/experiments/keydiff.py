@@ -199,11 +199,11 @@ def long_prompts(asked: Options, s: Settings) -> list[dict[str, Any]]:
 
 
 def read(name: str, tokens: int, budget: int) -> dict[str, Any]:
-    """Read so many tokens of the book, which comes again from its start, and measure."""
+    """Read so many tokens of the text, which comes again from its start, and measure."""
     from machine import peak_memory
 
     model, tokenizer = load(name)
-    text = modicum.sample_text().read_text(encoding="utf-8")
+    text = modicum.sample_text()
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     prompt = torch.tensor(ids * (1 + tokens // len(ids)))[:tokens][None]
     from modicum.generation.inputs import Block

@@ -8,7 +8,7 @@ import common
 import torch
 from interval import Interval
 
-_TASKS = {"needle": "a number in a book", "keys": "one of eight numbers in a book"}
+_TASKS = {"needle": "a number in a text", "keys": "one of eight numbers in a text"}
 _KINDS = {"right": "answers right", "tokens": "answer tokens right"}
 _LOOKS = {
     "probe": ("#d55e00", "o", "-", "probe's heads whole"),

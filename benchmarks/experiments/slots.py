@@ -166,7 +166,7 @@ def run(asked: common.Options, s: Settings) -> dict[str, Any]:
     with common.timed("errors", spent):
         texts = {
             "running text": common.running_text(tokenizer, s.texts, s.text_length),
-            "eight numbers in a book": torch.tensor([c.ids[:least] for c in contexts]),
+            "eight numbers in a text": torch.tensor([c.ids[:least] for c in contexts]),
         }
         found = errors(model, texts, s)
     with common.timed("a decode step", spent):

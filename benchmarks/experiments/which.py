@@ -110,7 +110,7 @@ def facts_of(text: str) -> list[tuple[str, str]]:
 
 
 def many_questions(tokenizer: Any, length: int, settings: Settings) -> list[Context]:
-    """A book's text with needles, and one question for each."""
+    """A text with needles, and one question for each."""
     made = ruler(tokenizer, _task(settings), settings.contexts, length, settings.seed)
     contexts = []
     for context in made:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from modicum.kv.registration import attach, detach
     from modicum.kv.registry import PolicyInfo, parse_policy, policies, register
     from modicum.kv.view import View
-    from modicum.loading import embedded, load, sample_text
+    from modicum.loading import embedded, load
+    from modicum.texts import sample_text
     from modicum.weights.dsnot import DSnoT
     from modicum.weights.entry import prune
     from modicum.weights.prune import PruneReport
@@ -79,7 +80,8 @@ _HOMES = {
     "kv.policy": ("Policy", "Wrapper"),
     "kv.registry": ("PolicyInfo", "parse_policy", "policies", "register"),
     "kv.view": ("View",),
-    "loading": ("embedded", "load", "sample_text"),
+    "loading": ("embedded", "load"),
+    "texts": ("sample_text",),
     "weights.dsnot": ("DSnoT",),
     "weights.entry": ("prune",),
     "weights.prune": ("PruneReport",),

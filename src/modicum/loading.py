@@ -24,8 +24,7 @@ from modicum import gguf_file, smollm2
 from modicum.errors import ModelError
 from modicum.gguf_file import GgufFile
 
-_EMBEDDED = {"reference": "embedded/reference", "stories": "embedded/stories"}
-_SAMPLE_TEXT = "embedded/texts/busterbrown.txt"
+_EMBEDDED = {"reference": "embedded/reference"}
 _NAMES = (*_EMBEDDED, smollm2.NAME)
 _DTYPES = {
     "float32": torch.float32,
@@ -43,11 +42,6 @@ _TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "tekken
 def embedded() -> list[str]:
     """The names of the models that come with modicum."""
     return sorted(_EMBEDDED)
-
-
-def sample_text() -> Path:
-    """The path of the book that comes with modicum: UTF-8, about 85 kB."""
-    return _inside(_SAMPLE_TEXT)
 
 
 def load(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from modicum.loading import load
+from tests.tiny_model import TINY_MODEL
 
 
 @pytest.fixture(scope="session")
-def stories() -> tuple[Any, Any]:
-    return load("stories")
+def tiny() -> tuple[Any, Any]:
+    return load(TINY_MODEL)

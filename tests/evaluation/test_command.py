@@ -20,9 +20,10 @@ from modicum.cli.eval import duration, evaluate, numbers, split
 from modicum.errors import InputError
 from modicum.evaluation.store import read_rows
 from modicum.evaluation.summary import summarise
+from tests.tiny_model import TINY_MODEL
 
 TASK = "niah_single_1:max_new_tokens=8"
-SMALL = f"--model stories -p keydiff -b 48 -t {TASK} -l 330 -n 2 --recent 8".split()
+SMALL = f"--model {TINY_MODEL} -p keydiff -b 48 -t {TASK} -l 330 -n 2 --recent 8".split()
 
 app = typer.Typer(cls=Commands)
 app.command("eval")(evaluate)
@@ -97,7 +98,7 @@ def test_needles_are_hidden_in_a_text_of_ones_own(tmp_path: Path) -> None:
         (["-l", "long"], "--length"),
         (["--chunk", "1,2"], "--chunk"),
         (["--question", "both"], "'hidden' or 'seen'"),
-        (["--model", "storeis"], "stories"),
+        (["--model", "referense"], "reference"),
         (["-n", "0"], "limit"),
         (["--haystack", "/nowhere", "-t", "niah_single_2"], "/nowhere"),
     ],

@@ -53,8 +53,8 @@ def test_a_share_is_of_the_context_and_never_below_what_the_policy_needs() -> No
     assert quarter.budget(keydiff, 20, 40, **slack).tokens == 4 + 8 + 4
 
 
-def test_the_least_share_is_one_that_every_policy_works_with(stories: Any) -> None:
-    model, tokenizer = stories
+def test_the_least_share_is_one_that_every_policy_works_with(tiny: Any) -> None:
+    model, tokenizer = tiny
     names = [info.name for info in modicum.policies() if info.name not in ("full", "razor")]
     bare = {info.name for info in modicum.policies() if not info.wrapper}
     ids = tokenizer("Once upon a time there was a dog. " * 8, return_tensors="pt")["input_ids"]
@@ -88,12 +88,12 @@ def test_equal_settings_are_one() -> None:
     assert one == Grid(**SMALL | {"policies": ("caote(snapkv)",), "budgets": ("64",)})
 
 
-def test_positions_and_store_are_settings_of_a_cell(stories: Any) -> None:
+def test_positions_and_store_are_settings_of_a_cell(tiny: Any) -> None:
     grid = Grid(**SMALL | {"budgets": ("64", "full")}, recent=8, positions="renumbered", store="int8")
     full, keydiff = grid.cells("m", "float32", Colours(), 100, 0)
     assert (full.positions, full.store) == ("original", "int8")  # of all tokens a rank is a position
     assert (keydiff.positions, keydiff.store) == ("renumbered", "int8")
-    cache = cache_for(stories[0], keydiff, 80, 100)
+    cache = cache_for(tiny[0], keydiff, 80, 100)
     assert (cache.numbering, cache.store.name) == ("renumbered", "int8")
     assert not grid.endless
     assert Grid(**SMALL, positions="renumbered").endless

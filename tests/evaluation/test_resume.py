@@ -24,10 +24,11 @@ from modicum.evaluation.store import read_rows
 from modicum.loading import load
 from tests.evaluation.colours import METRICS, Colours, Continued
 from tests.evaluation.victim import work
+from tests.tiny_model import TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Grid(
-    models=("stories",),
+    models=(str(TINY_MODEL),),
     policies=("keydiff",),
     budgets=("32",),
     tasks=("colours",),
@@ -126,7 +127,7 @@ def test_a_model_that_has_changed_is_not_mixed_in(tmp_path: Path) -> None:
             model.lm_head.weight[-1, -1] += 0.5
         return model, tokenizer
 
-    with pytest.raises(InputError, match="another model named stories float32"):
+    with pytest.raises(InputError, match="another model named tiny float32"):
         small(tmp_path, load=other)
     assert lines(tmp_path) == 2
 
@@ -137,12 +138,12 @@ def test_data_that_has_changed_is_not_mixed_in(tmp_path: Path) -> None:
         small(tmp_path, [Colours(new_tokens=7)])
 
 
-def test_a_fingerprint_is_of_the_model_not_of_how_it_was_loaded(stories: Any) -> None:
-    model, tokenizer = stories
+def test_a_fingerprint_is_of_the_model_not_of_how_it_was_loaded(tiny: Any) -> None:
+    model, tokenizer = tiny
     mark = fingerprint(model, tokenizer)
-    assert fingerprint(*load("stories", dtype="float64")) == mark
-    assert fingerprint(*load("stories")) == mark
-    changed, _ = load("stories")
+    assert fingerprint(*load(TINY_MODEL, dtype="float64")) == mark
+    assert fingerprint(*load(TINY_MODEL)) == mark
+    changed, _ = load(TINY_MODEL)
     changed.config.rope_parameters["rope_theta"] *= 2
     assert fingerprint(changed, tokenizer) != mark
 
@@ -160,7 +161,7 @@ def test_a_loss_is_stored_like_a_score(tmp_path: Path) -> None:
         (
             {"lengths": (100, 513)},
             InputError,
-            "513 is beyond the 512 positions of stories: give lengths up to",
+            "513 is beyond the 512 positions of tiny: give lengths up to",
         ),
         ({"budgets": ("32", "11")}, BudgetError, "at least 12"),
         ({"policies": ("keydiff", "snapkv")}, BudgetError, "32 recent tokens"),

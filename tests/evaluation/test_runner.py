@@ -17,36 +17,37 @@ from modicum.evaluation.row import Cell, Row
 from modicum.evaluation.runner import Prompt, run
 from modicum.tasks.sample import Sample
 from tests.evaluation.colours import Colours, Continued, has
+from tests.tiny_model import TINY_MODEL
 
 TIGHT = {"chunk": 32, "recent": 8, "n_sink": 4}
 
 
 def cell(policy: str = "keydiff", budget: str = "48", question: str = "hidden", **more: Any) -> Cell:
     grid = Grid(
-        models=("stories",),
+        models=(str(TINY_MODEL),),
         policies=(policy,),
         budgets=(budget,),
         tasks=("colours",),
         questions=(question,),
         **TIGHT | more,
     )
-    return grid.cells("stories", "float32", Colours(), 200, 0)[0]
+    return grid.cells("tiny", "float32", Colours(), 200, 0)[0]
 
 
-def answered(stories: Any, sample: Sample, at: Cell, **more: Any) -> Row:
-    model, tokenizer = stories
+def answered(tiny: Any, sample: Sample, at: Cell, **more: Any) -> Row:
+    model, tokenizer = tiny
     return run(model, tokenizer, sample, Prompt.of(sample, model, tokenizer), at, has, **more)
 
 
 @pytest.fixture(scope="module")
-def sample(stories: Any) -> Sample:
-    return replace(Colours().sample(1, 200, stories[1]), max_new_tokens=20)
+def sample(tiny: Any) -> Sample:
+    return replace(Colours().sample(1, 200, tiny[1]), max_new_tokens=20)
 
 
-def test_a_hidden_question_is_answered_as_generate_answers_it(stories: Any, sample: Sample) -> None:
-    row = answered(stories, sample, cell("snapkv(window=8)"))
+def test_a_hidden_question_is_answered_as_generate_answers_it(tiny: Any, sample: Sample) -> None:
+    row = answered(tiny, sample, cell("snapkv(window=8)"))
     expected = modicum.generate(
-        *stories,
+        *tiny,
         sample.context,
         question=sample.question,
         policy="snapkv(window=8)",
@@ -63,10 +64,8 @@ def test_a_hidden_question_is_answered_as_generate_answers_it(stories: Any, samp
     assert row.held_bytes < row.peak_bytes == expected.memory.peak_nbytes
 
 
-def test_a_seen_question_is_read_with_its_context_and_has_the_same_tokens(
-    stories: Any, sample: Sample
-) -> None:
-    model, tokenizer = stories
+def test_a_seen_question_is_read_with_its_context_and_has_the_same_tokens(tiny: Any, sample: Sample) -> None:
+    model, tokenizer = tiny
     prompt = Prompt.of(sample, model, tokenizer)
     ids = torch.tensor([prompt.context + prompt.question])
     cache = modicum.BudgetCache(model, "h2o", 48, **TIGHT)
@@ -77,40 +76,38 @@ def test_a_seen_question_is_read_with_its_context_and_has_the_same_tokens(
         do_sample=False,
         attention_mask=torch.ones_like(ids),
     )[0, ids.shape[1] :]
-    row = answered(stories, sample, cell("h2o", question="seen"))
+    row = answered(tiny, sample, cell("h2o", question="seen"))
     assert row.output == tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_seeing_the_question_changes_what_is_kept(stories: Any) -> None:
-    samples = [Colours().sample(index, 120, stories[1]) for index in range(4)]
-    hidden, seen = (
-        [answered(stories, s, cell(question=q)).output for s in samples] for q in ("hidden", "seen")
-    )
+def test_seeing_the_question_changes_what_is_kept(tiny: Any) -> None:
+    samples = [Colours().sample(index, 120, tiny[1]) for index in range(4)]
+    hidden, seen = ([answered(tiny, s, cell(question=q)).output for s in samples] for q in ("hidden", "seen"))
     assert hidden != seen
 
 
-def test_the_full_cache_answers_as_transformers_own_in_both_modes(stories: Any, sample: Sample) -> None:
-    model, tokenizer = stories
+def test_the_full_cache_answers_as_transformers_own_in_both_modes(tiny: Any, sample: Sample) -> None:
+    model, tokenizer = tiny
     prompt = Prompt.of(sample, model, tokenizer)
     ids = torch.tensor([prompt.context + prompt.question])
     new = model.generate(ids, max_new_tokens=20, do_sample=False, attention_mask=torch.ones_like(ids))
     for mode in ("hidden", "seen"):
         for chunk in (32, None):
-            row = answered(stories, sample, cell("full", "full", mode, chunk=chunk))
+            row = answered(tiny, sample, cell("full", "full", mode, chunk=chunk))
             assert row.output == tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True)
             asked = len(prompt.question) if mode == "seen" else 0
             assert row.held_tokens == (len(prompt.context) + asked,) * 2
             assert row.held_bytes >= row.full_bytes
 
 
-def test_all_at_once_evicts_once(stories: Any, sample: Sample) -> None:
-    chunked, whole = (answered(stories, sample, cell("h2o", chunk=chunk)) for chunk in (32, None))
+def test_all_at_once_evicts_once(tiny: Any, sample: Sample) -> None:
+    chunked, whole = (answered(tiny, sample, cell("h2o", chunk=chunk)) for chunk in (32, None))
     assert chunked.peak_bytes < whole.peak_bytes
     assert chunked.held_bytes == whole.held_bytes
 
 
-def test_the_loss_of_the_full_cache_is_that_of_one_forward(stories: Any) -> None:
-    model, tokenizer = stories
+def test_the_loss_of_the_full_cache_is_that_of_one_forward(tiny: Any) -> None:
+    model, tokenizer = tiny
     sample = Continued().sample(0, 200, tokenizer)
     prompt = Prompt.of(sample, model, tokenizer)
     n = len(prompt.context)
@@ -126,8 +123,8 @@ def test_the_loss_of_the_full_cache_is_that_of_one_forward(stories: Any) -> None
     assert squeezed.held_tokens == (16, 16)
 
 
-def test_a_loss_of_a_single_token(stories: Any) -> None:
-    model, tokenizer = stories
+def test_a_loss_of_a_single_token(tiny: Any) -> None:
+    model, tokenizer = tiny
     sample = Continued().sample(0, 200, tokenizer)
     prompt = Prompt.of(sample, model, tokenizer)
     prompt = replace(prompt, target=prompt.target[:1])
@@ -137,8 +134,8 @@ def test_a_loss_of_a_single_token(stories: Any) -> None:
     assert row.score == pytest.approx(-float(last.log_softmax(-1)[prompt.target[0]]), abs=1e-5)
 
 
-def test_answers_end_at_the_end_token(stories: Any, sample: Sample) -> None:
-    model, tokenizer = stories
+def test_answers_end_at_the_end_token(tiny: Any, sample: Sample) -> None:
+    model, tokenizer = tiny
     prompt = Prompt.of(sample, model, tokenizer)
     ids = torch.tensor([prompt.context + prompt.question])
     new = model.generate(ids, max_new_tokens=20, do_sample=False, attention_mask=torch.ones_like(ids))
@@ -147,26 +144,26 @@ def test_answers_end_at_the_end_token(stories: Any, sample: Sample) -> None:
     before = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = [before, end]
     try:
-        row = answered(stories, sample, cell("full", "full"))
+        row = answered(tiny, sample, cell("full", "full"))
     finally:
         model.generation_config.eos_token_id = before
     assert (row.new_tokens, row.extra["finish"]) == (tokens.index(end) + 1, "stop")
 
 
-def test_answers_end_at_a_newline_if_asked(stories: Any) -> None:
+def test_answers_end_at_a_newline_if_asked(tiny: Any) -> None:
     context = "One day, Tom went to the park.\nHe saw a dog.\n"
     sample = replace(
-        Colours().sample(0, 200, stories[1]), context=context, question='"Hi, Max!', max_new_tokens=60
+        Colours().sample(0, 200, tiny[1]), context=context, question='"Hi, Max!', max_new_tokens=60
     )
-    whole = answered(stories, sample, cell("full", "full"))
+    whole = answered(tiny, sample, cell("full", "full"))
     assert "\n" in whole.output.strip()
-    cut = answered(stories, sample, cell("full", "full"), stop_at_newline=True)
+    cut = answered(tiny, sample, cell("full", "full"), stop_at_newline=True)
     assert cut.output == whole.output.lstrip().split("\n")[0]
     assert (cut.extra["finish"], cut.new_tokens < whole.new_tokens) == ("newline", True)
 
 
-def test_what_cannot_be_run_is_refused(stories: Any, sample: Sample) -> None:
-    model, tokenizer = stories
+def test_what_cannot_be_run_is_refused(tiny: Any, sample: Sample) -> None:
+    model, tokenizer = tiny
     with pytest.raises(InputError, match="512 positions: give a length of at most 512"):
         Prompt.of(replace(sample, context=sample.context * 10), model, tokenizer)
     with pytest.raises(InputError, match="nothing to read"):
@@ -175,8 +172,8 @@ def test_what_cannot_be_run_is_refused(stories: Any, sample: Sample) -> None:
         Prompt.of(replace(sample, metric="loss"), model, tokenizer)
 
 
-def test_a_question_without_context_is_a_prompt(stories: Any, sample: Sample) -> None:
-    row = answered(stories, replace(sample, context=""), cell())
-    expected = modicum.generate(*stories, sample.question, budget=48, max_new_tokens=20, **TIGHT)
+def test_a_question_without_context_is_a_prompt(tiny: Any, sample: Sample) -> None:
+    row = answered(tiny, replace(sample, context=""), cell())
+    expected = modicum.generate(*tiny, sample.question, budget=48, max_new_tokens=20, **TIGHT)
     assert row.output == expected.text
     assert row.context_tokens == 0

@@ -9,9 +9,10 @@ from modicum.evaluation.evaluate import evaluate
 from modicum.evaluation.grid import Grid
 from modicum.evaluation.row import Row
 from tests.evaluation.colours import METRICS, Colours, Continued
+from tests.tiny_model import TINY_MODEL
 
 GRID = Grid(
-    models=("stories",),
+    models=(str(TINY_MODEL),),
     policies=("full", "keydiff"),
     budgets=("48", "64"),
     tasks=("colours", "continued"),

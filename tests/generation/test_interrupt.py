@@ -14,14 +14,15 @@ from modicum.generation.generate import generate, prefill, stream
 from modicum.generation.interrupt import Interrupt
 from modicum.kv.call import cuts
 from modicum.loading import load
+from tests.tiny_model import TINY_MODEL
 
 TIGHT: dict[str, Any] = {"budget": 64, "chunk": 16, "n_sink": 4, "recent": 8}
-PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play in the park. One day she."
+PROMPT = "Once upon a time, a girl named Mira sold fresh bread in the old harbour. One day she."
 
 
 @pytest.fixture(scope="module")
-def stories() -> tuple[Any, Any]:
-    return load("stories")
+def tiny() -> tuple[Any, Any]:
+    return load(TINY_MODEL)
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +51,8 @@ def pressed_in_call(model: Any, *numbers: int) -> Iterator[None]:
         hook.remove()
 
 
-def test_decoding_stops_after_the_token_at_hand(stories: Any) -> None:
-    model, tokenizer = stories
+def test_decoding_stops_after_the_token_at_hand(tiny: Any) -> None:
+    model, tokenizer = tiny
     whole = generate(model, tokenizer, PROMPT, max_new_tokens=30, **TIGHT)
     with pressed_in_call(model, len(cuts(whole.prompt_tokens, 16)) + 5):
         part = generate(model, tokenizer, PROMPT, max_new_tokens=30, **TIGHT)
@@ -63,8 +64,8 @@ def test_decoding_stops_after_the_token_at_hand(stories: Any) -> None:
     assert part.tokens + rest.tokens == whole.tokens
 
 
-def test_a_stream_ends_with_what_there_is(stories: Any) -> None:
-    model, tokenizer = stories
+def test_a_stream_ends_with_what_there_is(tiny: Any) -> None:
+    model, tokenizer = tiny
     whole = generate(model, tokenizer, PROMPT, max_new_tokens=30, **TIGHT)
     pieces = stream(model, tokenizer, PROMPT, max_new_tokens=30, **TIGHT)
     with pressed_in_call(model, 9):
@@ -75,8 +76,8 @@ def test_a_stream_ends_with_what_there_is(stories: Any) -> None:
     pieces.result.cache.check_integrity()
 
 
-def test_prefill_stops_after_the_chunk_at_hand(stories: Any) -> None:
-    model, tokenizer = stories
+def test_prefill_stops_after_the_chunk_at_hand(tiny: Any) -> None:
+    model, tokenizer = tiny
     with pressed_in_call(model, 2):
         part = generate(model, tokenizer, PROMPT, max_new_tokens=5, **TIGHT)
     (_, first), (_, second) = cuts(part.prompt_tokens, 16)[:2]
@@ -88,8 +89,8 @@ def test_prefill_stops_after_the_chunk_at_hand(stories: Any) -> None:
         prefill(model, tokenizer, PROMPT, **TIGHT)
 
 
-def test_questions_not_reached_are_said_to_be_interrupted(stories: Any) -> None:
-    model, tokenizer = stories
+def test_questions_not_reached_are_said_to_be_interrupted(tiny: Any) -> None:
+    model, tokenizer = tiny
     context = prefill(model, tokenizer, PROMPT, **TIGHT)
     with pressed_in_call(model, 4):
         first, second = generate(model, tokenizer, cache=context, question=[" She", " Tom"], max_new_tokens=8)
@@ -99,8 +100,8 @@ def test_questions_not_reached_are_said_to_be_interrupted(stories: Any) -> None:
     assert context.seen == prefill(model, tokenizer, PROMPT, **TIGHT).seen
 
 
-def test_beams_stop_with_the_best_so_far(stories: Any) -> None:
-    model, tokenizer = stories
+def test_beams_stop_with_the_best_so_far(tiny: Any) -> None:
+    model, tokenizer = tiny
     config = GenerationConfig(num_beams=2)
     with pressed_in_call(model, 12):
         part = generate(model, tokenizer, PROMPT, max_new_tokens=30, generation_config=config, **TIGHT)
@@ -110,8 +111,8 @@ def test_beams_stop_with_the_best_so_far(stories: Any) -> None:
     part.cache.check_integrity()
 
 
-def test_a_second_press_does_not_wait(stories: Any) -> None:
-    model, tokenizer = stories
+def test_a_second_press_does_not_wait(tiny: Any) -> None:
+    model, tokenizer = tiny
     with pressed_in_call(model, 1), pytest.raises(KeyboardInterrupt):
         generate(model, tokenizer, PROMPT, progress=lambda *_: signal.raise_signal(signal.SIGINT), **TIGHT)
 

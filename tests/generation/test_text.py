@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from modicum.generation.text import TextStream, decode
 from modicum.loading import load
+from tests.tiny_model import TINY_MODEL
 
-TOKENIZER: Any = load("stories")[1]
+TOKENIZER: Any = load(TINY_MODEL)[1]
 
 
 def pieces(tokens: list[int], tokenizer: Any = TOKENIZER) -> list[str]:

@@ -15,7 +15,7 @@ from modicum.reference.tokenizer import train_tokenizer
 
 @pytest.fixture(scope="module")
 def book() -> str:
-    return modicum.sample_text().read_text(encoding="utf-8")
+    return modicum.sample_text()
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from modicum.report.style import LIGHT, looks
 from modicum.report.tables import by_task, overview, size
 from modicum.report.trace import Trace
 from tests.report.made import PER_TOKEN, row, write
+from tests.tiny_model import TINY_MODEL
 
 ROWS = [
     row("full", "full", index=0),
@@ -296,7 +297,7 @@ def test_traces_are_of_the_longest_sample_with_the_rows_settings() -> None:
     assert wishes[1] == ("caote(snapkv)", "48") or wishes[1] == ("caote+snapkv", "48")
     plans = plan_traces(Results(rows), wishes, known=Fixed())
     assert {(p.index, p.cell.length, p.cell.chunk, p.cell.recent) for p in plans} == {(3, 1024, 64, 16)}
-    model, tokenizer = modicum.load("stories", dtype="float32")
+    model, tokenizer = modicum.load(TINY_MODEL, dtype="float32")
     made = [plan.run(model, tokenizer) for plan in plans]
     assert [t.key for t in made] == [("tiny", *wish, "niah", 3) for wish in wishes]
     counts = [int(t.kept[0][0].sum()) for t in made]

@@ -347,14 +347,14 @@ def test_what_modicum_prune_wrote_is_read(tmp_path: Path) -> None:
     (run,) = read_pruned([out])
     assert (run.method, run.refine, run.seed, run.budget) == ("wanda", "none", 2, "4MiB")
     assert (run.tokens, run.held_back) == (8 * 32, 32)
-    assert (run.model, run.dtype, run.calibration) == ("reference", "float32", "the embedded book")
+    assert (run.model, run.dtype, run.calibration) == ("reference", "float32", "the sample text")
     assert run.perplexities is not None
     assert run.packed_bytes is not None
     assert run.packed_bytes <= 4 * 2**20 < (run.dense_bytes or 0)
     result = call(str(out))
     assert result.exit_code == 0, result.output
     page = Page((out / "report.html").read_text(encoding="utf-8"))
-    for part in ("reference, float32", "256 tokens of the embedded book (seed 2)", "for 4MiB"):
+    for part in ("reference, float32", "256 tokens of the sample text (seed 2)", "for 4MiB"):
         assert part in page.words, part
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from modicum.loading import find, sample_text
+from modicum.loading import find
+from modicum.texts import sample_text
 
 pytest.importorskip("vllm", reason="run by `make test-vllm`, in an environment that has vLLM")
 
@@ -74,8 +75,8 @@ def test_a_chat_about_a_text_of_four_times_the_budget_streams(
 ) -> None:
     """The page's own example."""
     pytest.importorskip("openai")
-    text = sample_text().read_text()[:2000]
-    (tmp_path / "book.txt").write_text(text)
+    text = sample_text()[:2000]
+    (tmp_path / "text.txt").write_text(text)
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     [example] = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
@@ -93,7 +94,7 @@ def test_two_hundred_clients_some_of_which_hang_up_leave_no_page_behind(server: 
     import httpx
 
     chance = random.Random(5)
-    text = sample_text().read_text()
+    text = sample_text()
 
     async def one(client: Any, number: int) -> str:
         start = chance.randrange(10_000)

@@ -8,12 +8,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import modicum
+from tests.tiny_model import TINY_MODEL
 
 
 @pytest.fixture(scope="session")
-def stories() -> Any:
+def tiny() -> Any:
     """SentencePiece-like, of transformers, with a token that opens a text."""
-    return modicum.load("stories")[1]
+    return modicum.load(TINY_MODEL)[1]
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +29,13 @@ def byte_level() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = modicum.sample_text().read_text(encoding="utf-8")
+    text = modicum.sample_text()
     tokenizer.train_from_iterator(text.splitlines(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return tokenizer
 
 
-@pytest.fixture(scope="session", params=["stories", "byte_level"])
+@pytest.fixture(scope="session", params=["tiny", "byte_level"])
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     """Each of them."""
     return request.getfixturevalue(request.param)

@@ -86,16 +86,16 @@ def test_needles_are_the_asked_for_sentences_once_each(kind: str, tokenizer: Any
 
 
 @pytest.mark.parametrize("kind", ["niah_multikey_1", "niah_multivalue", "niah_multiquery"])
-def test_all_keys_have_their_needles(kind: str, stories: Any) -> None:
-    sample = only(kind).sample(4, 2048, stories)
+def test_all_keys_have_their_needles(kind: str, tiny: Any) -> None:
+    sample = only(kind).sample(4, 2048, tiny)
     needles = re.findall(r"One of the special magic numbers for (.+?) is: (\d{7})\.", sample.context)
     assert len(needles) == 4
     assert len({key for key, _ in needles}) == (1 if kind == "niah_multivalue" else 4)
     assert len({value for _, value in needles}) == 4
 
 
-def test_the_wording_of_one_answer_and_of_several(stories: Any) -> None:
-    one = only("niah_single_1").sample(0, 600, stories)
+def test_the_wording_of_one_answer_and_of_several(tiny: Any) -> None:
+    one = only("niah_single_1").sample(0, 600, tiny)
     key = re.search(r"for (\S+) is: \d+\.", one.context)
     assert key
     assert one.context.startswith(
@@ -109,11 +109,11 @@ def test_the_wording_of_one_answer_and_of_several(stories: Any) -> None:
     noise = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
     lines = one.context.split("\n")[1:]
     assert {line for line in lines if "special magic" not in line} == {noise}
-    many = only("niah_multivalue").sample(0, 1000, stories)
+    many = only("niah_multivalue").sample(0, 1000, tiny)
     assert many.context.startswith("Some special magic numbers are hidden within the following text. Make")
     assert many.question.startswith("\nWhat are all the special magic numbers for ")
     assert many.question.endswith(" mentioned in the provided text are")
-    four = only("niah_multiquery").sample(0, 1000, stories)
+    four = only("niah_multiquery").sample(0, 1000, tiny)
     assert re.search(r"numbers for .+, .+, .+, and .+ mentioned in the provided text\? The", four.question)
 
 
@@ -143,7 +143,7 @@ def test_a_forced_depth_is_kept(hay: str, byte_level: Any) -> None:
 
 def test_spread_depths_are_even_and_drawn_ones_are_rulers(byte_level: Any) -> None:
     spread = only("niah_single_2:depth=spread")
-    depths = sorted(spread.sample(i, 800, byte_level).depth for i in range(16))
+    depths = sorted(spread.sample(i, 3000, byte_level).depth for i in range(16))
     assert all(b - a < 0.2 for a, b in pairwise(depths))
     assert depths[0] < 0.1
     assert depths[-1] > 0.85

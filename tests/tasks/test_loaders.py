@@ -1,9 +1,10 @@
-"""Samples from files and datasets: real rows, broken rows, and prompts as the benchmarks have them."""
+"""Samples from files and datasets: rows of ours and real ones, broken rows, and the benchmarks' prompts."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +19,9 @@ from modicum.tasks.rows import shortened
 from tests.tasks.counting import only, taken, tokens
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-RULER = DATA / "ruler" / "niah_multikey_3.jsonl"
-GSM8K = DATA / "gsm8k" / "test.jsonl"
+RULER = DATA / "ruler_rows.jsonl"
+GSM8K = DATA / "gsm8k_rows.jsonl"
+"""Rows of our own, in the form of these data sets."""
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -48,14 +50,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], list[dict[str,
 # ---------------------------------------- RULER
 
 
-def test_rulers_own_file(stories: Any) -> None:
-    task = only(f"ruler-file:path={RULER}")
-    assert len(task) == 5
+@pytest.mark.parametrize("real", [False, True], ids=["ours", "real"])
+def test_a_file_as_rulers_scripts_write_it(real: bool, tiny: Any, real_data: Callable[[str], Path]) -> None:
+    path = real_data("ruler/niah_multikey_3.jsonl") if real else RULER
+    task = only(f"ruler-file:path={path}")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(task) == len(rows) >= 5
     assert task.skipped == []
     assert task.metric == "string_match_all"
-    rows = [json.loads(line) for line in RULER.read_text().splitlines()]
-    for i, row in enumerate(rows):
-        sample = task.sample(i, None, stories)
+    for i, row in enumerate(rows[:20]):
+        sample = task.sample(i, None, tiny)
         assert sample.context + sample.question == row["input"]
         assert sample.question.startswith("\nWhat is the special magic uuid for ")
         assert sample.answers == tuple(row["outputs"])
@@ -63,7 +67,7 @@ def test_rulers_own_file(stories: Any) -> None:
         assert sample.context[start:end].endswith(f" is: {row['outputs'][0]}.")
         assert sample.max_new_tokens == 128
         assert METRICS[sample.metric](row["outputs"][0], sample.answers) == 1
-    assert {task.sample(i, None, stories).depth for i in range(5)} != {None}
+    assert {task.sample(i, None, tiny).depth for i in range(5)} != {None}
 
 
 def test_a_context_too_long_loses_its_middle(tokenizer: Any) -> None:
@@ -82,17 +86,17 @@ def test_a_context_too_long_loses_its_middle(tokenizer: Any) -> None:
         task.sample(5, None, tokenizer)
 
 
-def test_halves_are_of_equal_tokens(stories: Any) -> None:
+def test_halves_are_of_equal_tokens(tiny: Any) -> None:
     text = " ".join(f"word{i}" for i in range(200))
-    made = shortened(text, 101, stories)
-    ids = stories(text, add_special_tokens=False)["input_ids"]
-    assert made == stories.decode(ids[:50]) + stories.decode(ids[-50:])
-    assert tokens(stories, made, special=True) <= 101
-    assert shortened(text, 1, stories) == ""
+    made = shortened(text, 101, tiny)
+    ids = tiny(text, add_special_tokens=False)["input_ids"]
+    assert made == tiny.decode(ids[:50]) + tiny.decode(ids[-50:])
+    assert tokens(tiny, made, special=True) <= 101
+    assert shortened(text, 1, tiny) == ""
 
 
-def test_later_files_and_rows_apart(tmp_path: Path, stories: Any) -> None:
-    vt = only("vt:shots=0").sample(0, 900, stories)
+def test_later_files_and_rows_apart(tmp_path: Path, tiny: Any) -> None:
+    vt = only("vt:shots=0").sample(0, 900, tiny)
     cut = vt.question.index(" Answer:")
     rows = [
         {
@@ -110,14 +114,14 @@ def test_later_files_and_rows_apart(tmp_path: Path, stories: Any) -> None:
     ]
     task = only(f"ruler-file:path={write(tmp_path / 'vt.jsonl', rows)}")
     for i in range(2):
-        sample = task.sample(i, None, stories)
+        sample = task.sample(i, None, tiny)
         assert (sample.context, sample.question, sample.answers) == (vt.context, vt.question, vt.answers)
         assert sample.max_new_tokens == 30
     assert len(only(f"ruler-file:path={tmp_path / 'vt.jsonl'},task=vt")) == 1
 
 
-def test_each_kind_of_question_is_found(tmp_path: Path, stories: Any) -> None:
-    samples = [t.sample(0, 4000, stories) for t in parse_task("niah_multiquery,cwe:rare=1,repeats=6,fwe")]
+def test_each_kind_of_question_is_found(tmp_path: Path, tiny: Any) -> None:
+    samples = [t.sample(0, 4000, tiny) for t in parse_task("niah_multiquery,cwe:rare=1,repeats=6,fwe")]
     asked = (
         "\n\nAnswer the question based on the given documents. Only give me the answer and do not output any "
         "other words.\n\nQuestion: Who? Answer:"
@@ -127,10 +131,10 @@ def test_each_kind_of_question_is_found(tmp_path: Path, stories: Any) -> None:
     rows.append({"input": context + asked, "outputs": ["He", "Him"]})
     task = only(f"ruler-file:path={write(tmp_path / 'all.jsonl', rows)}")
     for i, sample in enumerate(samples):
-        read = task.sample(i, None, stories)
+        read = task.sample(i, None, tiny)
         assert (read.context, read.question) == (sample.context, sample.question)
         assert (read.metric, read.max_new_tokens) == (sample.metric, sample.max_new_tokens)
-    read = task.sample(3, None, stories)
+    read = task.sample(3, None, tiny)
     assert (read.context, read.question) == (context, asked)
     assert (read.metric, read.max_new_tokens) == ("string_match_part", 32)
 
@@ -179,13 +183,13 @@ def test_no_row_left_is_an_error(tmp_path: Path) -> None:
 # ---------------------------------------- datasets
 
 
-def test_a_dataset_by_name(hub: dict[tuple[str, ...], list[dict[str, Any]]], stories: Any) -> None:
+def test_a_dataset_by_name(hub: dict[tuple[str, ...], list[dict[str, Any]]], tiny: Any) -> None:
     rows = [json.loads(line) for line in RULER.read_text().splitlines()]
     hub["some/ruler", "4096", "test"] = [rows[0], {"input": "x"}, rows[1]]
     task = only("ruler-file:dataset=some/ruler,config=4096")
     with pytest.warns(UserWarning, match="some/ruler: 1 rows left out: line 2"):
         assert len(task) == 2
-    assert task.sample(1, None, stories).answers == tuple(rows[1]["outputs"])
+    assert task.sample(1, None, tiny).answers == tuple(rows[1]["outputs"])
     with pytest.raises(InputError, match=r"some/ruler, 8192, split test, cannot be had: no .* on the Hub"):
         len(only("ruler-file:dataset=some/ruler,config=8192"))
 
@@ -211,10 +215,10 @@ def row(name: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_prompts_are_longbenchs(stories: Any, tmp_path: Path) -> None:
+def test_prompts_are_longbenchs(tiny: Any, tmp_path: Path) -> None:
     def prompt(name: str, **more: Any) -> str:
         path = write(tmp_path / "one.jsonl", [row(name, **more)])
-        sample = only(f"longbench:path={path}").sample(0, None, stories)
+        sample = only(f"longbench:path={path}").sample(0, None, tiny)
         assert sample.context.endswith("Some {input} text.")
         return f"{sample.context}|{sample.question}"
 
@@ -280,13 +284,13 @@ def test_lengths_and_metrics_are_longbenchs() -> None:
     assert set(metrics) <= set(METRICS)
 
 
-def test_a_folder_of_longbench(tmp_path: Path, stories: Any) -> None:
+def test_a_folder_of_longbench(tmp_path: Path, tiny: Any) -> None:
     write(tmp_path / "trec.jsonl", [row("trec", answers=["City"], all_classes=["City", "Food"])])
     write(tmp_path / "qasper.jsonl", [row("qasper"), row("qasper")])
     write(tmp_path / "qasper_e.jsonl", [row("qasper_e")])
     first, second = parse_task(f"longbench:path={tmp_path}")
     assert (first.metric, len(first)) == ("qa_f1", 2)
-    sample = second.sample(0, None, stories)
+    sample = second.sample(0, None, tiny)
     assert sample.answers == ("City", "", "City", "Food")
     assert METRICS[sample.metric]("City or Food\nCity", sample.answers) == 0.5
     e = only(f"longbench-e:path={tmp_path}")
@@ -313,7 +317,7 @@ def test_longbench_by_name(hub: dict[tuple[str, ...], list[dict[str, Any]]]) -> 
     assert len(only("longbench-e:task=qasper")) == 2
 
 
-def test_longbench_v2(hub: dict[tuple[str, ...], list[dict[str, Any]]], stories: Any) -> None:
+def test_longbench_v2(hub: dict[tuple[str, ...], list[dict[str, Any]]], tiny: Any) -> None:
     one = {
         "context": " A text. ",
         "question": "Which?",
@@ -327,7 +331,7 @@ def test_longbench_v2(hub: dict[tuple[str, ...], list[dict[str, Any]]], stories:
     task = only("longbench-v2:size=short,domain=Code")
     with pytest.warns(UserWarning, match="line 2: the field 'answer' is 'E'"):
         assert len(task) == 1
-    sample = task.sample(0, None, stories)
+    sample = task.sample(0, None, tiny)
     assert sample.context + sample.question == (
         "Please read the following text and answer the question below.\n\n<text>\nA text.\n</text>\n\nWhat "
         "is the correct answer to this question: Which?\nChoices:\n(A) a it is\n(B) b it is\n(C) c it is\n"
@@ -341,16 +345,21 @@ def test_longbench_v2(hub: dict[tuple[str, ...], list[dict[str, Any]]], stories:
 # ---------------------------------------- GSM8K
 
 
-def test_gsm8k_with_examples(tokenizer: Any) -> None:
-    task = only(f"gsm8k:path={GSM8K}")
-    rows = [json.loads(line) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
-    for i, one in enumerate(rows):
+@pytest.mark.parametrize("real", [False, True], ids=["ours", "real"])
+def test_gsm8k_with_examples(real: bool, tokenizer: Any, real_data: Callable[[str], Path]) -> None:
+    path = real_data("gsm8k/grade_school_math/data/test.jsonl") if real else GSM8K
+    task = only(f"gsm8k:path={path}")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(task) == len(rows) >= 5
+    for i, one in enumerate(rows[:20]):
         sample = task.sample(i, None, tokenizer)
-        assert sample.question == f"\n\nQuestion: {one['question']}\nAnswer:"
+        assert sample.question == f"\n\nQuestion: {one['question'].strip()}\nAnswer:"
         assert one["question"] not in sample.context
         shown = sample.context.split("\n\n")
-        assert len(shown) == 4  # the other rows
-        assert set(shown) <= {f"Question: {r['question']}\nAnswer: {r['answer']}" for r in rows}
+        assert len(shown) == (8 if real else 4)  # ours: all the other rows
+        assert set(shown) <= {
+            f"Question: {r['question'].strip()}\nAnswer: {r['answer'].strip()}" for r in rows
+        }
         assert METRICS["gsm8k"](one["answer"], sample.answers) == 1
         assert METRICS["gsm8k"]("#### 12345", sample.answers) == 0
     assert task.sample(0, None, tokenizer, seed=1).context != task.sample(0, None, tokenizer).context
@@ -370,7 +379,7 @@ def test_gsm8k_takes_as_many_examples_as_fit(tokenizer: Any) -> None:
 
 
 def test_gsm8ks_examples_come_from_train(
-    hub: dict[tuple[str, ...], list[dict[str, Any]]], tmp_path: Path, stories: Any
+    hub: dict[tuple[str, ...], list[dict[str, Any]]], tmp_path: Path, tiny: Any
 ) -> None:
     hub["openai/gsm8k", "main", "test"] = [{"question": "1+1?", "answer": "It is 2.\n#### 2"}]
     hub["openai/gsm8k", "main", "train"] = [
@@ -378,10 +387,10 @@ def test_gsm8ks_examples_come_from_train(
         {"question": "3+3?", "answer": "It is 6."},
     ]
     with pytest.warns(UserWarning, match="line 2: the field 'answer' has no '#### number'"):
-        sample = only("gsm8k").sample(0, None, stories)
+        sample = only("gsm8k").sample(0, None, tiny)
     assert sample.context == "Question: 2+2?\nAnswer: It is 4.\n#### 4"
     path = write(tmp_path / "one.jsonl", hub["openai/gsm8k", "main", "test"])
     with pytest.raises(InputError, match="no row to take as an example"):
-        only(f"gsm8k:path={path}").sample(0, None, stories)
-    sample = only(f"gsm8k:path={path},examples={GSM8K},shots=2").sample(0, None, stories)
+        only(f"gsm8k:path={path}").sample(0, None, tiny)
+    sample = only(f"gsm8k:path={path},examples={GSM8K},shots=2").sample(0, None, tiny)
     assert sample.context.count("Question:") == 2

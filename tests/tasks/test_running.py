@@ -31,7 +31,7 @@ def test_targets_together_are_the_text(tmp_path: Path, byte_level: Any) -> None:
 
 
 def test_the_context_is_as_long_as_fits(tokenizer: Any) -> None:
-    book = modicum.sample_text().read_text(encoding="utf-8")
+    book = modicum.sample_text()
     task = only("text")
     for index, length in ((40, 300), (40, 1000), (100, 777)):
         sample = task.sample(index, length, tokenizer)
@@ -60,29 +60,29 @@ def test_the_passage_comes_twice(index: int, length: int, seed: int, depth: str,
     assert sample.context.endswith("\n\n" + cue)
     before = sample.context.removesuffix("\n\n" + cue)
     assert len(cue.split()) == 6
-    assert before in modicum.sample_text().read_text(encoding="utf-8")
+    assert before in modicum.sample_text()
     assert end <= len(before)
     assert length - 12 < taken(byte_level, sample) <= length
     assert sample == task.sample(index, length, byte_level, seed)
 
 
-def test_the_passage_is_where_it_should_be(stories: Any) -> None:
-    depths = [only("recall").sample(i, 1500, stories).depth for i in range(20)]
+def test_the_passage_is_where_it_should_be(tiny: Any) -> None:
+    depths = [only("recall").sample(i, 1500, tiny).depth for i in range(20)]
     assert sum(depth < 0.55 for depth in depths) >= 18  # but for passages at the text's end
     assert max(depths) - min(depths) > 0.2
     for depth in (0.0, 0.5):
-        found = [only(f"recall:depth={depth}").sample(i, 1500, stories).depth for i in range(8)]
+        found = [only(f"recall:depth={depth}").sample(i, 1500, tiny).depth for i in range(8)]
         assert sorted(found)[4] == pytest.approx(depth, abs=0.03)
-    assert len({only("recall").sample(i, 900, stories).target for i in range(10)}) == 10
+    assert len({only("recall").sample(i, 900, tiny).target for i in range(10)}) == 10
 
 
-def test_what_is_too_short(tmp_path: Path, stories: Any) -> None:
+def test_what_is_too_short(tmp_path: Path, tiny: Any) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one two three")
     with pytest.raises(InputError, match="3 words, which is not more than the passage's 64"):
-        only(f"recall:path={path}").sample(0, 500, stories)
+        only(f"recall:path={path}").sample(0, 500, tiny)
     with pytest.raises(InputError, match="does not fit into 100"):
-        only("recall").sample(0, 100, stories)
+        only("recall").sample(0, 100, tiny)
     assert len(only(f"text:path={path}")) == 0
-    whole = only(f"recall:path={path},passage=2,cue=1").sample(0, None, stories)
+    whole = only(f"recall:path={path},passage=2,cue=1").sample(0, None, tiny)
     assert whole.context.startswith("one two three\n\n")

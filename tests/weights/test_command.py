@@ -14,12 +14,13 @@ from modicum.cli import app
 from modicum.errors import InputError
 from modicum.weights import packed, save
 from modicum.weights.entry import packed_bytes
+from tests.tiny_model import TINY_MODEL
 
 FEW = ["--sequences", "6", "--length", "64"]
 
 
 def prune(*words: str) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["prune", "--model", "stories", *FEW, *words])
+    done = CliRunner().invoke(app, ["prune", "--model", str(TINY_MODEL), *FEW, *words])
     return done.exit_code, done.stdout, done.stderr
 
 
@@ -78,8 +79,8 @@ def test_bad_input_is_one_line(words: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("budget", ["600KiB", "900KiB"])
 def test_a_budget_in_bytes_is_the_files(budget: str, tmp_path: Path) -> None:
-    model, tokenizer = modicum.load("stories", dtype="float32")
-    text = modicum.sample_text().read_text(encoding="utf-8")
+    model, tokenizer = modicum.load(TINY_MODEL, dtype="float32")
+    text = modicum.sample_text()
     report = modicum.prune(
         model, text, tokenizer=tokenizer, budget=budget, refine=None, sequences=4, length=64
     )
@@ -90,7 +91,7 @@ def test_a_budget_in_bytes_is_the_files(budget: str, tmp_path: Path) -> None:
 
 
 def test_calibration_that_cannot_be_used() -> None:
-    model, tokenizer = modicum.load("stories")
+    model, tokenizer = modicum.load(TINY_MODEL)
     with pytest.raises(InputError, match="give the tokenizer"):
         modicum.prune(model, "text", sparsity=0.5)
     with pytest.raises(InputError, match="whole numbers"):

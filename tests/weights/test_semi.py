@@ -14,6 +14,7 @@ from modicum.weights import save, semi
 from modicum.weights.plan import plan
 from modicum.weights.prune import prune
 from tests.bounds import assert_same_logits
+from tests.tiny_model import TINY_MODEL
 from tests.weights.models import build, ids
 
 
@@ -47,7 +48,7 @@ def test_layers_that_are_2_of_4_are_changed_and_others_stay(monkeypatch: pytest.
 
 
 def test_without_such_a_gpu_a_model_stays_dense_and_says_so(tmp_path: Path) -> None:
-    model, tokenizer = modicum.load("stories")
+    model, tokenizer = modicum.load(TINY_MODEL)
     report = modicum.prune(
         model, torch.randint(0, 100, (2, 16)), pattern="2:4", refine=None, method="magnitude"
     )
@@ -60,9 +61,9 @@ def test_without_such_a_gpu_a_model_stays_dense_and_says_so(tmp_path: Path) -> N
 
 def test_forms_that_are_not_there_are_refused() -> None:
     with pytest.raises(ModelError, match="use 'dense', 'packed' or '2:4'"):
-        modicum.load("stories", weights="sparse")  # type: ignore[arg-type]
+        modicum.load(TINY_MODEL, weights="sparse")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="is not packed: make it so with modicum prune"):
-        modicum.load("stories", weights="packed")
+        modicum.load(TINY_MODEL, weights="packed")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

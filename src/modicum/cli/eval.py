@@ -69,7 +69,9 @@ def evaluate(
     ] = "hidden",
     haystack: Annotated[
         Path | None,
-        typer.Option(help="A text or a folder of texts to hide needles in; else a book.", metavar="PATH"),
+        typer.Option(
+            help="A text or a folder of texts to hide needles in; else the sample text.", metavar="PATH"
+        ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", help="Samples of each task and length.")] = 20,
     seed: Annotated[str, typer.Option(help="Of the samples.")] = "0",

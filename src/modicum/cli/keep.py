@@ -90,9 +90,9 @@ def _text(prompt: str | None, path: Path | None, sample: bool) -> str:
         if not prompt.strip():
             raise InputError("the prompt is empty: give some text")
         return prompt
-    from modicum.loading import sample_text
+    from modicum.texts import sample_text
 
-    return read_text(sample_text())
+    return sample_text()
 
 
 def draw(cache: BudgetCache, title: str) -> Any:

@@ -41,7 +41,9 @@ FileOption = Annotated[
         "--prompt-file", "-f", help="Read the prompt from a UTF-8 file (- for stdin).", metavar="FILE"
     ),
 ]
-SampleOption = Annotated[bool, typer.Option("--sample", help="Read the book that comes with modicum.")]
+SampleOption = Annotated[
+    bool, typer.Option("--sample", help="Read a long text: part of the Python language reference.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 

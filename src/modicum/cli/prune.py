@@ -48,9 +48,7 @@ def prune(
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="Text to calibrate on: a file or a folder of .txt files; else the book that comes along."
-        ),
+        typer.Option(help="Text to calibrate on: a file or a folder of .txt files; else the sample text."),
     ] = None,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences of it to look at.")] = 128,
     length: Annotated[int | None, typer.Option(min=2, help="Tokens of each.", show_default=False)] = None,
@@ -66,7 +64,7 @@ def prune(
     """
     _check_output(out, format, budget)
     lm, tokenizer = load(model, dtype, device)
-    from modicum.loading import sample_text
+    from modicum.texts import sample_text
     from modicum.weights import calibration as calibrate
     from modicum.weights.checkpoint import save
     from modicum.weights.entry import prune as run
@@ -76,7 +74,7 @@ def prune(
 
     if sparsity is None and pattern is None and budget is None:
         sparsity = 0.6
-    texts = calibrate.texts_in(calibration or sample_text())
+    texts = [sample_text()] if calibration is None else calibrate.texts_in(calibration)
     size = length or calibrate.length_for(lm)
     held = max(1, sequences // 8)
     ids = calibrate.tokens(texts, tokenizer, sequences, size, seed, held)
@@ -99,7 +97,7 @@ def prune(
     told: dict[str, Any] = {"perplexity_before": before, "perplexity_after": after}
     told |= {"dense_bytes": dense_bytes(lm), "packed_bytes": None}
     told |= {"model": model, "dtype": str(lm.dtype).removeprefix("torch."), "refiner": refine, "seed": seed}
-    told |= {"calibration": "the embedded book" if calibration is None else str(calibration)}
+    told |= {"calibration": "the sample text" if calibration is None else str(calibration)}
     told |= {"held_back_tokens": ids[sequences:].numel(), "budget": budget}
     if out is not None:
         save(found, lm, tokenizer, out, format=format, details=told)

@@ -49,6 +49,11 @@ def run(
             "--question", "-q", help="Ask this of the compressed prompt; may be given several times."
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help='Make text and question by a task, such as "niah_single_2".', metavar="TASK"),
+    ] = None,
+    length: Annotated[int, typer.Option(help="Tokens of the task's text, question and answer.")] = 1024,
     model: ModelOption = "reference",
     policy: PolicyOption = "keydiff",
     budget: BudgetOption = "2048",
@@ -77,12 +82,19 @@ def run(
 ) -> None:
     """Answer a prompt of any length; then say what it took.
 
-    The prompt is an argument, a file, or stdin. Ctrl-C stops the answer and shows what there is.
+    The prompt is an argument, a file, stdin, or the first sample of a task, whose right answer is shown too.
+    Ctrl-C stops the answer and shows what there is.
     """
     questions = list(question or [])
-    text = _context(prompt, prompt_file, sample, questions)
+    if task is None:
+        text, expected = _context(prompt, prompt_file, sample, questions), None
+    elif prompt is not None or prompt_file is not None or sample or questions:
+        raise InputError("--task makes the prompt and its question: leave the others out")
     settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile)
     lm, tokenizer = load(model, dtype, device)
+    if task is not None:
+        text, asked_by_task, expected = _task_sample(task, length, tokenizer)
+        questions = [asked_by_task] if asked_by_task else []
     import torch
 
     if seed is not None:
@@ -107,9 +119,13 @@ def run(
     if beside_full and not any(answer.finish_reason == "interrupted" for answer in answers):
         whole = _with_full_cache(lm, tokenizer, text, questions, as_json, settings["budget"], common)
         shown["full"] = [answer.to_dict() for answer in whole]
+    if expected is not None:
+        shown["expected"] = expected
     if as_json:
         print_json(shown)
     else:
+        if expected is not None:
+            print(f"\nExpected: {', '.join(expected)}", flush=True)
         _report(answers, head)
         if whole:
             _report(whole, {**head, "policy": "full", "budget": "everything"})
@@ -133,9 +149,17 @@ def _context(prompt: str | None, path: Path | None, sample: bool, questions: lis
         questions.insert(0, prompt)
     if path is not None:
         return read_text(path)
-    from modicum.loading import sample_text
+    from modicum.texts import sample_text
 
-    return read_text(sample_text())
+    return sample_text()
+
+
+def _task_sample(expression: str, length: int, tokenizer: Any) -> tuple[str, str, list[str]]:
+    """The context, the question and the right answers of a task's first sample."""
+    from modicum.tasks import parse_task
+
+    sample = parse_task(expression)[0].sample(0, length, tokenizer)
+    return sample.context, sample.question, list(sample.answers)
 
 
 def _sampling(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:

@@ -48,7 +48,7 @@ class Chains(Generated):
     """1: a worked example comes first, as in RULER; 0: none."""
     hay: str = "noise"
     haystack: str | None = None
-    """A text file or a folder of them for hay=essay; None is the book that comes with modicum."""
+    """A text file or a folder of them for hay=essay; None is `modicum.sample_text()`."""
     max_new_tokens: int = 30
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from modicum.errors import InputError
-from modicum.loading import sample_text
+from modicum.texts import sample_text
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 """RULER's noise: one unit of it."""
@@ -57,13 +57,15 @@ class Haystack:
 
 
 def read_text(path: str | None) -> str:
-    """The text of a file, of all .txt files under a folder (in order of their names), or, with None, of the
-    book that comes with modicum.
+    """The text of a file, of all .txt files under a folder (in order of their names), or, with None, the
+    sample text.
 
     Raises:
         InputError: there is no text there, or it is not UTF-8.
     """
-    place = sample_text() if path is None else Path(path).expanduser()
+    if path is None:
+        return sample_text()
+    place = Path(path).expanduser()
     if place.is_dir():
         names = sorted(place.rglob("*.txt"))
         if not names:

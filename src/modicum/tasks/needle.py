@@ -72,7 +72,7 @@ class Needle(Generated):
     depth: float | str | None = None
     """Of the (first) needle asked for, 0 to 1; "spread": evenly over the indices; None: drawn as in RULER."""
     haystack: str | None = None
-    """A text file or a folder of them for "essay"; None is the book that comes with modicum."""
+    """A text file or a folder of them for "essay"; None is `modicum.sample_text()`."""
 
     def __post_init__(self) -> None:
         for name in ("keys", "values", "queries", "max_new_tokens"):

@@ -37,7 +37,7 @@ class Words:
 
 @lru_cache(maxsize=4)
 def words(path: str | None) -> Words:
-    """The words of a file, a folder, or the book that comes with modicum; kept."""
+    """The words of a file, a folder, or the sample text; kept."""
     text = read_text(path)
     spans = [match.span() for match in re.finditer(r"\S+", text)]
     return Words(text, tuple(start for start, _ in spans), tuple(end for _, end in spans))
@@ -50,7 +50,7 @@ class Text(Named):
 
     kind: str = "text"
     path: str | None = None
-    """A text file or a folder of .txt files; None is the book that comes with modicum."""
+    """A text file or a folder of .txt files; None is `modicum.sample_text()`."""
     stride: int = 64
     """Words, not tokens: so the samples are the same for every tokenizer."""
 
@@ -106,7 +106,7 @@ class Recall(Named):
 
     kind: str = "recall"
     path: str | None = None
-    """A text file or a folder of .txt files; None is the book that comes with modicum."""
+    """A text file or a folder of .txt files; None is `modicum.sample_text()`."""
     passage: int = 64
     """Words of the passage."""
     cue: int = 8
