@@ -15,6 +15,8 @@ from modicum.errors import InputError
 from modicum.evaluation.grid import Grid
 from modicum.evaluation.row import Cell, Row
 from modicum.evaluation.runner import Prompt, run
+from modicum.loading import load
+from modicum.tasks import parse_task
 from modicum.tasks.sample import Sample
 from tests.evaluation.colours import Colours, Continued, has
 from tests.tiny_model import TINY_MODEL
@@ -119,7 +121,7 @@ def test_the_loss_of_the_full_cache_is_that_of_one_forward(tiny: Any) -> None:
         assert row.score == pytest.approx(expected, abs=1e-5)
         assert (row.metric, row.new_tokens, row.output) == ("loss", len(prompt.target), "")
     squeezed = run(model, tokenizer, sample, prompt, cell("random", "16"), None)
-    assert squeezed.score > expected + 0.05
+    assert abs(squeezed.score - expected) > 0.05  # up or down: the weights are random
     assert squeezed.held_tokens == (16, 16)
 
 
@@ -150,14 +152,14 @@ def test_answers_end_at_the_end_token(tiny: Any, sample: Sample) -> None:
     assert (row.new_tokens, row.extra["finish"]) == (tokens.index(end) + 1, "stop")
 
 
-def test_answers_end_at_a_newline_if_asked(tiny: Any) -> None:
-    context = "One day, Tom went to the park.\nHe saw a dog.\n"
-    sample = replace(
-        Colours().sample(0, 200, tiny[1]), context=context, question='"Hi, Max!', max_new_tokens=60
-    )
-    whole = answered(tiny, sample, cell("full", "full"))
+def test_answers_end_at_a_newline_if_asked() -> None:
+    """After its answer the reference model goes to a new line and asks again."""
+    reference = load("reference")
+    (task,) = parse_task("niah_single_1:max_new_tokens=40")
+    sample = task.sample(0, 300, reference[1])
+    whole = answered(reference, sample, cell("full", "full"))
     assert "\n" in whole.output.strip()
-    cut = answered(tiny, sample, cell("full", "full"), stop_at_newline=True)
+    cut = answered(reference, sample, cell("full", "full"), stop_at_newline=True)
     assert cut.output == whole.output.lstrip().split("\n")[0]
     assert (cut.extra["finish"], cut.new_tokens < whole.new_tokens) == ("newline", True)
 
