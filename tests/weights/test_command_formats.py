@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,6 +118,32 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--pattern", "3:7"],
+        ["--pattern", "5x3", "--sparsity", "0.5", "--refine", "none"],
+        ["--pattern", "2x2", "--sparsity", "0.5"],
+        ["--pattern", "2:4", "--layers", "owl"],
+        ["--sparsity", "0.01"],
+        ["--length", "4000"],
+    ],
+    ids=" ".join,
+)
+def test_advice_is_given_as_options_that_help(words: list[str], source: Path) -> None:
+    done = run(source, *words)
+    assert done.exit_code == 2
+    assert "=" not in done.stderr
+    found = re.search(r"give .*?(--\w+) ([\w:.]*\w)", done.stderr)
+    assert found, done.stderr
+    kept = [*words]
+    if found[1] in kept:
+        kept[kept.index(found[1]) + 1] = found[2]
+    else:
+        kept += found.groups()
+    assert run(source, *kept).exit_code == 0
 
 
 def test_a_command_that_is_interrupted_leaves_its_state_and_goes_on(source: Path, tmp_path: Path) -> None:

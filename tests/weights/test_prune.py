@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modicum.errors import InputError, ModelError
 from modicum.weights import layers as budgets
 from modicum.weights import packed, save
+from modicum.weights import state as state_module
 from modicum.weights.blocks import blocks_of
 from modicum.weights.pattern import Blocks, Groups, Rows
 from modicum.weights.perplexity import perplexity
@@ -195,10 +196,39 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     for name, value in whole.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
     assert [r.kept for r in report.table] == [r.kept for r in expected.table]
-    with pytest.raises(InputError, match="another run"):
+    with pytest.raises(InputError, match="other settings, text or model"):
         State(tmp_path, {"plan": "other"})
+    (tmp_path / "run.json").write_text("{", encoding="utf-8")  # cut short
+    with pytest.raises(InputError, match="or remove it to begin anew"):
+        State(tmp_path, about)
     state.clear()
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("text", encoding="utf-8")
+    with pytest.raises(InputError, match="give a folder that can be written"):
+        State(tmp_path / "file" / "state", about)
+
+
+def test_a_disk_that_is_full_stops_a_run_that_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, real = plan(sparsity=0.6), state_module.save_file
+
+    def full(tensors: object, path: Path, **_: object) -> None:
+        if path.name.startswith("block-0001"):
+            path.write_bytes(b"half")
+            raise OSError("No space left on device")
+        real(tensors, path, **_)
+
+    monkeypatch.setattr(state_module, "save_file", full)
+    with pytest.raises(ModelError, match=r"No space left .* goes on from the 1 blocks that are done"):
+        prune(build("llama"), ids(), chosen, state=State(tmp_path, {}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["block-0000.safetensors", "run.json"]
+    monkeypatch.undo()
+    model, whole = build("llama"), build("llama")
+    prune(model, ids(), chosen, state=State(tmp_path, {}))
+    prune(whole, ids(), chosen)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "opt"])

@@ -14,11 +14,15 @@ import typer
 
 from modicum.cli.console import complain, load, print_json, print_table
 from modicum.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
-from modicum.errors import InputError
+from modicum.errors import InputError, ModicumError
 
 if TYPE_CHECKING:
     from modicum.weights.progress import Progress
     from modicum.weights.prune import PruneReport
+
+_SETTING = re.compile(
+    r"\b(method|refine|sparsity|pattern|budget|layers|update|sequences|length|dtype)=[\"']?([\w:.-]*\w)[\"']?"
+)
 
 
 def prune(
@@ -77,9 +81,10 @@ def prune(
     texts = [sample_text()] if calibration is None else calibrate.texts_in(calibration)
     size = length or calibrate.length_for(lm)
     held = max(1, sequences // 8)
-    ids = calibrate.tokens(texts, tokenizer, sequences, size, seed, held)
+    with _settings_as_options():
+        ids = calibrate.tokens(texts, tokenizer, sequences, size, seed, held)
     before = perplexity(lm, ids[sequences:])
-    with _bar() as progress:
+    with _settings_as_options(), _bar() as progress:
         found = run(
             lm,
             ids[:sequences],
@@ -127,6 +132,15 @@ def _check_output(out: Path | None, format: str, budget: str | None) -> None:
         )
     if out is not None:
         check_new(out)
+
+
+@contextmanager
+def _settings_as_options() -> Iterator[None]:
+    """Errors that name settings as Python does (pattern="2:4") name them as options (--pattern 2:4)."""
+    try:
+        yield
+    except ModicumError as error:
+        raise type(error)(_SETTING.sub(r"--\1 \2", str(error))) from error
 
 
 @contextmanager

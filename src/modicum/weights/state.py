@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modicum.errors import InputError
+from modicum.errors import InputError, ModelError
 from modicum.weights.layer import Layer
 from modicum.weights.packed import pack, unpack
 
@@ -31,7 +32,7 @@ class State:
         about: what the run hangs on: model, calibration, plan. A folder with another's is refused.
 
     Raises:
-        InputError: the folder holds another run's state.
+        InputError: the folder holds the state of another run, or cannot be written.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
@@ -40,13 +41,21 @@ class State:
         told = hashlib.sha256(text.encode()).hexdigest()
         run = folder / _RUN
         if run.is_file():
-            if json.loads(run.read_text(encoding="utf-8")).get("digest") != told:
+            if _digest(run) != told:
                 raise InputError(
-                    f"{folder} holds another run's state: give another folder, or remove it to begin anew"
+                    f"{folder} holds the state of a run with other settings, text or model: repeat those to "
+                    "go on, give another folder, or remove it to begin anew"
                 )
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        run.write_text(json.dumps({"digest": told, "about": text}), encoding="utf-8")
+        part = run.with_suffix(".part")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps({"digest": told, "about": text}), encoding="utf-8")
+            part.replace(run)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {folder}: {error.strerror or error}; give a folder that can be written"
+            ) from error
 
     def _path(self, number: int) -> Path:
         return self.folder / f"block-{number:04}.safetensors"
@@ -70,7 +79,11 @@ class State:
         return found
 
     def save(self, number: int, matrices: Sequence[Matrix], done: Sequence[tuple[Layer, Tensor]]) -> None:
-        """Keep a block's outcome; the file appears whole or not at all."""
+        """Keep a block's outcome; the file appears whole or not at all.
+
+        Raises:
+            ModelError: it cannot be written.
+        """
         tensors: dict[str, Tensor] = {}
         for index, (matrix, (_, mask)) in enumerate(zip(matrices, done, strict=True)):
             kept = mask.cpu()
@@ -78,10 +91,27 @@ class State:
             if matrix.bias is not None:
                 tensors[f"{index}.bias"] = matrix.bias.data.cpu().contiguous()
         part = self._path(number).with_suffix(".part")
-        save_file(tensors, part, metadata={"rows": json.dumps([asdict(row) for row, _ in done])})
-        part.replace(self._path(number))
+        try:
+            save_file(tensors, part, metadata={"rows": json.dumps([asdict(row) for row, _ in done])})
+            part.replace(self._path(number))
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise ModelError(
+                f"cannot write {self._path(number)}: {error}; make room and run the same again, which goes "
+                f"on from the {number} blocks that are done"
+            ) from error
 
     def clear(self) -> None:
         """Remove what is no longer needed."""
         for path in (*self.folder.glob("block-*.safetensors"), self.folder / _RUN):
             path.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str | None:
+    """What the state of a folder hangs on; None where the file does not say."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(found.get("digest")) if isinstance(found, dict) else None
