@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from modicum import BudgetError, parse_policy
 from modicum.kv.budget import Budget, format_size, parse_size
 from modicum.kv.heads import HeadScores
+from modicum.kv.layer_shape import LayerShape
 from modicum.kv.plan import Plan, plan
 from modicum.kv.policies.razor import RazorAttention
-from modicum.kv.shape import LayerShape, Shape
+from modicum.kv.shape import Shape
 
 MANY = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

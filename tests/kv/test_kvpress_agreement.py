@@ -18,7 +18,7 @@ import torch
 import modicum
 from modicum.kv.bank import Setting
 from modicum.kv.layer import BudgetLayer
-from modicum.kv.shape import LayerShape
+from modicum.kv.layer_shape import LayerShape
 from modicum.kv.shared import Shared
 
 RECORDED: dict[str, Any] = json.loads(

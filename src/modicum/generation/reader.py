@@ -77,7 +77,7 @@ class Reader:
         """Prefill: take in a block, chunk by chunk; False if interrupted (between two chunks) on the way."""
         ids = block.ids.to(self.device)
         self.reserve(ids.shape[1])
-        for start, stop in cuts(ids.shape[1], self.chunk):
+        for start, stop in self._cuts(ids.shape[1]):
             if interrupt.asked:
                 return False
             part = block.part(start, stop)
@@ -85,6 +85,16 @@ class Reader:
             self.taken += sum(part.counts)
             tell(stop - start)
         return True
+
+    def _cuts(self, length: int) -> list[tuple[int, int]]:
+        """Where to cut a block into calls of the model.
+
+        A model whose recurrent layers begin anew in each call of several tokens takes its first block in one
+        call, which the layers with attention cut for themselves, and later ones token by token.
+        """
+        if self.cache.shape.continues:
+            return cuts(length, self.chunk)
+        return cuts(length, length if self.cache.seen == 0 else 1)
 
     def reserve(self, more: int) -> None:
         """Make room for so many columns more, all at once."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import BudgetError, CacheError, InputError
-from modicum.kv.shape import LayerShape
+from modicum.kv.layer_shape import LayerShape
 
 
 def check_shape(layer: int, key: Tensor, value: Tensor, shape: LayerShape) -> None:
@@ -17,7 +17,10 @@ def check_shape(layer: int, key: Tensor, value: Tensor, shape: LayerShape) -> No
     Raises:
         CacheError: they are of another.
     """
-    if key.shape[1] != shape.kv_heads or key.shape[3] != shape.key_dim or value.shape[3] != shape.value_dim:
+    dims = shape.key_dim, shape.value_dim
+    if shape.is_latent:  # what comes as values is the part of the keys that all heads share
+        dims = shape.value_dim, shape.key_dim - shape.value_dim
+    if key.shape[1] != shape.kv_heads or (key.shape[3], value.shape[3]) != dims:
         raise CacheError(
             f"layer {layer} got {key.shape[1]} heads of {key.shape[3]} and {value.shape[3]}, the cache was "
             f"built for {shape.kv_heads} of {shape.key_dim} and {shape.value_dim}: build one for this "

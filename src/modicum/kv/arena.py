@@ -108,7 +108,8 @@ class Arena:
             # Where the last victim was: so nothing has to move, in a cache that is full.
             flat = (self.hole + self._first).view(-1)
             self.keys.view(-1, key.shape[-1]).index_copy_(0, flat, key.reshape(-1, key.shape[-1]))
-            self.values.view(-1, value.shape[-1]).index_copy_(0, flat, value.reshape(-1, value.shape[-1]))
+            if value.shape[-1]:
+                self.values.view(-1, value.shape[-1]).index_copy_(0, flat, value.reshape(-1, value.shape[-1]))
             where = position.expand(self.keys.shape[:2]).reshape(-1)
             self.positions.view(-1).index_copy_(0, flat, where)
             if state is not None:

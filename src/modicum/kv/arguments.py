@@ -11,17 +11,18 @@ from torch import Tensor
 from modicum.errors import InputError
 
 
-def check_settings(arguments: Mapping[str, Any], config: Any) -> None:
+def check_settings(arguments: Mapping[str, Any], config: Any, hides_use_cache: bool = False) -> None:
     """Refuse `use_cache=False` and `output_attentions=True`.
 
     Args:
         arguments: keyword arguments as the model passes them on to its attention.
         config: configuration of the decoder.
+        hides_use_cache: whether the model tells its attention that `use_cache` is False whatever it is.
 
     Raises:
         InputError: one of them is set.
     """
-    if arguments.get("use_cache") is False:
+    if arguments.get("use_cache") is False and not hides_use_cache:
         raise InputError(
             "use_cache is False in a call with a budget cache: generate would then read the whole text into "
             "the cache again at every step. The setting comes from the argument use_cache, from "

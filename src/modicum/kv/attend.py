@@ -108,27 +108,41 @@ def chunk(
 ) -> tuple[Tensor, Tensor]:
     """A chunk of m tokens against the tokens held (all of them earlier) and itself (causally).
 
-    query [B, H, G, m, Dk]; held keys [B, H, N, Dk] and values; held_valid [B, H, N]; key [B, H, m, Dk],
-    value; valid [B, m] bool. Returns ([B, H, G, m, Dv], log-sum-exp [B, H, G, m]). No keys or values are
-    copied; the outputs of pads mean nothing.
+    query [B, H, G, t, Dk] of the chunk's last t tokens, usually all; held keys [B, H, N, Dk] and values;
+    held_valid [B, H, N]; key [B, H, m, Dk], value; valid [B, m] bool. Returns ([B, H, G, t, Dv], log-sum-exp
+    [B, H, G, t]). No keys or values are copied; the outputs of pads mean nothing.
     """
-    b, h, g, m, _ = query.shape
+    b, h, g, t, _ = query.shape
+    m = key.shape[2]
     causal, mask = True, None
-    if valid is not None:
-        # A pad sees itself, so that its row has a softmax; nobody else sees it.
-        i = torch.arange(m, device=query.device)
-        mask = ((i[None, :] <= i[:, None]) & valid[:, None, :]) | (i[None, :] == i[:, None])  # [B, m, m]
+    if valid is not None or t < m:
+        j = torch.arange(m, device=query.device)
+        i = j[m - t :, None]
+        mask = (j <= i)[None]  # [1, t, m]
+        if valid is not None:
+            # A pad sees itself, so that its row has a softmax; nobody else sees it.
+            mask = (mask & valid[:, None]) | (j == i)  # [B, t, m]
         causal, mask = False, mask[:, None]
     parts = [with_lse(query[:, :, j], key, value, scaling, causal, mask, softcap) for j in range(g)]
     out, lse = (
         parts[0] if g == 1 else (torch.stack([o for o, _ in parts], 2), torch.stack([s for _, s in parts], 2))
     )
-    out, lse = out.reshape(b, h, g, m, -1), lse.reshape(b, h, g, m)
+    out, lse = out.reshape(b, h, g, t, -1), lse.reshape(b, h, g, t)
     if held is None:
         return out, lse
     seen = None if held_valid is None else held_valid[:, :1, None, :]
-    old, old_lse = with_lse(query.reshape(b, h, g * m, -1), *held, scaling, False, seen, softcap)
+    old, old_lse = with_lse(query.reshape(b, h, g * t, -1), *held, scaling, False, seen, softcap)
     return merge(out, lse, old.view(out.shape), old_lse.reshape(lse.shape))
+
+
+def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """Attention whose softmax also has a learned logit per query head, which stands for no token.
+
+    The share of all tokens in that softmax is exp(lse) / (exp(lse) + exp(sink)). out [B, H, G, m, Dv], lse
+    [B, H, G, m], sinks [H, G] -> [B, H, G, m, Dv]. Source: gpt-oss (arXiv 2508.10925), section 2.
+    """
+    share = torch.sigmoid(lse - sinks.to(lse.dtype)[:, :, None])
+    return (out.to(share.dtype) * share[..., None]).to(out.dtype)
 
 
 def merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, Tensor]:

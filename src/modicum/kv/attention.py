@@ -21,10 +21,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from modicum.errors import CacheError, InputError, ModelError
 from modicum.kv.arguments import check_settings
 from modicum.kv.gradients import without_backward
+from modicum.kv.latent import announced
 from modicum.kv.precision import without_autocast
+from modicum.kv.recording import RecordingHandle, RecordingLength
 from modicum.kv.shared import OURS, BudgetLength, Handle, lasting
 
-_REFUSED = ("s_aux", "position_bias", "cache")
+_REFUSED = ("position_bias", "cache")
+_OTHER_PATTERN = torch.empty(0, 0, 0)
+"""Stands for a mask that is not causal."""
 _FOREIGN = "this cache was built for another model: build one with BudgetCache(model, …)"
 
 _NAMELESS = ("sdpa", "eager", "flex_attention", "paged|eager", "paged|sdpa")
@@ -85,11 +89,16 @@ def attention_for(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        key = announced(key)
+        if isinstance(key, RecordingHandle):
+            return key.record(module, query, attention_mask, kwargs), None
         if not isinstance(key, Handle):
             run, seen = _overridden(), cast(Any, module)
             if run is None:
                 run = _original(original, module)
                 seen = module if original in _NAMELESS else _Named(module, original)
+            if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+                attention_mask = _lower_right(query.shape[2], key)
             out: tuple[Tensor, Tensor | None] = run(
                 seen, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
             )
@@ -104,22 +113,34 @@ def attention_for(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 raise ModelError(
                     f"{type(module).__name__} asks its attention for {name!r}, which is not supported here"
                 )
+        softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if layer.reads is not None:
+            attention_mask = layer.shared.padding_mask(attention_mask)
+            if getattr(module, "layer_idx", None) != layer.setting.layer:
+                with torch.no_grad(), without_autocast(query.device):
+                    again = layer.attend_again(query.to(layer.dtype), factor, softcap, sinks)
+                return without_backward(again, query), None
+        if attention_mask is _OTHER_PATTERN:
+            raise ModelError(
+                "this call lays another pattern over the causal mask (image tokens, packed sequences), "
+                "which a budget cache does not serve: use it for plain causal text"
+            )
         if attention_mask is not None and attention_mask.dim() != 2:
             raise InputError(
                 f"the attention mask has {attention_mask.dim()} dimensions: with a budget cache give the "
                 "two-dimensional padding mask [batch, columns], or none"
             )
-        check_settings(kwargs, layer.shared.config)
-        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        at, softcap = kwargs.get("position_ids"), kwargs.get("softcap")
+        check_settings(kwargs, layer.shared.config, layer.shape.hides_use_cache)
+        at = kwargs.get("position_ids")
         inputs = (query, *layer.incoming)
         query = query.to(layer.dtype)
         if torch.compiler.is_compiling():  # nothing is allocated in a compiled step
             with torch.no_grad(), without_autocast(query.device):
-                attended = layer.attend(module, query, attention_mask, factor, softcap, at)
+                attended = layer.attend(module, query, attention_mask, factor, softcap, at, sinks)
         else:
             with lasting(), torch.no_grad(), without_autocast(query.device):
-                attended = layer.attend(module, query, attention_mask, factor, softcap, at)
+                attended = layer.attend(module, query, attention_mask, factor, softcap, at, sinks)
         return without_backward(attended, *inputs), None
 
     return attention
@@ -144,6 +165,36 @@ def _original(name: str, module: torch.nn.Module) -> Callable[..., Any]:
     )
 
 
+def _lower_right(queries: int, keys: Tensor) -> Tensor:
+    """The causal mask [queries, N] of the last queries over keys [B, H, N, D].
+
+    A model drops queries before layers that read other layers' keys only where it is sure of a mask, and asks
+    for the name "sdpa" to be sure (Gemma 4); under our name it is not.
+    """
+    n = keys.shape[2]
+    return torch.ones(queries, n, dtype=torch.bool, device=keys.device).tril(n - queries)
+
+
+def _is_causal(call: dict[str, Any], new: int) -> bool:
+    """Whether the pattern of a call of `new` tokens is the causal one.
+
+    transformers gives it as a function of the places of a query and a key. It is asked for all pairs of new
+    tokens and for the oldest token.
+    """
+    function = call.get("mask_function", causal_mask_function)
+    if function is causal_mask_function:
+        return True
+    device = call.get("device", "cpu")
+    row = torch.arange(int(call.get("batch_size", 1)), device=device)[:, None, None]
+    query = int(call.get("q_offset", 0)) + torch.arange(new, device=device)[None, :, None]
+    key = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), query.flatten()])[None, None]
+    try:
+        seen = function(row, torch.zeros_like(row), query, key)
+    except (IndexError, RuntimeError, TypeError):  # it does not take tensors of places, or not these
+        return False
+    return bool((seen == (key <= query)).all())
+
+
 def mask_for(original: str) -> Callable[..., Any]:
     """Our mask function in place of that of the implementation `original`."""
 
@@ -151,22 +202,21 @@ def mask_for(original: str) -> Callable[..., Any]:
         length, given = kwargs.get("kv_length"), kwargs.get("attention_mask")
         if type(length) is int and length == OURS:
             return None if given is None else given[:, -1:]
+        if isinstance(length, RecordingLength):
+            return given
         if not isinstance(length, BudgetLength):
             return None if _overridden() is not None else _original_mask(original, args, kwargs)
         if kwargs.get("config", length.layer.shared.config) is not length.layer.shared.config:
             raise CacheError(_FOREIGN)
-        if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
-            raise ModelError(
-                "this call lays another pattern over the causal mask (image tokens, packed sequences), "
-                "which a budget cache does not serve: use it for plain causal text"
-            )
+        if not _is_causal(kwargs, length.new):
+            return _OTHER_PATTERN  # an error only where a layer under the budget gets it
         shared = length.layer.shared
         if shared.static and length.new == 1:
             shared.enter(True)
             # The same shape at each step; of the columns before nothing is asked.
             return None if given is None else given[:, -1:].contiguous()
         length.layer.check_room(given, length.new)
-        return given
+        return given if given is None else shared.as_mask(given)
 
     return mask
 

@@ -49,7 +49,7 @@ def attention_override(model: PreTrainedModel, function: Callable[..., Any], don
     Raises:
         ModelError: the model's attention cannot be changed so.
     """
-    with model_lock(model), borrowed(model, done), overriding(function), _uncompiled(model):
+    with model_lock(model), borrowed(model, done), overriding(function), uncompiled(model):
         training = [m for m in model.modules() if m.training]
         try:
             if training:
@@ -60,7 +60,7 @@ def attention_override(model: PreTrainedModel, function: Callable[..., Any], don
                 module.training = True
 
 
-def _uncompiled(model: PreTrainedModel) -> AbstractContextManager[Any]:
+def uncompiled(model: PreTrainedModel) -> AbstractContextManager[Any]:
     """What the user has compiled of a model runs uncompiled: its graphs do not hold the function."""
     for module in model.modules():
         forward = module.__dict__.get("forward")

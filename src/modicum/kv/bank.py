@@ -16,7 +16,7 @@ from modicum.kv.budget import Budget
 from modicum.kv.call import Piece
 from modicum.kv.choice import best, worst
 from modicum.kv.policy import Policy
-from modicum.kv.scoring import compensated, level, observed
+from modicum.kv.scoring import level, observed
 from modicum.kv.stack import Stack
 from modicum.kv.store import Store
 from modicum.kv.turning import Turning
@@ -72,6 +72,22 @@ class Virtual:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors.values())
 
+    def join(
+        self,
+        query: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scaling: float,
+        softcap: float | None,
+        key: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attention and log-sum-exp with this token's share: query [B, H, M, Dk], out [B, H, M, Dv], lse
+        [B, H, M]. key [B, H, Dk]: its key, if that is not as it is kept.
+        """
+        mean = self.key if key is None else key
+        logit = compensation.virtual_logit(query, mean, self.count, scaling, softcap)
+        return compensation.merge(out, lse, self.value, logit), torch.logaddexp(lse.to(logit.dtype), logit)
+
     def fold(self, keys: Tensor, values: Tensor, mask: Tensor) -> None:
         """Take in, in place, the tokens of keys [B, H, n, Dk] and values where mask [B, H, n] is True."""
         new = compensation.fold(self.key, self.value, self.count, keys, values, mask)
@@ -110,11 +126,13 @@ class Moment:
     """Query heads per KV head"""
     stored: tuple[Tensor, Tensor]
     """The piece's keys and values as they are to lie in their slots"""
-    sinks: int = 0
+    num_sink_tokens: int = 0
     turning: Turning | None = None
     """With which queries and keys, not turned yet, are turned to their ranks; None where the model's own
     positions stand.
     """
+    sink_logits: Tensor | None = None
+    """[H, G] learned logits that join the softmax, of the bank's heads; None for a model without."""
 
 
 class Candidates(View):
@@ -165,6 +183,7 @@ class Bank:
         virtual: Virtual | None,
         store: Store,
         dtype: torch.dtype,
+        latent_dim: int = 0,
     ) -> None:
         self.rows = rows
         self.heads = heads
@@ -175,6 +194,8 @@ class Bank:
         self.store = store
         self.dtype = dtype
         """Of keys and values as the model gives them."""
+        self.latent_dim = latent_dim
+        """If not 0, values are the first so many numbers of keys and are not stored (latent attention)."""
 
     @property
     def nbytes(self) -> int:
@@ -213,7 +234,8 @@ class Bank:
         keys, values = self.held(n)
         keys = self._ranked(moment, keys, valid)
         query = turned_query[:, :, :, 0]
-        out = self.answer(query, keys, values, moment.scaling, moment.softcap, valid, self._mean(moment))
+        mean, sinks = self._mean(moment), moment.sink_logits
+        out = self.answer(query, keys, values, moment.scaling, moment.softcap, valid, mean, sinks)
         if whole or setting.policy.accumulates:
             positions = arena.positions if whole else arena.positions[:, :, :n]
             view = self._view(setting, moment, ((keys, values),), positions, valid, 1)
@@ -232,20 +254,21 @@ class Bank:
         softcap: float | None,
         valid: Tensor | None,
         mean: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Attend with one token to keys [B, H, n, Dk] and values that are held, and to the virtual token:
         query [B, H, G, Dk], valid [B, 1|H, n] -> [B, H, G, Dv]. mean [B, H, Dk]: the virtual token's key, if
-        that is not as it is kept.
+        that is not as it is kept. sinks [H, G]: logits that join the softmax.
         """
-        if self.virtual is None and softcap is None and keys.shape[-1] == values.shape[-1]:
+        if self.virtual is None and softcap is None and sinks is None and keys.shape[-1] == values.shape[-1]:
             return attend.decode(query, keys, values, scaling, valid)
         mask = None if valid is None else valid[:, :1, None, :]
         out, lse = attend.with_lse(query, keys, values, scaling, mask=mask, softcap=softcap)
-        v = self.virtual
-        if v is None:
+        if self.virtual is not None:
+            out, lse = self.virtual.join(query, out, lse, scaling, softcap, mean)
+        if sinks is None:
             return out
-        key = v.key if mean is None else mean
-        return compensated(key, v.value, v.count, query, out, lse, scaling, softcap)
+        return attend.with_sinks(out.unsqueeze(3), lse.unsqueeze(3), sinks).squeeze(3)
 
     def _evict(self, setting: Setting, view: Candidates) -> None:
         """Let one token per head go, or `evict_every` of them, in place."""
@@ -293,7 +316,10 @@ class Bank:
         if self.virtual is not None:
             b, h, g, m, _ = out.shape
             flat = query.reshape(b, h, g * m, -1), out.reshape(b, h, g * m, -1), lse.reshape(b, h, g * m)
-            out = self._compensate(*flat, moment).view(out.shape)
+            both = self.virtual.join(*flat, moment.scaling, moment.softcap, self._mean(moment))
+            out, lse = both[0].view(out.shape), both[1].view(lse.shape)
+        if moment.sink_logits is not None:
+            out = attend.with_sinks(out, lse, moment.sink_logits)
         view = self._chunk_view(setting, moment, held, held_valid, key, value, fresh_valid)
         self._observe(setting, view)
         return out, view
@@ -313,7 +339,10 @@ class Bank:
         whole = n > self.arena.capacity  # every slot: a view of it is not asked for
         both = (self.arena.keys, self.arena.values)
         keys, values = both if whole else (x[:, :, :n] for x in both)
-        return self.store.decode(keys, self.dtype), self.store.decode(values, self.dtype)
+        keys = self.store.decode(keys, self.dtype)
+        if self.latent_dim:
+            return keys, keys[..., : self.latent_dim]
+        return keys, self.store.decode(values, self.dtype)
 
     def _ranked(self, moment: Moment, keys: Tensor, valid: Tensor | None) -> Tensor:
         """The first slots' keys [B, H, n, Dk] as attention and policies see them."""
@@ -404,6 +433,7 @@ class Bank:
             query_positions=moment.query_positions,
             newcomers=newcomers,
             output_weight=moment.output_weight,
+            sink_logits=moment.sink_logits,
         ).guarded(limit, setting.budget.n_sink)
 
     def _observe(self, setting: Setting, view: View) -> None:
@@ -428,22 +458,14 @@ class Bank:
     def _guarded(self, setting: Setting, view: Candidates, score: Tensor | None) -> Tensor:
         return view.guard(level(view, score, setting.policy))
 
-    def _compensate(self, query: Tensor, out: Tensor, lse: Tensor, moment: Moment) -> Tensor:
-        """Add the virtual token's share: query [B, H, M, Dk], out [B, H, M, Dv], lse [B, H, M]."""
-        if self.virtual is None:
-            return out
-        v, turned = self.virtual, self._mean(moment)
-        key = v.key if turned is None else turned
-        return compensated(key, v.value, v.count, query, out, lse, moment.scaling, moment.softcap)
-
     def _mean(self, moment: Moment) -> Tensor | None:
         """The virtual token's key [B, H, Dk] where positions are renumbered: right after the sinks, where
         what it stands for was when it left.
         """
         if self.virtual is None or moment.turning is None:
             return None
-        rank = torch.full((1, 1, 1), moment.sinks, device=self.virtual.key.device)
-        return moment.turning.to(self.virtual.key[:, :, None], rank, moment.sinks + 1)[:, :, 0]
+        rank = torch.full((1, 1, 1), moment.num_sink_tokens, device=self.virtual.key.device)
+        return moment.turning.to(self.virtual.key[:, :, None], rank, moment.num_sink_tokens + 1)[:, :, 0]
 
     def _fold(self, gone: Tensor, key: Tensor | None = None, value: Tensor | None = None) -> None:
         """Fold what is let go into the virtual token; gone [B, H, N] over the first slots, then the fresh

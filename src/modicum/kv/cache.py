@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from modicum.errors import CacheError, InputError, PolicyError
+from modicum.errors import CacheError, InputError, ModelError, PolicyError
 from modicum.kv import snapshot
 from modicum.kv.arguments import check_settings
 from modicum.kv.attention_override import model_lock, once
@@ -27,6 +27,7 @@ from modicum.kv.plan import Plan, plan
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
 from modicum.kv.precision import in_cache_dtype
+from modicum.kv.recurrent import HybridLayer, RecurrentLayer, make_layer
 from modicum.kv.registration import attach, is_attached
 from modicum.kv.registry import parse_policy
 from modicum.kv.rotary import turning_of
@@ -35,7 +36,6 @@ from modicum.kv.shared import Shared, lasting
 from modicum.kv.store import Store
 from modicum.kv.turning import check_numbering
 from modicum.kv.unwrap import unwrap
-from modicum.kv.window import WindowLayer
 
 _probed: WeakKeyDictionary[PreTrainedModel, HeadScores] = WeakKeyDictionary()
 
@@ -100,7 +100,13 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         scores = _head_scores(model, self.policy)
         self.plan: Plan = plan(self.shape, self.policy, self.budget, scores, self.store)
         self.shared = Shared(model.config.get_text_config(decoder=True))
+        self.shared.has_readers = any(layer.num_readers for layer in self.shape.layers)
         if self.numbering == "renumbered":
+            if self.shared.has_readers:
+                raise ModelError(
+                    f"{type(model).__name__} has layers that read other layers' keys, which stand at their "
+                    "own positions: leave positions='original'"
+                )
             self.shared.turning = turning_of(model)
         self.shared.spread = len({p.device for p in model.parameters()}) > 1 or is_offloaded(model)
         super().__init__(layers=self._build())
@@ -125,18 +131,21 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Whether decode steps are to be compiled."""
         return self.shared.static
 
-    def _build(self) -> list[BudgetLayer | WindowLayer]:
-        full, layers = self.shape.full, []
-        self.shared.last = max(full, default=-1)
+    def _build(self) -> list[Any]:
+        full = self.shape.full
+        by_call = sorted(full, key=lambda index: self.shape.layers[index].order)
+        self.shared.last = by_call[-1] if by_call else -1
+        self._first = next(i for i, shape in enumerate(self.shape.layers) if shape.kv_heads)
         self.shared.room = min((n for caps in self.plan.capacities for n in caps), default=0)
-        for index, shape in enumerate(self.shape.layers):
-            if shape.window is not None:
-                layers.append(WindowLayer(shape.window, shape, self.shared))
-                continue
-            rank = full.index(index)
+        layers = [None if s.is_full else make_layer(s, self.shared) for s in self.shape.layers]
+        for index in by_call:
+            shape, rank = self.shape.layers[index], full.index(index)
             setting = Setting(self.policy, self.budget, index, len(self.shape.layers))
             caps, kinds = self.plan.capacities[rank], self.plan.streaming[rank]
-            layers.append(BudgetLayer(setting, shape, caps, kinds, self.shared, self.store))
+            kind = HybridLayer if shape.num_states else BudgetLayer
+            layers[index] = layer = kind(setting, shape, caps, kinds, self.shared, self.store)
+            if isinstance(layer, HybridLayer):
+                layer.states = RecurrentLayer(shape.num_states, self.shared)
         return layers
 
     def update(
@@ -153,9 +162,10 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         held = isinstance(layer, BudgetLayer) and layer.is_initialized
         dtype = layer.dtype if held else self.shape.dtype
         key_states, value_states = in_cache_dtype(key_states, value_states, dtype)
-        if layer_idx == 0 and not torch.compiler.is_compiling():
+        if layer_idx == self._first and not torch.compiler.is_compiling():
             self._check_in_step()
-            check_settings(kwargs.get("kwargs") or {}, self.shared.config)
+            hides = self.shape.layers[layer_idx].hides_use_cache
+            check_settings(kwargs.get("kwargs") or {}, self.shared.config, hides)
             if key_states.dtype.itemsize > self.shape.dtype.itemsize:
                 raise CacheError(
                     f"the model gives keys in {key_states.dtype}, the cache was built for {self.shape.dtype} "
@@ -172,11 +182,12 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         return self.shared.static and self.shared.enter(True) is not None
 
     def _check_in_step(self) -> None:
-        seen = [layer.seen for layer in self.layers]
-        if min(seen) != max(seen):
-            late = next(i for i, n in enumerate(seen) if n != seen[0])
+        seen = {i: layer.seen for i, layer in enumerate(self.layers) if hasattr(layer, "seen")}
+        first = seen[self._first]
+        late = next((i for i, n in seen.items() if n != first), None)
+        if late is not None:
             raise CacheError(
-                f"an earlier call was interrupted: layer 0 has seen {seen[0]} tokens, layer {late} "
+                f"an earlier call was interrupted: layer {self._first} has seen {first} tokens, layer {late} "
                 f"{seen[late]}. Start again with cache.reset(), or go back to a saved or copied cache"
             )
 
@@ -187,27 +198,29 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     def seen(self) -> int:
         """Tokens seen: columns, left padding included (each row's own count is `row_seen`)."""
         self.shared.tell()
-        return int(self.layers[0].seen)
+        return int(self.layers[self._first].seen)
 
     @property
     def row_seen(self) -> tuple[int, ...]:
         """Tokens each row has seen, padding left out; empty before the first call."""
         self.shared.tell()
-        for layer in self.layers:
-            if isinstance(layer, BudgetLayer):
-                return layer.row_seen
+        if self.shared.layers:
+            return self.shared.layers[0].row_seen
         return (self.seen,) * self.batch_size
 
     @property
     def batch_size(self) -> int:
         """Rows; 0 before the first call."""
-        return int(self.layers[0].batch)
+        return int(self.layers[self._first].batch)
 
     @property
     def held(self) -> list[Tensor]:
-        """Per layer, [B, H_kv] int: slots in use, a virtual token's included."""
+        """Per layer, [B, H_kv] int: slots in use, a virtual token's included; [B, 0] for one without
+        attention.
+        """
         self.shared.tell()
-        return [layer.held for layer in self.layers]
+        none = torch.zeros(self.batch_size, 0, dtype=torch.int64)
+        return [getattr(layer, "held", none) for layer in self.layers]
 
     @property
     def most_slots(self) -> int:
@@ -223,11 +236,14 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         original one under "renumbered" too.
         """
         self.shared.tell()
-        return self.layers[layer].positions  # type: ignore[no-any-return]
+        none = torch.zeros(self.batch_size, 0, 0, dtype=torch.int64)
+        return getattr(self.layers[layer], "positions", none)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of live storage: keys, values, positions, and whatever the policy keeps."""
+        """Bytes of live storage: keys, values, positions, whatever the policy keeps, and the states of
+        recurrent layers.
+        """
         return sum(int(layer.nbytes) for layer in self.layers)
 
     @property
@@ -244,12 +260,15 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     @property
     def full_nbytes(self) -> int:
-        """Bytes of keys and values that transformers' cache of the tokens seen would hold, windows cut."""
+        """Bytes that transformers' cache of the tokens seen would hold: keys and values, windows cut, and the
+        states of recurrent layers.
+        """
         total = 0
         for s in self.shape.layers:
             held = self.seen if s.window is None else min(self.seen, s.window - 1)
-            total += held * s.kv_heads * (s.key_dim + s.value_dim)
-        return total * self.shape.dtype.itemsize * max(1, self.batch_size)
+            width = s.key_dim + s.stored_value_dim
+            total += held * s.kv_heads * width * self.shape.dtype.itemsize + s.state_nbytes
+        return total * max(1, self.batch_size)
 
     def check_integrity(self) -> None:
         """Check every invariant against the live storage.

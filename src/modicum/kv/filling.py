@@ -25,6 +25,8 @@ def has_room(layers: Sequence[BudgetLayer]) -> bool:
     first = layers[0]
     if first.setting.policy.accumulates or first.shared.spread or not layers[-1].is_initialized:
         return False
+    if any(layer.shape.num_readers or layer.shape.is_latent for layer in layers):
+        return False
     return all(
         bank.arena.live[0] < bank.arena.capacity and bank.arena.even
         for layer in layers
@@ -48,9 +50,11 @@ class Filling:
         scaling: float,
         softcap: float | None,
         weight: Tensor | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         """One token of every row in one layer: query [b, Hq, 1, Dk], key [b, H, 1, Dk], value; weight: the
-        layer's output projection, for a policy that reads it -> [b, 1, Hq, Dv].
+        layer's output projection, for a policy that reads it; sinks [Hq]: logits that join the softmax ->
+        [b, 1, Hq, Dv].
         """
         layer = self.layers[index]
         admission.check_finite(layer.setting.layer, key)
@@ -64,15 +68,19 @@ class Filling:
         layer.shared.in_hand(key.nbytes + value.nbytes + layer.store.coded * sum(x.nbytes for x in stored))
         if layer.ring is not None:
             layer.ring.queries[:, :, :, layer.ring.next] = grouped
+        by_head = None if sinks is None else sinks.view(grouped.shape[1:3])
         if len(layer.banks) == 1:
-            out = self._in_bank(layer, layer.banks[0], grouped, stored, key, value, scaling, softcap, weight)
+            out = self._in_bank(
+                layer, layer.banks[0], grouped, stored, key, value, scaling, softcap, weight, by_head
+            )
         else:
             out = value.new_empty(*grouped.shape[:3], value.shape[-1])
             for bank in layer.banks:
                 at = (bank.rows, bank.heads)
                 parts = (grouped[at], (stored[0][at], stored[1][at]), key[at], value[at])
                 own = None if weight is None else weight[bank.heads]
-                out[at] = self._in_bank(layer, bank, *parts, scaling, softcap, own)
+                sink = None if by_head is None else by_head[bank.heads]
+                out[at] = self._in_bank(layer, bank, *parts, scaling, softcap, own, sink)
         if index == len(self.layers) - 1:
             self._finish()
         return out.reshape(b, 1, -1, out.shape[-1])
@@ -88,6 +96,7 @@ class Filling:
         scaling: float,
         softcap: float | None,
         weight: Tensor | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         """query [b, h, G, Dk]; stored: key and value [b, h, 1, C] as they lie in a slot -> [b, h, G, Dv]."""
         arena = bank.arena
@@ -100,7 +109,7 @@ class Filling:
         if arena.state.shape[-1]:
             state = layer.setting.policy.token_state(key, value, query.shape[2], weight)
             arena.state[:, :, n : n + 1] = state
-        return bank.answer(query, *bank.held(n + 1), scaling, softcap, None)
+        return bank.answer(query, *bank.held(n + 1), scaling, softcap, None, sinks=sinks)
 
     def _finish(self) -> None:
         """All layers have attended: their tokens are held."""

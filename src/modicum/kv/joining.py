@@ -16,6 +16,12 @@ def why_apart(layers: Sequence[BudgetLayer]) -> str | None:
         return f"{policy} lets heads compete, so that every head of every row has an arena of its own"
     if not policy.traceable:
         return f"{policy} decides by what it finds in its scores"
+    if any(layer.shape.is_latent for layer in layers):
+        return "the model keeps latents from which keys and values are expanded"
+    if any(layer.shape.has_sinks for layer in layers):
+        return "the model's attention has learned sinks"
+    if any(layer.shape.num_readers for layer in layers):
+        return "some of the model's layers read other layers' keys and values"
     if policy.needs_output_weight:
         return f"{policy} reads the output projection of each layer"
     if any(layer.shape != layers[0].shape for layer in layers):
@@ -29,7 +35,7 @@ def why_apart(layers: Sequence[BudgetLayer]) -> str | None:
 def why_no_graph(layers: Sequence[BudgetLayer], cache_layers: int) -> str | None:
     """Why the steps of these layers, of so many in the cache, cannot have one graph; None if they can."""
     if len(layers) < cache_layers:
-        return "the model has layers with a sliding window, whose caches grow"
+        return "the model has layers of other kinds than full attention"
     policy, budget, shared = layers[0].setting.policy, layers[0].setting.budget, layers[0].shared
     if not policy.evicts:
         return f"{policy} never evicts, so its steps grow: use transformers' StaticCache"

@@ -16,12 +16,14 @@ from modicum.kv.arena import Arena
 from modicum.kv.bank import Bank, Moment, Setting, Virtual
 from modicum.kv.call import Piece
 from modicum.kv.filling import Filling
+from modicum.kv.latent import absorbed_query, announce, expanded_output
+from modicum.kv.layer_shape import LayerShape
 from modicum.kv.offload import offloaded_value
 from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
 from modicum.kv.room import stacks
-from modicum.kv.shape import LayerShape
 from modicum.kv.shared import OURS, BudgetLength, Handle, Shared, lasting
+from modicum.kv.shared_reads import SharedReads
 from modicum.kv.stack import Stack
 from modicum.kv.store import PLAIN, Store
 
@@ -72,6 +74,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         shared.layers.append(self)
         self.ring: QueryRing | None = None
         """The last queries, if the policy reads their attention rows."""
+        self.reads = SharedReads(shape.num_readers) if shape.num_readers else None
+        """What other layers of a call read of this one."""
         self._incoming: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -98,6 +102,11 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     @property
     def nbytes(self) -> int:
         """Bytes of live storage."""
+        return self.kv_nbytes
+
+    @property
+    def kv_nbytes(self) -> int:
+        """Bytes of the slots and of what is kept beside them."""
         return sum(bank.nbytes for bank in self.banks) + (0 if self.ring is None else self.ring.nbytes)
 
     @property
@@ -125,8 +134,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate everything, once."""
-        b, h, _, key_dim = key_states.shape
-        value_dim = value_states.shape[-1]
+        b, h = key_states.shape[:2]
+        key_dim, value_dim = self.shape.key_dim, self.shape.value_dim
         self.dtype, self.device = key_states.dtype, key_states.device
         policy = self.setting.policy
         width = policy.state_width(self.shape.group)
@@ -143,7 +152,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             if streaming and self.compensates:
                 capacity -= 1
                 virtual = Virtual.make(*shape, key_dim, value_dim, self.device, self._stack("virtual", kind))
-            columns = self.store.columns(key_dim), self.store.columns(value_dim)
+            columns = self.store.columns(key_dim), self.store.columns(self.shape.stored_value_dim)
             arena = Arena(
                 *shape,
                 capacity,
@@ -154,12 +163,15 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                 0 if streaming else policy.sum_width(key_dim, value_dim),
                 self._stack("arena", kind),
             )
-            self.banks.append(Bank(rows, heads, arena, streaming, virtual, self.store, self.dtype))
+            latent_dim = value_dim if self.shape.is_latent else 0
+            self.banks.append(
+                Bank(rows, heads, arena, streaming, virtual, self.store, self.dtype, latent_dim)
+            )
         if policy.query_rows > 0:
             size = (b, h, self.shape.group, policy.query_rows, key_dim, self.dtype, self.device)
             self.ring = QueryRing(*size, self._stack("ring"), self._stack("line"))
         self.is_initialized = True
-        self.shared.change(self.nbytes)
+        self.shared.change(self.kv_nbytes)
 
     def _stack(self, what: str, kind: tuple[int, bool] = (0, False)) -> Stack | None:
         """Room beside other layers', if there is any."""
@@ -180,9 +192,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     # -- what transformers calls
     # ---------------------------------------------------------------------------------
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Handle, Handle]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Take a call's keys and values [B, H, q, D] in hand; the attention function does the rest."""
         index = self.setting.layer
         admission.check_shape(index, key_states, value_states, self.shape)
@@ -192,8 +202,15 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             admission.check_finite(index, key_states)
         if not self.is_initialized:
             self._allocate(key_states, value_states)
-        self._incoming = (key_states, value_states)
+        if self.reads is not None:
+            self.reads.begin()
         handle = Handle(self)
+        if self.shape.is_latent:
+            key = torch.cat([key_states, value_states], dim=-1)  # [B, 1, q, rank + rope]
+            self._incoming = (key, key[..., : self.shape.value_dim])
+            announce(handle)
+            return key_states, value_states
+        self._incoming = (key_states, value_states)
         return handle, handle
 
     def _allocate(self, key: Tensor, value: Tensor) -> None:
@@ -242,7 +259,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     def reset(self) -> None:
         """Forget everything; the next call may have another batch size."""
         if self.is_initialized:
-            self.shared.change(-self.nbytes)
+            self.shared.change(-self.kv_nbytes)
         self.banks, self.ring = [], None
         self.shared.apart()
         self.seen, self.row_seen = 0, ()
@@ -264,7 +281,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     def _select_rows(self, index: Tensor) -> None:
         if not self.is_initialized:
             return
-        before = self.nbytes
+        before = self.kv_nbytes
         chosen = [int(i) for i in index.tolist()]
         shared, changed = self.shared, len(chosen) != self.batch
         if self is shared.layers[0]:
@@ -293,7 +310,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             rooms = (self._stack("ring"), self._stack("line")) if changed else ()
             self.ring.select_rows(index, *rooms)
         self.row_seen = tuple(self.row_seen[i] for i in chosen)
-        shared.change(self.nbytes)  # for a moment beside the old, which goes with the last layer
+        shared.change(self.kv_nbytes)  # for a moment beside the old, which goes with the last layer
         shared.leaving += before
         if self is shared.layers[-1]:
             shared.change(-shared.leaving)
@@ -315,10 +332,43 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         scaling: float,
         softcap: float | None,
         positions: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Attend, score, evict, piece by piece; query [B, Hq, q, Dk], mask [B, columns] or None ->
-        [B, q, Hq, Dv]. `positions` [B|1, q] are those at which the model turned queries and keys.
+        [B, q, Hq, Dv]. `positions` [B|1, q] are those at which the model turned queries and keys; sinks [Hq]
+        are logits that join the softmax.
         """
+        if self.shape.is_latent:
+            query = absorbed_query(module, query)
+            return expanded_output(
+                module, self._attend(module, query, mask, scaling, softcap, positions, sinks)
+            )
+        return self._attend(module, query, mask, scaling, softcap, positions, sinks)
+
+    def attend_again(
+        self, query: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
+    ) -> Tensor:
+        """The attention of a later layer that reads this one's keys and values: query [B, Hq, q, Dk] ->
+        [B, q, Hq, Dv].
+        """
+        if self.reads is None or not self.reads.reads:
+            raise CacheError(f"layer {self.setting.layer} is read by another layer before it has attended")
+        b, _, q, dim = query.shape
+        grouped = query.reshape(b, self.shape.kv_heads, -1, q, dim)  # of the call's last tokens
+        own = None if sinks is None else sinks.view(grouped.shape[1:3])
+        out = self.reads.attend(grouped, scaling, softcap, own)
+        return out.flatten(1, 2).transpose(1, 2).contiguous()
+
+    def _attend(
+        self,
+        module: torch.nn.Module,
+        query: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+        positions: Tensor | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
         if self._incoming is None:
             raise CacheError("attention without keys: update() comes first")
         key, value = self._incoming
@@ -330,7 +380,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             steps = self.shared.joint(self, mask)
             if isinstance(steps, Filling):
                 weight = self._output_weight(module) if self.setting.policy.needs_output_weight else None
-                return steps.attend(self.order, query, key, value, scaling, softcap, weight)
+                return steps.attend(self.order, query, key, value, scaling, softcap, weight, sinks)
             if steps is not None:
                 return steps.attend(self.order, query, key, value, mask, scaling, softcap)
             admission.check_finite(self.setting.layer, key)
@@ -360,6 +410,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     piece,
                     scaling,
                     softcap,
+                    sinks,
                 )
             )
         self.seen += q
@@ -388,16 +439,19 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         piece: Piece,
         scaling: float,
         softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         setting, policy = self.setting, self.setting.policy
         b, h, g, m, _ = query.shape
         in_hand = key[:, :, :1].nbytes + value[:, :, :1].nbytes
-        stored = self.store.encode(key), self.store.encode(value)
+        stored = self._stored(key, value)
         if self.store.coded:
-            # What is attended to now is what will be later: else it would hang on the chunks.
-            key, value = (self.store.decode(x, self.dtype) for x in stored)
+            # Attend to the quantised values now, so that results do not depend on chunk boundaries.
+            key, value = self._decoded(stored)
             in_hand += stored[0][:, :, :1].nbytes + stored[1][:, :, :1].nbytes
-        self.shared.in_hand(m * in_hand)
+        kept = 0 if self.reads is None else self.reads.add(piece, self.banks, key, value)
+        self.shared.in_hand(m * in_hand + kept)
+        by_head = None if sinks is None else sinks.view(h, g)
         if self.ring is not None:
             self.ring.write(query, piece)
         weight = self._output_weight(module) if policy.needs_output_weight else None
@@ -418,6 +472,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     stored if len(self.banks) == 1 else _block(stored, bank),
                     setting.budget.n_sink,
                     self.shared.turning,
+                    None if by_head is None else by_head[bank.heads],
                 )
             )
         share = policy.head_shares()
@@ -433,6 +488,18 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             out[block] = bank.attend(setting, moment, query[block], key[block], value[block])
         return out
 
+    def _stored(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A call's keys and values [B, H, m, D] as they are to lie in their slots."""
+        stored = self.store.encode(key)
+        return stored, stored[..., :0] if self.shape.is_latent else self.store.encode(value)
+
+    def _decoded(self, stored: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, m, D] of what is to lie in slots."""
+        key = self.store.decode(stored[0], self.dtype)
+        if self.shape.is_latent:
+            return key, key[..., : self.shape.value_dim]
+        return key, self.store.decode(stored[1], self.dtype)
+
     def _queries(self, query: Tensor, piece: Piece, bank: Bank) -> tuple[Tensor | None, Tensor | None]:
         """The queries whose rows the policy reads: [B, H, G, R, Dk], and their positions [B, R]."""
         if self.ring is not None:
@@ -444,6 +511,11 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
 
     def _output_weight(self, module: torch.nn.Module) -> Tensor:
         """[H, G, Dv, hidden]: the output projection's slice of each query head, a view of the weight."""
+        if self.shape.is_latent:
+            raise ModelError(
+                f"{self.setting.policy} needs the output projection of values, and {type(module).__name__} "
+                "keeps latents in their place: use another policy"
+            )
         for name in _PROJECTIONS:
             projection: Any = getattr(module, name, None)
             weight = getattr(projection, "weight", None)

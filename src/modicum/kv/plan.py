@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from modicum.errors import BudgetError, PolicyError
 from modicum.kv.budget import Budget, format_size
 from modicum.kv.heads import HeadScores
+from modicum.kv.layer_shape import LayerShape
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
-from modicum.kv.shape import LayerShape, Shape
+from modicum.kv.shape import Shape
 from modicum.kv.store import PLAIN, Store
 
 _POSITION = 4  # bytes of an int32
@@ -117,6 +118,7 @@ def _slots(
     for layer, caps, kinds in zip(full, capacities, streaming, strict=True):
         total += _layer_bytes(layer, caps, kinds, policy, itemsize, compensates, store)
     for layer in shape.layers:
+        total += layer.state_nbytes
         if layer.window is not None:
             total += layer.kv_heads * max(layer.window - 1, 0) * (layer.key_dim + layer.value_dim) * itemsize
     return Plan(capacities, streaming, total)
@@ -132,7 +134,9 @@ def _layer_bytes(
     store: Store,
 ) -> int:
     width = layer.key_dim + layer.value_dim
-    vectors = store.nbytes(layer.key_dim, itemsize) + store.nbytes(layer.value_dim, itemsize)
+    vectors = store.nbytes(layer.key_dim, itemsize)
+    if not layer.is_latent:
+        vectors += store.nbytes(layer.value_dim, itemsize)
     state = policy.state_width(layer.group)
     sums = policy.sum_width(layer.key_dim, layer.value_dim)
     total = 0

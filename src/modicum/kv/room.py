@@ -24,7 +24,7 @@ def stacks(
     if first.shared.spread or policy.head_shares() is not None or any(x.shape != shape for x in layers):
         return {}
     dims = shape.key_dim, shape.value_dim
-    columns = first.store.columns(dims[0]), first.store.columns(dims[1])
+    columns = first.store.columns(dims[0]), first.store.columns(shape.stored_value_dim)
     extra = policy.state_width(shape.group), policy.sum_width(*dims)
     dtype = first.store.dtype(model)
     number: dict[tuple[int, bool], int] = {}

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from modicum.errors import PolicyError
-from modicum.kv import compensation
 from modicum.kv.policy import Policy
 from modicum.kv.view import View
 
@@ -42,20 +41,3 @@ def level(view: View, score: Tensor | None, policy: Policy) -> Tensor:
             f"{policy}: score gave {tuple(score.shape)}, it must be {tuple(view.positions.shape)}"
         )
     return score
-
-
-def compensated(
-    key: Tensor,
-    value: Tensor,
-    count: Tensor,
-    query: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scaling: float,
-    softcap: float | None,
-) -> Tensor:
-    """Attention with a virtual token's share: key [B, H, Dk], value [B, H, Dv], count [B, H], query
-    [B, H, M, Dk], out [B, H, M, Dv], lse [B, H, M].
-    """
-    logit = compensation.virtual_logit(query, key, count, scaling, softcap)
-    return compensation.merge(out, lse, value, logit)

@@ -1,8 +1,8 @@
-"""Shape: what of a model the cache must know, and which models it cannot serve."""
+"""Shape: what of a model the cache must know."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,20 +10,9 @@ from transformers import PreTrainedModel
 
 from modicum.errors import ModelError
 from modicum.kv.fingerprint import embedding_checksum
+from modicum.kv.inspection import inspect_model
+from modicum.kv.layer_shape import LayerShape
 from modicum.kv.offload import check_loaded
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """One attention layer."""
-
-    kv_heads: int
-    group: int
-    """Query heads per KV head."""
-    key_dim: int
-    value_dim: int
-    window: int | None
-    """Tokens a sliding-window layer looks back on; None for full attention."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +24,19 @@ class Shape:
     dtype: torch.dtype
     fingerprint: int
     """Checksum of a few input embeddings."""
+    continues: bool = True
+    """Whether calls of several tokens go on from recurrent states; else only the first may have several."""
 
     @property
     def full(self) -> list[int]:
         """Indices of the layers with full attention: those under the budget."""
-        return [i for i, layer in enumerate(self.layers) if layer.window is None]
+        return [i for i, layer in enumerate(self.layers) if layer.is_full]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a snapshot's header."""
         return {
             "model_type": self.model_type,
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers],
             "dtype": str(self.dtype).removeprefix("torch."),
             "fingerprint": self.fingerprint,
         }
@@ -63,15 +54,13 @@ class Shape:
             )
         check_loaded(model)
         config = model.config.get_text_config(decoder=True)
-        reason = refusal(config) or _unreachable(model)
-        if reason is not None:
-            raise ModelError(f"{type(model).__name__} ({config.model_type}) cannot be served: {reason}")
-        layers = layer_shapes(config)
-        return cls(config.model_type, layers, model.dtype, embedding_checksum(model))
+        found = inspect_model(model)
+        checksum = embedding_checksum(model)
+        return cls(config.model_type, found.layers, model.dtype, checksum, found.continues)
 
 
 def layer_shapes(config: Any) -> tuple[LayerShape, ...]:
-    """The attention layers of a decoder with this configuration."""
+    """The attention layers of a decoder, from its configuration alone: for a model that is not loaded."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     if getattr(config, "multi_query", False) and not hasattr(config, "num_key_value_heads"):
@@ -93,7 +82,7 @@ def _windows(config: Any) -> list[int | None]:
 
 
 def refusal(config: Any) -> str | None:
-    """Why a model with this configuration cannot be served, or None."""
+    """Why `layer_shapes` does not hold for a model with this configuration, or None."""
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder; only decoder-only models have the one cache that is budgeted here"
     if not getattr(config, "num_attention_heads", None):
@@ -109,15 +98,4 @@ def refusal(config: Any) -> str | None:
         )
     if getattr(config, "attention_chunk_size", None):
         return "chunked attention is not supported; full and sliding-window attention are"
-    return None
-
-
-def _unreachable(model: PreTrainedModel) -> str | None:
-    """Why the model's attention cannot be taken over, or None."""
-    if not model._can_set_attn_implementation() or not model._supports_attention_backend:
-        return (
-            "its attention does not go through transformers' attention interface, so it cannot be taken over"
-        )
-    if any(name.rsplit(".", 1)[-1] == "sinks" for name, _ in model.named_parameters()):
-        return "its attention has learned sinks in the softmax, which the fused kernels used here do not have"
     return None

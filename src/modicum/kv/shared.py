@@ -74,7 +74,10 @@ class Shared:
     """Whether they can have one."""
     spread: bool = False
     """Whether the model lies on several devices, or is offloaded."""
+    has_readers: bool = False
+    """Whether some layers read other layers' keys and values."""
     _joint: Together | Filling | None = None  # of the step under way
+    _mask: tuple[Tensor, Tensor] | None = None  # of the call under way: what the model was given, and [B, N]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
         # The configuration is the model's, not ours to copy: it is how the cache knows its model.
@@ -158,6 +161,23 @@ class Shared:
         """Forget where layers lie: their storage is another from now on."""
         self.stacks, self.steps, self._joint = {}, None, None
 
+    def as_mask(self, padding: Tensor) -> Tensor:
+        """The padding mask [B, N] in the form in which the model is to pass it on.
+
+        A model with layers that read other layers' keys cuts queries off masks of four dimensions.
+        """
+        if not self.has_readers:
+            return padding
+        given = padding[:, None, None]
+        self._mask = given, padding
+        return given
+
+    def padding_mask(self, given: Tensor | None) -> Tensor | None:
+        """The padding mask [B, N] of what `as_mask` gave."""
+        if self._mask is not None and given is self._mask[0]:
+            return self._mask[1]
+        return given
+
     def change(self, nbytes: int) -> None:
         """Count bytes allocated (or freed, if negative)."""
         self.now += nbytes
@@ -187,7 +207,7 @@ class Shared:
 
     def forget(self) -> None:
         """Let the layout of the call go: it holds a position per token, and the caller's mask."""
-        self.last_call = self.call = None
+        self.last_call = self.call = self._mask = None
         if self.turning is not None:
             self.turning.forget()
 

@@ -22,7 +22,9 @@ from modicum.kv.budget import Budget
 from modicum.kv.fingerprint import difference
 from modicum.kv.layer import BudgetLayer
 from modicum.kv.offload import execution_device
+from modicum.kv.recurrent import RecurrentLayer
 from modicum.kv.unwrap import unwrap
+from modicum.kv.window import WindowLayer
 
 if TYPE_CHECKING:
     from modicum.kv.cache import BudgetCache
@@ -41,7 +43,12 @@ def save(cache: BudgetCache, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     layers = []
     for index, layer in enumerate(cache.layers):
-        entry: dict[str, Any] = {"seen": layer.seen}
+        entry: dict[str, Any] = {"seen": getattr(layer, "seen", cache.seen)}
+        states = layer if isinstance(layer, RecurrentLayer) else getattr(layer, "states", None)
+        if states is not None:
+            kept = states.state_dict()
+            entry["states"] = sorted(kept)
+            tensors |= {f"{index}.{name}": tensor for name, tensor in kept.items()}
         if isinstance(layer, BudgetLayer):
             entry["row_seen"] = list(layer.row_seen)
             entry["banks"] = []
@@ -54,7 +61,7 @@ def save(cache: BudgetCache, path: Path) -> None:
                 entry["next"] = layer.ring.next
                 tensors[f"{index}.queries"] = layer.ring.queries
                 tensors[f"{index}.query_positions"] = layer.ring.positions
-        elif layer.is_initialized:
+        elif isinstance(layer, WindowLayer) and layer.is_initialized:
             tensors |= {f"{index}.keys": layer.keys, f"{index}.values": layer.values}
         layers.append(entry)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -168,11 +175,15 @@ def _fill(
 ) -> None:
     dtype = cache.shape.dtype
     for index, (layer, entry) in enumerate(zip(cache.layers, header["layers"], strict=True)):
-        if not isinstance(layer, BudgetLayer):
+        states = layer if isinstance(layer, RecurrentLayer) else getattr(layer, "states", None)
+        if states is not None:
+            states.load_state_dict({name: tensors[f"{index}.{name}"].to(device) for name in entry["states"]})
+        if isinstance(layer, WindowLayer):
             keys, values = tensors[f"{index}.keys"].to(device), tensors[f"{index}.values"].to(device)
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values, layer.cumulative_length = keys, values, entry["seen"]
-            cache.shared.change(layer.nbytes)
+            cache.shared.change(layer.kv_nbytes)
+        if not isinstance(layer, BudgetLayer):
             continue
         shape = layer.shape
         empty = (header["batch"], shape.kv_heads, 0)

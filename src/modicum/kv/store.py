@@ -51,8 +51,8 @@ class Store:
             ) from error
 
     def columns(self, dim: int) -> int:
-        """Entries of a slot for a vector of so many numbers."""
-        return dim + _SCALE if self.coded else dim
+        """Entries of a slot for a vector of so many numbers; none for none."""
+        return dim + _SCALE if self.coded and dim else dim
 
     def dtype(self, model: torch.dtype) -> torch.dtype:
         """Of a slot's entries."""

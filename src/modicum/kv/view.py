@@ -65,6 +65,8 @@ class View:
     """[B, H, N] fp32: the policy's `probe` times each key, where attention has made them on its way."""
     handed: Tensor | None = None
     """[B, H, G, 1, N] fp32: `logits` of a single query, where attention has made them on its way."""
+    sink_logits: Tensor | None = None
+    """[H, G] learned logits that join every softmax and stand for no token (gpt-oss); None without."""
     output_weight: Tensor | None = None
     """[H, G, Dv, hidden]: slices of the output projection, one per query head; None if the model has none."""
 
@@ -178,15 +180,28 @@ class View:
 
     def rows(self, gain: Tensor | None = None, first: int = 0, last: int | None = None) -> Tensor:
         """Attention rows softmax(gain · z) of queries first:last over the tokens at hand: [B, H, G,
-        R, N] fp32.
+        R, N] fp32. With sinks a row adds up to less than 1.
 
         A row without a query, or of a query before all tokens at hand, is zero.
         """
-        rows = torch.softmax(self.logits(first, last, gain), dim=-1)
+        z = self.logits(first, last, gain)
+        if self.sink_logits is None:
+            rows = torch.softmax(z, dim=-1)
+        else:
+            sink = self._sinks_of(gain, first, last)
+            rows = torch.exp(z - torch.logaddexp(torch.logsumexp(z, -1), sink)[..., None])
         _, at = self.asked
         oldest = self.masked(self.positions, torch.iinfo(self.positions.dtype).max).amin(-1)  # [B, H]
         blind = at[:, None, first:last] < oldest[:, :, None]  # [B, H, R]
         return rows.masked_fill_(blind[:, :, None, :, None], 0.0)
+
+    def _sinks_of(self, gain: Tensor | None, first: int, last: int | None) -> Tensor:
+        """The sinks' logits beside those of queries first:last: [1|B, 1|H, G, R|1], fp32."""
+        assert self.sink_logits is not None
+        sink = self.sink_logits.float()[None, :, :, None]
+        if gain is None:
+            return sink
+        return sink * (gain if gain.dim() == 3 else gain.unsqueeze(1))[:, :, None, first:last]
 
     def row_tiles(self, gain: Tensor | None = None) -> Iterator[Tensor]:
         """`rows` in tiles of queries, so that the full map never stands in memory."""
@@ -198,7 +213,7 @@ class View:
     def row_sums(self, gain: Tensor | None = None, over: Literal["sum", "max"] = "sum") -> Tensor:
         """Sum (or largest) of `rows` over the queries: [B, H, G, N] fp32."""
         queries, at = self.asked
-        if kernels.on(queries.device) and self.handed is None:
+        if kernels.on(queries.device) and self.handed is None and self.sink_logits is None:
             keys = [key for key, _ in self.parts]
             positions = self.masked(self.positions, -1)
             return kernels.row_sums(queries, at, keys, positions, self.scaling, self.softcap, gain, over)

@@ -10,8 +10,8 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from modicum.kv.gradients import without_backward
 from modicum.kv.layer import refuse_crop
+from modicum.kv.layer_shape import LayerShape
 from modicum.kv.precision import without_autocast
-from modicum.kv.shape import LayerShape
 from modicum.kv.shared import Shared
 
 
@@ -30,12 +30,12 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        before, continues = self.nbytes, self.seen > 0
+        before, continues = self.kv_nbytes, self.seen > 0
         with without_autocast(key_states.device):
             keys, values = super().update(key_states, value_states)
         # What is kept is a view of all that came: copy it, so that the rest is really freed.
         self.keys, self.values = self.keys.detach().clone(), self.values.detach().clone()
-        self.shared.change(self.nbytes - before)
+        self.shared.change(self.kv_nbytes - before)
         length = key_states.shape[2]
         self.shared.in_hand(length * (key_states[:, :, :1].nbytes + value_states[:, :, :1].nbytes))
         if continues:  # earlier tokens have no gradients
@@ -47,10 +47,15 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
         return self.keys.shape[0] if self.is_initialized else 0
 
     @property
-    def nbytes(self) -> int:
+    def kv_nbytes(self) -> int:
+        """Bytes of live storage of keys and values."""
         if not self.is_initialized:
             return 0
         return int(self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes())
+
+    @property
+    def nbytes(self) -> int:
+        return self.kv_nbytes
 
     @property
     def held(self) -> Tensor:
@@ -69,29 +74,29 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
         return int(self.cumulative_length)
 
     def reset(self) -> None:
-        self.shared.change(-self.nbytes)
+        self.shared.change(-self.kv_nbytes)
         self.keys = self.values = None  # type: ignore[assignment]  # as transformers has it before the first call
         self.is_initialized = False
         self.cumulative_length = 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        before = self.nbytes
+        before = self.kv_nbytes
         super().reorder_cache(beam_idx)
         self._recount(before)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        before = self.nbytes
+        before = self.kv_nbytes
         super().batch_repeat_interleave(repeats)
         self._recount(before)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        before = self.nbytes
+        before = self.kv_nbytes
         super().batch_select_indices(indices)
         self._recount(before)
 
     def _recount(self, before: int) -> None:
         """Count new storage, which for a moment stood beside the old."""
-        self.shared.change(self.nbytes)
+        self.shared.change(self.kv_nbytes)
         self.shared.change(-before)
 
     def crop(self, *args: Any) -> NoReturn:
