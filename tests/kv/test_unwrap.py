@@ -132,6 +132,14 @@ def test_a_batch_spread_over_devices_is_refused() -> None:
         BudgetCache(wrapped, **SMALL)
 
 
+def test_another_wrapper_is_told_what_to_give() -> None:
+    outer = nn.ModuleDict({"pretrained_model": zoo.build("llama"), "value_head": nn.Linear(64, 1)})
+    with pytest.raises(
+        ModelError, match=r"not ModuleDict: give the model inside of it, at \.pretrained_model"
+    ):
+        BudgetCache(outer, **SMALL)
+
+
 def test_what_holds_no_model_is_as_it_was() -> None:
     other = nn.Linear(2, 2)
     assert unwrap(other) is other

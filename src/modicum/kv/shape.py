@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from modicum.errors import ModelError
@@ -13,6 +14,7 @@ from modicum.kv.fingerprint import embedding_checksum
 from modicum.kv.inspection import inspect_model
 from modicum.kv.layer_shape import LayerShape
 from modicum.kv.offload import check_loaded
+from modicum.kv.unwrap import unwrap
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,22 @@ class Shape:
         Raises:
             ModelError: the model's attention cannot be taken over, or its weights are not loaded; says why.
         """
+        model = unwrap(model)
         if not isinstance(model, PreTrainedModel):
             raise ModelError(
-                f"a budget cache needs a transformers model, not {type(model).__name__}: use modicum.load"
+                f"a budget cache needs a transformers model, not {type(model).__name__}: {_remedy(model)}"
             )
         check_loaded(model)
         config = model.config.get_text_config(decoder=True)
         found = inspect_model(model)
         checksum = embedding_checksum(model)
         return cls(config.model_type, found.layers, model.dtype, checksum, found.continues)
+
+
+def _remedy(given: Any) -> str:
+    parts = given.named_modules() if isinstance(given, nn.Module) else ()
+    inside = next((name for name, part in parts if isinstance(part, PreTrainedModel)), None)
+    return "use modicum.load" if inside is None else f"give the model inside of it, at .{inside}"
 
 
 def layer_shapes(config: Any) -> tuple[LayerShape, ...]:
