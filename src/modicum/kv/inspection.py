@@ -161,8 +161,8 @@ def _shape_of(index: int, layer: Any, query_heads: int) -> LayerShape:
 def _full_shape(index: int, layer: RecordingLayer) -> LayerShape:
     if layer.key_shape is None or layer.value_shape is None:
         raise ModelError(
-            f"layer {index} gave no keys to the cache (gradient checkpointing keeps none in training mode: "
-            "call model.eval())"
+            f"layer {index} gave no keys to the cache in a call with text alone (it may attend to images; or "
+            "gradient checkpointing is on, which keeps none in training mode: call model.eval())"
         )
     if not layer.is_read:
         raise ModelError(
