@@ -116,7 +116,8 @@ def page(outcomes: list[Outcome]) -> str:
         f"Of the {len(outcomes)} model types that transformers {transformers.__version__} has a causal LM "
         f"for, **{number[_SERVED]} are served**, {number[_REFUSED]} are refused with a reason, and "
         f"{number[_UNTRIED]} could not be tried with a tiny random model. Served means: with a budget as "
-        "large as the text, two long calls and three single tokens give the logits of transformers' own cache.",
+        "large as the text, two long calls and three single tokens give the logits of "
+        "transformers' own cache.",
         "",
         "Layers with full attention are under the budget. Windows (chunked attention too) keep their window, "
         "recurrent states are kept whole; the bytes of both count. A latent layer (MLA) keeps one latent "
