@@ -82,11 +82,16 @@ def needed(folder: str) -> set[str]:
             n for n in ast.parse(path.read_text(encoding="utf-8")).body if not isinstance(n, ast.FunctionDef)
         ]
         for name in imports(ast.Module(top, []), ".".join(path.parent.relative_to(ROOT).parts)):
-            local = ROOT / f"{name.replace('.', '/')}.py"
-            if local.exists():
-                ahead.append(local)
-            found.add(name.partition(".")[0])
-    return found - stdlib_module_names - {"tests", "modicum"}
+            # The benchmarks are scripts: they import one another by their bare names.
+            for folder in (ROOT, path.parent):
+                if (local := folder / f"{name.replace('.', '/')}.py").exists():
+                    ahead.append(local)
+                    break
+            else:
+                found.add(name.partition(".")[0])
+    ours = {"modicum", *(folder.name for folder in ROOT.iterdir() if folder.is_dir())}
+    modules = {path.stem for path in seen}
+    return found - stdlib_module_names - ours - modules
 
 
 def brought(names: set[str]) -> set[str]:
