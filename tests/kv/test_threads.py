@@ -115,8 +115,9 @@ def test_a_model_computes_as_ever_while_another_thread_looks_into_it(
     want = request(zoo.build("llama"), 1)
     with torch.no_grad():
         logits = model(ids).logits
-    if attached:
-        BudgetCache(model, **SMALL)
+    BudgetCache(model, **SMALL)  # its layers are known from here on
+    if not attached:
+        modicum.detach(model)
     gate = Gate(model)
     built = gate.run(lambda: BudgetCache(model, **kind, **SMALL))
     try:

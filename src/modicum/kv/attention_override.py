@@ -28,10 +28,12 @@ def model_lock(model: PreTrainedModel) -> threading.RLock:
 
 def once(known: WeakKeyDictionary[PreTrainedModel, T], model: PreTrainedModel, find: Callable[[], T]) -> T:
     """What is known of a model; found out by the first thread that asks, the others wait for it."""
-    with model_lock(model):
-        if model not in known:
-            known[model] = find()
-        return known[model]
+    # Without the lock where it is known: so nobody waits for another thread's probe of something else.
+    if model not in known:
+        with model_lock(model):
+            if model not in known:
+                known[model] = find()
+    return known[model]
 
 
 @contextmanager
