@@ -103,7 +103,7 @@ def _masked_step(model: PreTrainedModel, theirs: Any, new: Tensor, keep: Tensor)
 
 
 @pytest.mark.parametrize(
-    "policy", ["keydiff", "snapkv(window=4)", "h2o", "caote+snapkv(window=4)", "adakv+knorm"]
+    "policy", ["keydiff", "snapkv(window=4)", "h2o", "caote+snapkv(window=4)", "adakv+knorm", "auto"]
 )
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_bound_holds_under_every_kind_of_policy(name: str, policy: str) -> None:
@@ -117,7 +117,7 @@ def test_the_bound_holds_under_every_kind_of_policy(name: str, policy: str) -> N
     feed(model, ours, ids(2, 40), cuts=[19, *range(36, 40)], after=look)
     held = [n for layer, n in zip(ours.shape.layers, ours.held, strict=True) if layer.is_full]
     assert held
-    assert all(int(n.sum()) <= 12 * n.numel() for n in held)
+    assert sum(int(n.sum()) for n in held) <= 12 * sum(n.numel() for n in held)  # RazorAttention: on average
 
 
 @pytest.mark.parametrize("name", ["qwen3_next", "deepseek_v3", "gpt_oss", "gemma4_text", "lfm2"])
@@ -284,3 +284,18 @@ def test_a_layer_that_is_read_again_keeps_nothing_between_calls() -> None:
     readers = [layer.reads for layer in ours.shared.layers if layer.reads is not None]
     assert readers
     assert all(not reads.reads for reads in readers)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "deepseek_v3", "gemma4_text"])
+def test_pictures_and_counts_of_what_is_held_know_layers_without_heads(name: str) -> None:
+    from modicum.cli.keep import draw
+    from modicum.generation.result import held_range
+
+    model = shared(name)
+    ours = BudgetCache(model, "keydiff", 12, chunk=8, n_sink=2, recent=4)
+    feed(model, ours, ids(1, 30))
+    figure = draw(ours, "")
+    with_heads = [layer for layer in ours.shape.layers if layer.kv_heads]
+    assert len([axes for axes in figure.axes if axes.get_images()]) >= len(with_heads)
+    low, high = held_range(ours, 0)
+    assert 0 < low <= high <= 12

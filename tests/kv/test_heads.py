@@ -27,6 +27,7 @@ from modicum.errors import InputError, ModelError, SnapshotError
 from modicum.kv import heads as heads_module
 from modicum.kv.attention_override import attention_override
 from modicum.kv.heads import HeadScores, probe, probe_attention
+from modicum.kv.inspection import inspect_model
 from modicum.kv.policies.razor import RazorAttention
 from tests.bounds import (
     FUNCTION,
@@ -108,6 +109,7 @@ def test_probe_reads_what_full_maps_hold(
 ) -> None:
     monkeypatch.setattr(heads_module, "_TILE_BYTES", tile)  # the second: a few queries at a time
     model = make()
+    inspect_model(model)  # a call of its own, with one token
     ids, hook = seen_ids(model)
     got = probe(model, tokens=9, copies=3, seeds=(5, 6))
     hook.remove()
@@ -123,6 +125,7 @@ def test_probe_reads_what_full_maps_hold(
 def test_the_probed_text_is_copies_of_ordinary_tokens_behind_bos() -> None:
     model = llama(bos_token_id=3, eos_token_id=[4, 5], pad_token_id=6)
     model.generation_config.eos_token_id = [4, 7]
+    inspect_model(model)  # a call of its own, with one token
     ids, hook = seen_ids(model)
     probe(model, tokens=40, copies=2, seeds=(0, 1, 0), exclude=range(10, 90))
     hook.remove()
@@ -139,6 +142,7 @@ def test_the_probed_text_is_copies_of_ordinary_tokens_behind_bos() -> None:
 @pytest.mark.parametrize(("context", "length"), [(2048, 20), (80, 19), (81, 20), (12, 2)])
 def test_copies_are_cut_to_the_context(context: int, length: int) -> None:
     model = llama(max_position_embeddings=context, bos_token_id=1)
+    inspect_model(model)  # a call of its own, with one token
     ids, hook = seen_ids(model)
     assert probe(model, tokens=20, copies=4, seeds=(0,)).tokens == length
     hook.remove()
@@ -202,6 +206,7 @@ def test_layers_with_sliding_windows_are_skipped() -> None:
     )
     model = Qwen2ForCausalLM(config)
     assert model.config.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
+    inspect_model(model)  # a call of its own, with one token
     ids, hook = seen_ids(model)
     got = probe(model, tokens=6, copies=3, seeds=(0,))
     hook.remove()

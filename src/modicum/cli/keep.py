@@ -102,7 +102,8 @@ def draw(cache: BudgetCache, title: str) -> Any:
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    count = len(cache.layers)
+    layers = [i for i, held in enumerate(cache.held) if held.shape[1]]
+    count = len(layers)
     across = 1 if count <= 8 else 2 if count <= 24 else 4
     down = math.ceil(count / across)
     heads = max(layer.shape[1] for layer in cache.held)
@@ -115,12 +116,12 @@ def draw(cache: BudgetCache, title: str) -> Any:
         if index >= count:
             panel.set_visible(False)
             continue
-        shares = kept_shares(cache, index)
+        shares = kept_shares(cache, layers[index])
         extent = (0, cache.seen, shares.shape[0] - 0.5, -0.5)
         image = panel.imshow(
             shares, aspect="auto", interpolation="nearest", cmap="Blues", norm=norm, extent=extent
         )
-        panel.set_ylabel(f"{index}", rotation=0, ha="right", va="center")
+        panel.set_ylabel(f"{layers[index]}", rotation=0, ha="right", va="center")
         panel.set_yticks(range(shares.shape[0]) if shares.shape[0] <= 8 else [])
         panel.tick_params(labelsize=6)
     for column in range(across):

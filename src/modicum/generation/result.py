@@ -80,7 +80,7 @@ class Generation:
 
 def held_range(cache: BudgetCache, row: int) -> tuple[int, int]:
     """Fewest and most slots in use in any head of a row; (0, 0) before the first call."""
-    counts = [layer[row] for layer in cache.held if layer.shape[0] > row]
+    counts = [layer[row] for layer in cache.held if layer.shape[0] > row and layer.shape[1]]
     if not counts:
         return 0, 0
     return min(int(c.min()) for c in counts), max(int(c.max()) for c in counts)

@@ -24,6 +24,7 @@ from modicum.errors import InputError, ModelError, SnapshotError
 from modicum.kv.attention_override import attention_override
 from modicum.kv.offload import execution_device
 from modicum.kv.precision import without_autocast
+from modicum.kv.shape import Shape
 from modicum.kv.unwrap import unwrap
 
 _FORMAT, _VERSION = "modicum head scores", 1
@@ -138,6 +139,7 @@ def probe(
     """
     model = unwrap(model)
     config = model.config.get_text_config(decoder=True)
+    shapes = Shape.of(model).layers
     bos = config.bos_token_id
     if not isinstance(bos, int) or not 0 <= bos < config.vocab_size:
         bos = None
@@ -161,14 +163,18 @@ def probe(
         raise ModelError(
             f"{type(model).__name__} showed the probe no attention: it has no layers it can read"
         )
-    layers = range(config.num_hidden_layers)
+    layers = range(len(shapes))
     count = (copies - 1) * length * len(seeds)
-    means = {i: (s / count).amax(-1).cpu() for i, s in reading.sums.items()}  # {layer: [2, H]}
-    blank = torch.zeros(2, getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    means = {  # {layer: [2, H]}; the heads of a latent layer share one KV head
+        i: (sums / count).amax(-1).cpu().reshape(2, shapes[i].kv_heads, -1).amax(-1)
+        for i, sums in reading.sums.items()
+        if i < len(shapes) and shapes[i].is_full
+    }
+    blanks = [torch.zeros(2, shape.kv_heads) for shape in shapes]
     name = str(getattr(config, "_name_or_path", "") or model.name_or_path)
     return HeadScores(
-        echo=tuple(tuple(means.get(i, blank)[0].tolist()) for i in layers),
-        induction=tuple(tuple(means.get(i, blank)[1].tolist()) for i in layers),
+        echo=tuple(tuple(means.get(i, blanks[i])[0].tolist()) for i in layers),
+        induction=tuple(tuple(means.get(i, blanks[i])[1].tolist()) for i in layers),
         skipped=tuple(i for i in layers if i not in means),
         model=os.path.basename(name) if os.path.isabs(name) else name,
         model_type=config.model_type,
