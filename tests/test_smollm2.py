@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -194,3 +195,14 @@ def test_it_knows_english(language_model: Any) -> None:
     with torch.no_grad():
         loss, loss_shuffled = model(ids, labels=ids).loss.item(), model(shuffled, labels=shuffled).loss.item()
     assert loss < 4 < 6 < loss_shuffled
+
+
+@real
+def test_it_answers_a_question_and_stops() -> None:
+    arguments = ["run", "What is the capital of France?", "--model", "smollm2", "-n", "30", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert "Paris" in told["text"]
+    assert told["finish_reason"] == "stop"
+    assert result.stderr == ""

@@ -9,7 +9,12 @@ import typer
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help="A folder, a name on the Hub, or an embedded model.", metavar="NAME"),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A folder, a .gguf file, a name on the Hub, reference (embedded), or smollm2 (a package).",
+        metavar="NAME",
+    ),
 ]
 PolicyOption = Annotated[
     str, typer.Option("--policy", "-p", help='What to keep, such as "keydiff" or "caote+snapkv(window=16)".')

@@ -78,12 +78,17 @@ def run(
     beside_full: Annotated[
         bool, typer.Option("--beside-full", help="Answer with the full cache too, and show both.")
     ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Read the text as it is, without the model's chat template.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt of any length; then say what it took.
 
-    The prompt is an argument, a file, stdin, or the first sample of a task, whose right answer is shown too.
-    Ctrl-C stops the answer and shows what there is.
+    The prompt is an argument, a file, stdin, or the first sample of a task, whose right answer is shown too. A
+    model with a chat template reads it as the user's turn, and a question in the same turn, once the prompt has
+    been compressed (a task's sample is read as it is, as by modicum eval). Ctrl-C stops the answer and shows
+    what there is.
     """
     questions = list(question or [])
     if task is None:
@@ -102,6 +107,7 @@ def run(
     common: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "generation_config": _sampling(temperature, top_p, top_k),
+        "chat": False if raw or task is not None else None,
     }
     head = {"model": model, "policy": str(settings["policy"]), "budget": budget}
     if len(questions) <= 1:
@@ -117,7 +123,9 @@ def run(
         shown = {**head, "context": read, "answers": asked_and_told}
     whole: list[Generation] = []
     if beside_full and not any(answer.finish_reason == "interrupted" for answer in answers):
-        whole = _with_full_cache(lm, tokenizer, text, questions, as_json, settings["budget"], common)
+        longest = max(answer.seen - len(answer.tokens) for answer in answers) + max_new_tokens
+        full = {"policy": "full", "budget": _everything(settings["budget"], longest)}
+        whole = _with_full_cache(lm, tokenizer, text, questions, as_json, full, common)
         shown["full"] = [answer.to_dict() for answer in whole]
     if expected is not None:
         shown["expected"] = expected
@@ -211,7 +219,7 @@ def _interview(
     from modicum.generation.generate import prefill
 
     start = time.perf_counter()
-    cache = prefill(lm, tokenizer, text, progress=not silent, **settings)
+    cache = prefill(lm, tokenizer, text, progress=not silent, chat=common["chat"], **settings)
     read = {"tokens": cache.seen, "prefill_seconds": time.perf_counter() - start}
     answers: list[Generation] = []
     for question in questions:
@@ -223,22 +231,21 @@ def _interview(
     return answers, read
 
 
+def _everything(budget: Budget, tokens: int) -> Budget:
+    """A budget that so many tokens fit into."""
+    return replace(budget, tokens=max(tokens + 1, budget.least(0)), nbytes=None)
+
+
 def _with_full_cache(
     lm: Any,
     tokenizer: Any,
     text: str,
     questions: list[str],
     silent: bool,
-    budget: Budget,
+    settings: dict[str, Any],
     common: dict[str, Any],
 ) -> list[Generation]:
     """The same answers by a cache that holds everything."""
-    from modicum.kv.policies.full import Full
-
-    longest = max((len(tokenizer(question)["input_ids"]) for question in questions), default=0)
-    room = len(tokenizer(text)["input_ids"]) + longest + common["max_new_tokens"] + 1
-    everything = replace(budget, tokens=max(room, budget.least(0)), nbytes=None)
-    settings = {"policy": Full(), "budget": everything}
     if not silent:
         print("\nWith the full cache:", flush=True)
     if len(questions) <= 1:

@@ -171,7 +171,7 @@ class Answer:
         silent = Interrupt()
         start, stop = cuts(self.blocks[-1].ids.shape[1], reader.chunk)[-1]
         reader.take(self.blocks[-1].part(start, stop), silent, lambda _: None)
-        reader.take(Block.of(self.tokens, reader.pad), silent, lambda _: None)
+        reader.take(Block.of(self.tokens, reader.pad, reader.turn), silent, lambda _: None)
         self.decoded += sum(len(tokens) for tokens in self.tokens)
         self.decode_seconds += time.perf_counter() - clock
         yield self.tokens

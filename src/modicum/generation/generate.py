@@ -12,13 +12,14 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from modicum.errors import InputError
 from modicum.generation.answer import Answer, Settings, Spent
+from modicum.generation.chat import Message, check_rows
 from modicum.generation.inputs import Block, check_count, check_texts
 from modicum.generation.interrupt import Interrupt
-from modicum.generation.opening import Opening
+from modicum.generation.opening import Opening, Prompt, Writing
 from modicum.generation.progress import Progress, reporting
 from modicum.generation.reader import Reader
 from modicum.generation.result import Generation, Memory, Timings
-from modicum.generation.rules import settings
+from modicum.generation.rules import settings, with_eos
 from modicum.generation.stream import Stream
 from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
@@ -32,17 +33,27 @@ _NEW_TOKENS = 128
 
 @overload
 def generate(
-    model: PreTrainedModel, tokenizer: Any, prompt: str, *, question: str | None = None, **settings: Any
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: str | Sequence[Message],
+    *,
+    question: str | None = None,
+    **settings: Any,
 ) -> Generation: ...
 @overload
 def generate(
-    model: PreTrainedModel, tokenizer: Any, prompt: str | None = None, *, question: list[str], **settings: Any
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: str | Sequence[Message] | None = None,
+    *,
+    question: list[str],
+    **settings: Any,
 ) -> list[Generation]: ...
 @overload
 def generate(
     model: PreTrainedModel,
     tokenizer: Any,
-    prompt: Sequence[str],
+    prompt: Sequence[str] | Sequence[Sequence[Message]],
     *,
     question: str | None = None,
     **settings: Any,
@@ -59,7 +70,7 @@ def generate(
 def generate(  # type: ignore[misc]  # the overloads leave out the settings, which do not change the type
     model: PreTrainedModel,
     tokenizer: Any,
-    prompt: str | Sequence[str] | None = None,
+    prompt: Prompt = None,
     *,
     policy: str | Policy = "keydiff",
     budget: int | str | Budget = 2048,
@@ -77,6 +88,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
+    chat: bool | None = None,
 ) -> Generation | list[Generation]:
     """Answer a prompt of any length with a cache that never holds more than its budget.
 
@@ -86,18 +98,26 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     Args:
         model: a transformers causal LM; or one with PEFT adapters inside of its layers, compiled as a whole
             (it runs uncompiled here: see `compile`), or in a parallel wrapper on one device.
-        prompt: text; or a list, answered as one batch, each as it would be alone. None to go on with `cache`.
+        prompt: text, or a list of messages (dicts with "role" and "content"); or a list of either, answered
+            as one batch, each as it would be alone. None to go on with `cache`.
         policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile: of a new `BudgetCache`;
             not read with `cache`.
         max_new_tokens: by default what `generation_config` says, else 128.
-        question: text added after the prompt has been compressed, without special tokens. With a list, the
-            prompt is compressed once and every question answered from a copy; the answers' `cache` is then
-            the compressed prompt, and their timings count its prefill as their own.
-        cache: goes on from what this cache has read; it is changed in place.
+        question: text added after the prompt has been compressed, without special tokens; by a chat template
+            inside the user's turn, after an empty line unless there is white space. With a list, the prompt
+            is compressed once and every question answered from a copy; the answers' `cache` is then the
+            compressed prompt, and their timings count its prefill as their own.
+        cache: goes on from what this cache has read; it is changed in place. By a chat template, a prompt
+            goes on with the user's turn where `prefill` has left it open, and after an answer it is the next
+            turn.
         generation_config: sampling, beams, penalties, stop strings; by default the model's own.
         progress: called with (tokens done, tokens in all) during the prefill; True for a bar on stderr.
         stop_on_eos: False to go on past end-of-sequence tokens.
         add_special_tokens: whether texts get the tokenizer's (BOS); by default only at the start of a cache.
+            To give it turns the chat template off, which has special tokens of its own.
+        chat: whether texts are turns by the tokenizer's chat template, the answer's header after them, and
+            its end-of-turn token (beside the model's own) the end of the answer. None: where the tokenizer
+            has a template, and the cache has not read text without it. Messages need a template.
 
     Returns:
         One `Generation`, or a list of them where a list was given (or `cache` holds several rows).
@@ -107,7 +127,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     """
     model = unwrap(model)
     many = question is not None and not isinstance(question, str)
-    if many and prompt is not None and not isinstance(prompt, str):
+    if many and prompt is not None and not check_rows(prompt)[1]:
         raise InputError("a list of prompts goes with one question: ask the questions one after the other")
     opening = Opening.of(
         model,
@@ -115,8 +135,9 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
         prompt,
         cache,
         _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile),
-        generation_config,
-        add_special_tokens,
+        config=generation_config,
+        writing=Writing(add_special_tokens, chat),
+        closing=question is None,
     )
     chosen = _settings(opening, generation_config, max_new_tokens, stop_on_eos, progress)
     texts = check_texts(question, "question") if many else [question] if isinstance(question, str) else []
@@ -135,7 +156,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
 def stream(
     model: PreTrainedModel,
     tokenizer: Any,
-    prompt: str | None = None,
+    prompt: str | Sequence[Message] | None = None,
     *,
     policy: str | Policy = "keydiff",
     budget: int | str | Budget = 2048,
@@ -153,25 +174,28 @@ def stream(
     progress: Progress = None,
     stop_on_eos: bool = True,
     add_special_tokens: bool | None = None,
+    chat: bool | None = None,
 ) -> Stream:
-    """Like `generate` for one prompt, but hands out the text as it comes.
+    """Like `generate` for one prompt (text or messages), but hands out the text as it comes.
 
     Returns:
         An iterator of text pieces; its `result` is the `Generation`. Nothing runs in the background: the work
         is done as pieces are asked for, and leaving early is enough to stop.
     """
     model = unwrap(model)
-    for text, what in ((prompt, "prompt"), (question, "question")):
-        if text is not None and not isinstance(text, str | bytes):
-            raise InputError(f"a stream takes one {what}, not {type(text).__name__}: use modicum.generate")
+    if prompt is not None and not check_rows(prompt)[1]:
+        raise InputError("a stream takes one prompt, not a list of them: use modicum.generate")
+    if question is not None and not isinstance(question, str | bytes):
+        raise InputError(f"a stream takes one question, not {type(question).__name__}: use modicum.generate")
     opening = Opening.of(
         model,
         tokenizer,
         prompt,
         cache,
         _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile),
-        generation_config,
-        add_special_tokens,
+        config=generation_config,
+        writing=Writing(add_special_tokens, chat),
+        closing=question is None,
     )
     if not opening.alone:
         raise InputError(
@@ -189,7 +213,7 @@ def stream(
 def prefill(
     model: PreTrainedModel,
     tokenizer: Any,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]],
     *,
     policy: str | Policy = "keydiff",
     budget: int | str | Budget = 2048,
@@ -203,8 +227,11 @@ def prefill(
     compile: bool | Literal["auto"] = False,
     progress: Progress = None,
     add_special_tokens: bool | None = None,
+    chat: bool | None = None,
 ) -> BudgetCache:
     """Read a prompt (or a batch of them) in chunks and return the compressed cache, to ask questions of.
+
+    By a chat template (see `generate`) the user's turn stays open: a question, or more text, goes on with it.
 
     Raises:
         InputError: as `generate`.
@@ -219,8 +246,7 @@ def prefill(
         prompt,
         cache,
         _builder(model, policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile),
-        None,
-        add_special_tokens,
+        writing=Writing(add_special_tokens, chat),
     )
     opening.warn([], 0)
     interrupt = Interrupt()
@@ -251,6 +277,9 @@ def _settings(
     check_count(max_new_tokens, "max_new_tokens")
     reader = opening.reader
     made = settings(reader.model, opening.tokenizer, config, max_new_tokens, reader.pad)
+    stop = None if opening.chat is None else opening.chat.stop_token
+    if stop is not None and getattr(config, "eos_token_id", None) is None:
+        made.eos_token_id = with_eos(made, reader.model, stop)
     return Settings(opening.tokenizer, made, stop_on_eos, progress)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError
+from modicum.generation.turn import Turn
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,18 @@ class Block:
     """[B, n] int64 on the CPU."""
     valid: Tensor | None
     """[B, n] bool, False for padding; None when there is none."""
+    turn: Turn | None = None
+    """Where the conversation is after these tokens; None for text without a chat template."""
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], pad: int) -> Block:
+    def of(cls, rows: Sequence[Sequence[int]], pad: int, turn: Turn | None = None) -> Block:
         """Lay rows of tokens side by side."""
         width = max(len(row) for row in rows)
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.int64)
         if all(len(row) == width for row in rows):
-            return cls(ids, None)
+            return cls(ids, None, turn)
         lengths = torch.tensor([len(row) for row in rows])
-        return cls(ids, torch.arange(width) >= (width - lengths)[:, None])
+        return cls(ids, torch.arange(width) >= (width - lengths)[:, None], turn)
 
     @property
     def counts(self) -> list[int]:
@@ -40,7 +43,8 @@ class Block:
 
     def part(self, start: int, stop: int) -> Block:
         """Columns start:stop."""
-        return Block(self.ids[:, start:stop], None if self.valid is None else self.valid[:, start:stop])
+        valid = None if self.valid is None else self.valid[:, start:stop]
+        return Block(self.ids[:, start:stop], valid, self.turn if stop >= self.ids.shape[1] else None)
 
 
 def check_text(text: object, what: str) -> str:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from modicum.errors import CacheError, InputError
-from modicum.generation.inputs import Block, check_text, check_texts, encode
+from modicum.generation.chat import Chat, Part, Row, check_rows, wanted
+from modicum.generation.inputs import Block, check_text, encode
 from modicum.generation.limits import check_padding, check_positions
 from modicum.generation.reader import Reader
+from modicum.generation.turn import Turn
 from modicum.kv.cache import BudgetCache
 
-Texts = str | Sequence[str] | None
+Prompt = str | Sequence[Any] | None
+"""Text, the messages of a conversation, or a list of either."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How texts become tokens."""
+
+    special: bool | None = None
+    """Whether texts get the tokenizer's special tokens; None: only at the start of a cache."""
+    chat: bool | None = None
+    """Whether texts are turns by the chat template; None: where the tokenizer has one."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +41,26 @@ class Opening:
     alone: bool
     """Whether one text was given, not a list: then one answer is returned, not a list."""
     special: bool | None
-    """Whether texts get special tokens; None: only at the start of a cache."""
+    """Whether texts without a template get special tokens; None: only at the start of a cache."""
+    chat: Chat | None
+    """The template, if one is used."""
 
     @classmethod
     def of(
         cls,
         model: PreTrainedModel,
         tokenizer: Any,
-        prompt: Texts,
+        prompt: Prompt,
         cache: BudgetCache | None,
         build: Callable[[], BudgetCache],
+        *,
         config: GenerationConfig | None = None,
-        special: bool | None = None,
+        writing: Writing = Writing(),
+        closing: bool = False,
     ) -> Opening:
         """Check and encode the prompt; build the cache unless one is given.
+
+        closing: the answer follows the prompt (or what the cache has read), not a question.
 
         Raises:
             InputError: texts that cannot be used, or that do not fit the cache.
@@ -60,30 +79,36 @@ class Opening:
             raise CacheError(
                 "the cache was built for another model: give the model it was made with, or no cache"
             )
-        texts = None
-        if prompt is not None:
-            texts = (
-                [check_text(prompt, "prompt")]
-                if isinstance(prompt, str | bytes)
-                else check_texts(prompt, "prompt")
-            )
-        elif cache is None:
+        if prompt is None and cache is None:
             raise InputError("there is no prompt: give one, or a cache that has read one")
+        texts, alone = ([], False) if prompt is None else check_rows(prompt)
+        chat = Chat(tokenizer) if wanted(tokenizer, writing.chat, texts, cache, writing.special) else None
         cache = build() if cache is None else cache
-        rows = len(texts) if texts is not None else max(1, cache.batch_size)
+        rows = len(texts) or max(1, cache.batch_size)
         reader = Reader(model, cache, rows, _pad(model, tokenizer, config))
-        alone = isinstance(prompt, str) or (prompt is None and rows == 1)
-        opening = cls(reader, tokenizer, None, alone, special)
-        return (
-            opening
-            if texts is None
-            else cls(reader, tokenizer, opening._block(texts, "prompt"), alone, special)
-        )
+        opening = cls(reader, tokenizer, None, alone or (not texts and rows == 1), writing.special, chat)
+        return replace(opening, prompt=opening._first(texts, closing))
+
+    def _first(self, texts: list[Row], closing: bool) -> Block | None:
+        """The block of the prompt."""
+        turn = self.reader.turn
+        if self.chat is None:
+            # Messages have a template, or were refused.
+            return self._block([str(text) for text in texts], "prompt") if texts else None
+        if texts:
+            return self._turn(*self.chat.prompt(texts, turn, closing=closing), "prompt")
+        if closing and turn is not None and turn.is_open:
+            return self._turn(*self.chat.end(turn), "end of the user's turn")
+        return None
 
     def question(self, text: str) -> Block:
         """The question, after whatever each row has read."""
         check_text(text, "question")
-        return self._block([text] * self.reader.rows, "question", first=self.prompt is None)
+        rows = self.reader.rows
+        if self.chat is None:
+            return self._block([text] * rows, "question", first=self.prompt is None)
+        turn = self.reader.turn if self.prompt is None else self.prompt.turn
+        return self._turn(*self.chat.question(text, turn, rows), "question")
 
     def warn(self, questions: Sequence[Block], new: int) -> None:
         """Warn of what will be worse than one might think, with `new` tokens after the longest question."""
@@ -104,11 +129,18 @@ class Opening:
         special = self.special
         if special is None:
             special = first and self.reader.cache.seen == 0
+        return Block.of(self._encode(texts, what, special), self.reader.pad)
+
+    def _turn(self, parts: list[Part], turn: Turn, what: str) -> Block:
+        """A block of turns; the template has the special tokens in its text."""
+        rows = self._encode([part.text for part in parts], what, special=False)
+        rows = [ids[1:] if ids[0] == part.read else ids for ids, part in zip(rows, parts, strict=True)]
+        return Block.of(rows, self.reader.pad, turn)
+
+    def _encode(self, texts: list[str], what: str, special: bool) -> list[list[int]]:
         embeddings: Any = self.reader.model.get_input_embeddings()
         size = int(embeddings.weight.shape[0])
-        return Block.of(
-            encode(self.tokenizer, texts, what, special=special, vocabulary=size), self.reader.pad
-        )
+        return encode(self.tokenizer, texts, what, special=special, vocabulary=size)
 
 
 def _pad(model: PreTrainedModel, tokenizer: Any, config: GenerationConfig | None) -> int:

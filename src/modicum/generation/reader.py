@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from modicum.errors import InputError
 from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.transcript import Transcript
+from modicum.generation.turn import Turn
 from modicum.kv.cache import BudgetCache
 from modicum.kv.call import cuts
 from modicum.kv.offload import execution_device
@@ -53,6 +55,8 @@ class Reader:
         self.model: Any = model
         self.cache, self.rows, self.pad = cache, rows, pad
         self.transcript = Transcript.of(cache, rows, pad)
+        self.turn = Turn.of(cache)
+        """Where the cache's conversation is; None while it has read nothing, or text without a template."""
         self.counts = self.transcript.valid.sum(1)
         """[B] tokens that each row has been told, padding left out."""
         self.taken = 0
@@ -77,6 +81,7 @@ class Reader:
         """Prefill: take in a block, chunk by chunk; False if interrupted (between two chunks) on the way."""
         ids = block.ids.to(self.device)
         self.reserve(ids.shape[1])
+        self._set_turn(None)  # an interrupted block leaves the conversation nowhere
         for start, stop in self._cuts(ids.shape[1]):
             if interrupt.asked:
                 return False
@@ -84,6 +89,7 @@ class Reader:
             self.forward(ids[:, start:stop], part)
             self.taken += sum(part.counts)
             tell(stop - start)
+        self._set_turn(block.turn)
         return True
 
     def _cuts(self, length: int) -> list[tuple[int, int]]:
@@ -95,6 +101,14 @@ class Reader:
         if self.cache.shape.continues:
             return cuts(length, self.chunk)
         return cuts(length, length if self.cache.seen == 0 else 1)
+
+    def _set_turn(self, turn: Turn | None) -> None:
+        if turn is None:
+            self.turn = None
+            Turn.drop(self.cache)
+            return
+        self.turn = replace(turn, last=self.transcript.ids[:, -1].tolist())
+        self.turn.keep(self.cache)
 
     def reserve(self, more: int) -> None:
         """Make room for so many columns more, all at once."""
@@ -140,3 +154,6 @@ class Reader:
         told.logits = logits.clone()
         told.add(block.ids, valid)
         self.counts += m if valid is None else valid.sum(1)
+        if self.turn is not None:
+            self.turn.read(block.ids, valid)
+            self.turn.keep(self.cache)

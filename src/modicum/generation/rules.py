@@ -135,6 +135,15 @@ def settings(
     return config
 
 
+def with_eos(config: GenerationConfig, model: PreTrainedModel, token: int) -> list[int]:
+    """The tokens that end an answer by the settings, or else by the model's, and one more."""
+    ends = config.eos_token_id
+    if ends is None:
+        ends = model.generation_config.eos_token_id
+    known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return known if token in known else [*known, token]
+
+
 def _assisted(name: str) -> InputError:
     return InputError(
         f"generation_config sets {name}: assisted decoding takes tokens back, and what was evicted for them "

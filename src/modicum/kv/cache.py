@@ -109,6 +109,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
                 )
             self.shared.turning = turning_of(model)
         self.shared.spread = len({p.device for p in model.parameters()}) > 1 or is_offloaded(model)
+        self.notes: dict[str, Any] = {}
+        """What a caller keeps with the cache, such as its place in a conversation: JSON values, saved too."""
         super().__init__(layers=self._build())
         self._settle_graph(compile)
         attach(model)
@@ -295,6 +297,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         super().reset()
         self.shared.peak = self.shared.now = 0
         self.shared.forget()
+        self.notes.clear()
 
     def copy(self) -> Self:
         """An independent copy, for instance to ask several questions of one compressed context."""

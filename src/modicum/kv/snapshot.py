@@ -77,6 +77,7 @@ def save(cache: BudgetCache, path: Path) -> None:
         "layers": layers,
         "capacities": cache.plan.capacities,
         "streaming": cache.plan.streaming,
+        "notes": cache.notes,
     }
     header["checksum"] = _checksum(header, tensors)
     tensors = tensors or {"empty": torch.zeros(1)}
@@ -106,6 +107,7 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
             )
         if header["batch"]:
             _fill(cache, header, tensors, execution_device(model))
+        cache.notes = dict(header.get("notes", {}))
     except SnapshotError:
         raise
     except ModicumError as error:
