@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import modicum
 from modicum.cli import app
+from modicum.compat import cache_kwargs
 from modicum.errors import InputError
 from modicum.evaluation.runner import Prompt
 from modicum.tasks.sample import Sample
@@ -313,7 +314,7 @@ def test_a_cache_that_cannot_take_a_turn_is_refused(model: Any) -> None:
         modicum.generate(model, tokenizer, [user("Who?")], cache=started)
     modicum.generate(model, tokenizer, "Who?", cache=started.copy(), max_new_tokens=1)
     with torch.no_grad():  # fed by hand, so where the turn is is not known any more
-        model(torch.tensor([[50, 51]]), past_key_values=started)
+        model(torch.tensor([[50, 51]]), **cache_kwargs(model.forward, started))
     with pytest.raises(InputError, match="read text without the chat template"):
         modicum.generate(model, tokenizer, [user("Who?")], cache=started)
 
