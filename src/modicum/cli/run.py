@@ -85,10 +85,10 @@ def run(
 ) -> None:
     """Answer a prompt of any length; then say what it took.
 
-    The prompt is an argument, a file, stdin, or the first sample of a task, whose right answer is shown too. A
-    model with a chat template reads it as the user's turn, and a question in the same turn, once the prompt has
-    been compressed (a task's sample is read as it is, as by modicum eval). Ctrl-C stops the answer and shows
-    what there is.
+    The prompt is an argument, a file, stdin, or the first sample of a task, whose right answer is shown too.
+    A model with a chat template reads it as the user's turn, and a question in the same turn, once the prompt
+    has been compressed; a task's sample is read as it is, as by modicum eval. Ctrl-C stops the answer and
+    shows what there is.
     """
     questions = list(question or [])
     if task is None:
