@@ -81,7 +81,9 @@ def read(model: Any) -> Any:
     columns: list[torch.Tensor] = []
 
     def note(_: Any, args: Any, kwargs: Any) -> None:
-        columns.append(kwargs["input_ids"])
+        # A new cache may look at the model in a call of its own.
+        if any(isinstance(value, modicum.BudgetCache) for value in kwargs.values()):
+            columns.append(kwargs["input_ids"])
 
     hook = model.register_forward_pre_hook(note, with_kwargs=True)
 
