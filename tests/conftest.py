@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+FOLDER = Path(__file__).parent
+
 # Before anything imports triton: without a GPU its kernels are tested through its interpreter.
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -45,3 +47,34 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+SAMPLED = (
+    "contract/test_transformers.py",
+    "kernels/test_chunk.py",
+    "kernels/test_decode.py",
+    "kernels/test_evict.py",
+    "kernels/test_rows.py",
+    "kv/test_end_to_end.py",
+    "kv/test_invariants.py",
+    "kv/test_policies_base.py",
+    "kv/test_policies_wrappers.py",
+    "kv/test_together.py",
+    "kv/test_turning.py",
+    "weights/test_dsnot.py",
+    "weights/test_prune.py",
+    "weights/test_swap.py",
+)
+"""Files whose tests are alike but for their parameters, and together take minutes: `make test-fast` runs each
+test function with its first parameters, and leaves the others to `make test`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for item in items:
+        path = item.path.relative_to(FOLDER).as_posix()
+        if path in SAMPLED:
+            function = (path, getattr(item, "originalname", item.name))
+            if function in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(function)

@@ -22,6 +22,7 @@ from modicum.kv.heads import HeadScores
 from modicum.loading import load
 from modicum.tasks import parse_task
 from tests.tiny_model import TINY_MODEL
+from tests.bounds import exactly
 
 PROMPT = "Once upon a time, a girl named Mira sold fresh bread in the old harbour. She had a small dog."
 TIGHT = ["--budget", "64", "--chunk", "16", "--recent", "8"]
@@ -244,7 +245,7 @@ def test_keep_draws_what_the_cache_holds(tiny: Any, book: Path, tmp_path: Path, 
     assert told["held"] == [layer[0].tolist() for layer in cache.held]
     assert told["seen"] == cache.seen
     held = [n for layer in told["held"] for n in layer]
-    assert told["kept_share"] == pytest.approx(sum(held) / len(held) / cache.seen)
+    assert told["kept_share"] == exactly(sum(held) / len(held) / cache.seen)
     assert out.read_bytes().startswith(b"\x89PNG")
     result = call(
         "keep", "-f", str(book), "-o", str(tmp_path / "kept.svg"), "-p", policy, "-b", "64", "--recent", "8"

@@ -20,6 +20,7 @@ from modicum.reference.pieces import Pen
 from modicum.reference.recipe import Recipe
 from modicum.reference.tokenizer import END, wrap
 from modicum.reference.train import build, hidden_states, spread_positions
+from tests.bounds import assert_same_logits, assert_within, gamma
 from tests.reference.tiny import TINY
 
 
@@ -189,7 +190,10 @@ def test_orthogonal_is_near_the_polar_factor() -> None:
         assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         assert float(((left.T @ mine @ right.T).diagonal() - values.mean()).abs().max()) < 0.35
-        assert torch.allclose(orthogonal(matrix.mT), mine.mT)
+        # The quintic's slope is at most 4 where singular values are below 1.2: five steps, each a chain of
+        # three products in float64.
+        bound = 4**5 * 5 * gamma(3 * 40, torch.float64) * float(mine.norm())
+        assert_within(orthogonal(matrix.mT), mine.mT, bound)
 
 
 def test_muon_goes_down_a_quadratic() -> None:
@@ -227,7 +231,7 @@ def test_hidden_states_are_the_models_own() -> None:
     ids = torch.randint(0, 512, (3, 20))
     ours, guide = hidden_states(model, ids, torch.arange(20)[None].expand(3, -1))
     assert guide is None
-    assert torch.allclose(ours, model.model(ids).last_hidden_state, atol=1e-5)
+    assert_same_logits(model, ours, model.model(ids).last_hidden_state)  # as inexact as logits
 
 
 def test_bad_recipes() -> None:

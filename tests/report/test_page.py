@@ -28,6 +28,7 @@ from modicum.report.sampling import parse_wish, plan_traces
 from modicum.report.style import LIGHT, looks
 from modicum.report.tables import by_task, overview, size
 from modicum.report.trace import Trace
+from tests.bounds import exactly
 from tests.report.made import PER_TOKEN, row, write
 from tests.tiny_model import TINY_MODEL
 
@@ -185,7 +186,7 @@ def hollow(figure: Any) -> list[float]:
 
 def test_only_a_peer_that_holds_more_than_it_says_is_shown_twice() -> None:
     told = 0.1 * 1000 * 1024 * PER_TOKEN / 1024
-    assert hollow(drawn([row("p", "10%", system="peer", held=400)])) == pytest.approx([told])
+    assert hollow(drawn([row("p", "10%", system="peer", held=400)])) == exactly([told])
     assert hollow(drawn([row("p", "10%", system="peer", held=400)], PEAK)) == []
     assert hollow(drawn([row("p", "10%", system="peer", held=101)])) == []
     assert hollow(drawn([row("p", "10%", held=400)])) == []
@@ -303,7 +304,7 @@ def test_traces_are_of_the_longest_sample_with_the_rows_settings() -> None:
     counts = [int(t.kept[0][0].sum()) for t in made]
     assert counts == [made[0].tokens // 4, 48, made[0].tokens]
     assert 0 < made[0].mean_mass < 1
-    assert made[2].mean_mass == pytest.approx(1.0)
+    assert made[2].mean_mass == exactly(1.0)
 
 
 def test_traces_of_several_models_or_of_peers_alone_are_refused() -> None:

@@ -23,6 +23,7 @@ from modicum.report.style import LIGHT, byte_axis, dress
 from modicum.weights.dsnot import DSnoT
 from modicum.weights.entry import prune
 from modicum.weights.swap import Swap
+from tests.bounds import exactly
 from tests.report.made import row, write
 from tests.report.test_page import Page
 from tests.weights import models
@@ -194,7 +195,7 @@ def test_bytes_have_round_ticks(low: float, high: float, ticks: list[float]) -> 
     byte_axis(axis, [low * 2**30, high * 2**30], "bytes")
     left, right = axis.get_xlim()
     shown = [tick / 2**30 for tick in axis.get_xticks() if left <= tick <= right]
-    assert shown == pytest.approx(ticks)
+    assert shown == exactly(ticks)
 
 
 def test_labels_tell_runs_apart(tmp_path: Path) -> None:
@@ -236,8 +237,8 @@ def test_what_prune_reports_is_read(name: str, first: str, of: int, tmp_path: Pa
     (run,) = read(tmp_path, found.to_dict())
     assert kinds(run.weights)[0] == first
     assert len(kinds(run.weights)) == of
-    assert run.removed == pytest.approx(found.achieved)
-    assert run.error == pytest.approx(found.error)
+    assert run.removed == exactly(found.achieved)
+    assert run.error == exactly(found.error)
     assert (run.name, run.before, run.packed_bytes) == ("wanda + swap + lsq", None, None)
     assert [(w.chosen, w.updated) for w in run.weights] == [
         (x.error_before, x.error_after) for x in found.table
@@ -258,7 +259,7 @@ def test_pictures_have_a_panel_for_each_kind_and_a_band_for_experts(tmp_path: Pa
     shown = [list(panel.lines[0].get_ydata()) for panel in panels]
     assert shown[0] == [0.0625, 0.03]
     assert shown[1] == [], "0 has no place on a logarithmic axis"
-    assert shown[2] == pytest.approx([0.2, 0.2])
+    assert shown[2] == exactly([0.2, 0.2])
     assert [len(panel.collections) for panel in panels] == [0, 0, 1]
 
 

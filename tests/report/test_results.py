@@ -13,6 +13,7 @@ from modicum.errors import InputError
 from modicum.report.points import HELD, PEAK, Point, pareto, points
 from modicum.report.results import Results, budget_order, nominal_bytes
 from modicum.report.style import FULL_LOOK, LABELLED, looks
+from tests.bounds import exactly
 from tests.report.made import PER_TOKEN, row, write
 
 
@@ -114,8 +115,8 @@ def test_a_mean_counts_each_task_alike_and_needs_all_of_them() -> None:
     # Squares of the distances to the strata's own limits add up; Wilson of 9 of 9 and of 0 of 1.
     z = 1.959963984540054
     below, above = 1 - 9 / (9 + z * z), z * z / (1 + z * z)
-    assert found[0].low == pytest.approx(0.5 - below / 2)
-    assert found[0].high == pytest.approx(0.5 + above / 2)
+    assert found[0].low == exactly(0.5 - below / 2)
+    assert found[0].high == exactly(0.5 + above / 2)
     alone, none = points(view, ["a"])
     assert sorted(p.series for p in alone) == ["keydiff", "snapkv"]
     assert none == []
@@ -123,13 +124,13 @@ def test_a_mean_counts_each_task_alike_and_needs_all_of_them() -> None:
 
 def test_nominal_bytes_are_what_the_budget_says() -> None:
     seen = 1000 + 20 + 4
-    assert nominal_bytes(row(budget="25%")) == pytest.approx(0.25 * 1000 * 1024 * PER_TOKEN / seen)
-    assert nominal_bytes(row(budget="100")) == pytest.approx(100 * 1024 * PER_TOKEN / seen)
+    assert nominal_bytes(row(budget="25%")) == exactly(0.25 * 1000 * 1024 * PER_TOKEN / seen)
+    assert nominal_bytes(row(budget="100")) == exactly(100 * 1024 * PER_TOKEN / seen)
     assert nominal_bytes(row(budget="2KiB")) == 2048
     assert nominal_bytes(row("full", "full")) is None
     assert nominal_bytes(row(budget="4 bits")) is None
     said = row(budget="4 bits", extra={"question_tokens": 20, "nominal_share": 0.5})
-    assert nominal_bytes(said) == pytest.approx(0.5 * 1000 * 1024 * PER_TOKEN / seen)
+    assert nominal_bytes(said) == exactly(0.5 * 1000 * 1024 * PER_TOKEN / seen)
 
 
 def test_budgets_are_in_order_of_kind_and_size() -> None:

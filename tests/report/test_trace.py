@@ -17,6 +17,7 @@ from modicum.report.maps import column_shares
 from modicum.report.trace import Trace, trace
 from modicum.report.traces import load_traces, save_traces
 from tests import zoo
+from tests.bounds import LAMBDA, exactly, gamma, network_error
 from tests.driver import feed
 
 ASKED = 5
@@ -72,6 +73,8 @@ def test_mass_is_the_share_of_the_full_caches_weights(name: str, question: str |
     assert made.tokens == len(ids(CONTEXT))
     assert (made.rows, made.asked) == ((ASKED, True) if question else (32, False))
     wanted = reference_mass(name, made.kept, question, made.rows)
+    # A share of attention weights is as inexact as what they are made of.
+    bound = 2 * LAMBDA * network_error(zoo.shared(name), made.tokens + ASKED)
     ruled = 0
     for layer, mass in enumerate(made.mass):
         if np.isnan(mass).any():
@@ -79,7 +82,7 @@ def test_mass_is_the_share_of_the_full_caches_weights(name: str, question: str |
             assert np.isnan(mass).all()
             continue
         ruled += 1
-        assert mass.tolist() == pytest.approx(wanted[layer], abs=2e-5)
+        assert mass.tolist() == pytest.approx(wanted[layer], abs=bound)
         assert max(wanted[layer]) < 0.999, "nothing was lost: the test would show nothing"
     assert ruled >= 2
 
@@ -93,14 +96,14 @@ def test_kept_positions_are_the_caches() -> None:
         for head, places in enumerate(cache.positions(layer)[0].tolist()):
             assert np.flatnonzero(kept[head]).tolist() == sorted(p for p in places if p >= 0)
     total = sum(int(k.sum()) for k in made.kept)
-    assert made.kept_share == pytest.approx(total / sum(k.size for k in made.kept))
-    assert made.mean_mass == pytest.approx(float(np.mean(made.mass)))
+    assert made.kept_share == exactly(total / sum(k.size for k in made.kept))
+    assert made.mean_mass == pytest.approx(float(np.mean(made.mass)), rel=gamma(99, torch.float32))
 
 
 def test_the_whole_cache_keeps_all_attention() -> None:
     made = traced(zoo.build("llama"), "full", "full")
     assert all(k.all() for k in made.kept)
-    assert np.concatenate(made.mass).tolist() == pytest.approx([1.0] * 8)
+    assert np.concatenate(made.mass).tolist() == pytest.approx([1.0] * 8, rel=gamma(2 * 95, torch.float32))
     assert (made.budget, made.kept_share) == ("full", 1.0)
 
 
@@ -109,7 +112,9 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = traced(model)
     monkeypatch.setattr("modicum.report.trace._TILE_BYTES", 1)
     for a, b in zip(traced(model).mass, whole.mass, strict=True):
-        assert a.tolist() == pytest.approx(b.tolist(), abs=1e-6)
+        # The same logits, in products of other shapes: as inexact as those of one layer.
+        bound = 2 * LAMBDA * network_error(zoo.shared("llama"), whole.tokens + ASKED)
+        assert a.tolist() == pytest.approx(b.tolist(), abs=bound)
 
 
 def test_a_share_is_of_the_context_and_one_shot_is_one_chunk() -> None:

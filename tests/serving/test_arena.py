@@ -24,6 +24,7 @@ from modicum.vllm.recent import Recent
 from modicum.vllm.settings import Settings, refuse, why_not
 from modicum.vllm.shown import Held
 from modicum.vllm.step import Ledger, Step
+from tests.bounds import assert_within, dot_bound, gamma
 from tests.kv.cases import BASES, WRAPPED
 
 GIVEN: dict[str, Any] = {"policy": "keydiff", "budget": 12, "n_sink": 2, "recent": 3}
@@ -163,9 +164,12 @@ def test_pages_are_read_and_moved_in_place() -> None:
                 assert torch.equal(keys[r, h, s], raw[page, h, 0].view(3, 4)[:, s % 4])
                 assert torch.equal(values[r, h, s], raw[page, h, 1].view(4, 3)[s % 4])
     vectors = torch.randn(2, 2, 3, 3)
-    assert torch.allclose(held.dot(vectors), vectors @ keys.transpose(-1, -2), atol=1e-6)
+    norms = vectors.norm(dim=-1)[..., None], keys.norm(dim=-1)[..., None, :]
+    bound = 2 * dot_bound(3, torch.float32, *norms)
+    assert_within(held.dot(vectors), vectors @ keys.transpose(-1, -2), bound)
     weights = torch.randn(2, 2, 3, 10)
-    assert torch.allclose(held.weigh(weights), weights @ keys, atol=1e-5)
+    bound = 2 * gamma(10, torch.float32) * (weights.abs() @ keys.abs())
+    assert_within(held.weigh(weights), weights @ keys, bound)
     row, head, source, target = (torch.tensor(x) for x in ([0, 0, 1], [0, 1, 1], [9, 8, 9], [1, 2, 0]))
     there, here = (place(table, row, slot, 4) for slot in (source, target))
     before = cache.clone()
@@ -193,9 +197,12 @@ def test_pages_in_any_order_in_memory() -> None:
         held = Held([pages], pages.used(table, 6), 6)
         keys = held[0]
         assert torch.equal(keys[1, 1, 5], cache[8, 1, 1, :5])
-        assert torch.allclose(held.dot(vectors), vectors @ keys.transpose(-1, -2), atol=1e-6)
+        norms = vectors.norm(dim=-1)[..., None], keys.norm(dim=-1)[..., None, :]
+        bound = 2 * dot_bound(5, torch.float32, *norms)
+        assert_within(held.dot(vectors), vectors @ keys.transpose(-1, -2), bound)
         weights = torch.randn(2, 2, 1, 6)
-        assert torch.allclose(held.weigh(weights), weights @ keys, atol=1e-5)
+        bound = 2 * gamma(6, torch.float32) * (weights.abs() @ keys.abs())
+        assert_within(held.weigh(weights), weights @ keys, bound)
 
 
 @pytest.mark.parametrize("every", [1, 3])

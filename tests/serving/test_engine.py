@@ -16,6 +16,7 @@ import modicum
 from modicum import BudgetCache
 from modicum.compat import cache_kwargs
 from modicum.loading import find
+from tests.bounds import exactly
 
 pytest.importorskip("vllm", reason="run by `make test-vllm`, in an environment that has vLLM")
 
@@ -130,7 +131,7 @@ def test_a_request_is_itself_in_any_company_and_no_page_is_lost(tmp_path: Path) 
     for answer in (one_by_one, together):
         assert len(set(answer["free"])) == 1
         # vLLM's figure, for requests of any length: the pool over an arena
-        assert answer["concurrency"] == pytest.approx((answer["free"][0] + 1) / PAGES)
+        assert answer["concurrency"] == exactly((answer["free"][0] + 1) / PAGES)
 
 
 def test_a_prompt_longer_than_the_pool_and_requests_that_wait_again(tmp_path: Path) -> None:

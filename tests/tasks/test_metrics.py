@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from modicum.errors import InputError
 from modicum.tasks import METRICS, find_metric
+from tests.bounds import exactly
 
 CASES: list[tuple[str, str, tuple[str, ...], float]] = [
     ("string_match_all", " 1234567, and 7654321.", ("1234567", "7654321"), 1.0),
@@ -68,7 +69,7 @@ CASES: list[tuple[str, str, tuple[str, ...], float]] = [
 
 @pytest.mark.parametrize(("name", "prediction", "answers", "score"), CASES)
 def test_by_hand(name: str, prediction: str, answers: tuple[str, ...], score: float) -> None:
-    assert METRICS[name](prediction, answers) == pytest.approx(score, abs=1e-12)
+    assert METRICS[name](prediction, answers) == exactly(score)
 
 
 def test_every_metric_is_worked_by_hand() -> None:
@@ -99,7 +100,7 @@ def test_f1_and_exact_beside_their_definitions(prediction: str, answer: str) -> 
             rest.remove(word)
             same += 1
     f1 = 2 * same / (len(left) + len(right)) if same else 0.0  # the same as 2PR / (P + R)
-    assert METRICS["qa_f1"](prediction, [answer]) == pytest.approx(f1)
+    assert METRICS["qa_f1"](prediction, [answer]) == exactly(f1)
     assert METRICS["exact"](prediction, [answer]) == float(left == right)
 
 
@@ -114,7 +115,7 @@ def test_rouge_beside_its_definition(prediction: str, answer: str) -> None:
             table[i + 1][j + 1] = table[i][j] + 1 if one == other else longer
     common = table[-1][-1]
     f1 = 2 * common / (len(left) + len(right)) if common else 0.0
-    assert METRICS["rouge_l"](prediction, [answer]) == pytest.approx(f1)
+    assert METRICS["rouge_l"](prediction, [answer]) == exactly(f1)
 
 
 @settings(max_examples=200, deadline=None)
@@ -126,7 +127,7 @@ def test_string_match_beside_its_definition(prediction: str, answers: list[str])
     found = [
         any(prediction.lower().startswith(a.lower(), i) for i in range(len(prediction))) for a in answers
     ]
-    assert METRICS["string_match_all"](prediction, answers) == pytest.approx(sum(found) / len(found))
+    assert METRICS["string_match_all"](prediction, answers) == exactly(sum(found) / len(found))
     assert METRICS["string_match_part"](prediction, answers) == (1.0 if True in found else 0.0)
 
 
@@ -149,8 +150,8 @@ def test_chinese_words_are_cut_by_jieba(monkeypatch: pytest.MonkeyPatch) -> None
     fake.cut = cut  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "jieba", fake)
     # 红色 狐狸 against 红色 母鸡: punctuation goes, one of two words is the same
-    assert METRICS["qa_f1_zh"]("红色狐狸。！", ["红色母鸡"]) == pytest.approx(0.5)
-    assert METRICS["rouge_l_zh"]("红色狐狸跑了", ["红色跑了"]) == pytest.approx(2 * 2 / (3 + 2))
+    assert METRICS["qa_f1_zh"]("红色狐狸。！", ["红色母鸡"]) == exactly(0.5)
+    assert METRICS["rouge_l_zh"]("红色狐狸跑了", ["红色跑了"]) == exactly(2 * 2 / (3 + 2))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
