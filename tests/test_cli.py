@@ -21,8 +21,8 @@ from modicum.generation.generate import generate
 from modicum.kv.heads import HeadScores
 from modicum.loading import load
 from modicum.tasks import parse_task
-from tests.tiny_model import TINY_MODEL
 from tests.bounds import exactly
+from tests.tiny_model import TINY_MODEL
 
 PROMPT = "Once upon a time, a girl named Mira sold fresh bread in the old harbour. She had a small dog."
 TIGHT = ["--budget", "64", "--chunk", "16", "--recent", "8"]

@@ -17,8 +17,8 @@ from modicum.errors import CacheError, InputError, ModelError
 from modicum.generation.generate import Generation, generate, prefill, stream
 from modicum.kv.cache import BudgetCache
 from modicum.loading import load
-from tests.tiny_model import TINY_MODEL
 from tests.bounds import exactly
+from tests.tiny_model import TINY_MODEL
 
 ROOM = 512
 """A budget that everything here fits into."""
