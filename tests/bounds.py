@@ -244,6 +244,34 @@ def clear_margin(model: Any, tokens: int, turned: bool = False) -> float:
     return 2 * 4 * network_error(model, tokens, turned)
 
 
+def assert_same_tokens(
+    model: Any, ids: Tensor, found: Tensor, expected: Tensor, mask: Tensor | None = None
+) -> None:
+    """Two routes generate the same tokens [B, N] after ids [B, M], greedily, with all in sight.
+
+    Where a row parts, its two best logits must have been nearer to each other than their errors: then either
+    token is right, and what follows is not compared.
+    """
+    if torch.equal(found, expected):
+        return
+    assert found.shape == expected.shape
+    whole, start = torch.cat([ids, expected], 1), ids.shape[1] - 1
+    more: dict[str, Tensor] = {}
+    if mask is not None:
+        there = torch.cat([mask, torch.ones_like(expected)], 1)
+        more = {"attention_mask": there, "position_ids": (there.cumsum(1) - 1).clamp_min(0)}
+    with torch.no_grad():
+        logits = model(whole, use_cache=False, **more).logits[:, start:-1]
+    best = logits.topk(2).values
+    for row in range(len(ids)):
+        apart = (found[row] != expected[row]).nonzero()
+        if len(apart):
+            first = int(apart[0])
+            gap = float(best[row, first, 0] - best[row, first, 1])
+            bound = 2 * logits_bound(model, logits, whole.shape[1])
+            assert gap <= bound, f"row {row} parts at token {first}, which leads by {gap / bound:.3g} bounds"
+
+
 def conditions(model: Any) -> list[float]:
     """For each layer, the relative change of the logits per relative change of its input or output, whichever
     is larger; both as root mean squares.
