@@ -15,7 +15,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modicum.evaluation.row import Cell, Row
-from tests.bounds import assert_same_logits, exactly
 
 _FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
 _CONTEXT = [(7 * i * i + 3) % 61 + 1 for i in range(90)]
@@ -76,7 +75,7 @@ def test_the_full_cache_answers_as_generate_does_and_its_bytes_are_counted_exact
     assert got.tokens == wanted.tolist()
     with torch.no_grad():
         logits = model(ids).logits[0, -1]
-    assert_same_logits(model, torch.tensor(got.logits), logits, ids.shape[1])
+    assert torch.allclose(torch.tensor(got.logits), logits, atol=1e-5)
     assert got.context_bytes == 90 * _TOKEN
     assert got.held_bytes == got.peak_bytes == (90 + 5 + 7) * _TOKEN
     assert got.held_tokens == (90, 90)
@@ -91,8 +90,7 @@ def test_a_window_over_everything_is_the_full_cache(folder: Path) -> None:
 def test_a_window_holds_its_share_and_chunks_do_not_change_what_it_says(folder: Path) -> None:
     whole, chunked = (result(folder, "sliding window", 0.2, chunk) for chunk in (None, 20))
     assert whole.tokens == chunked.tokens
-    model = LlamaForCausalLM.from_pretrained(folder).eval()
-    assert_same_logits(model, torch.tensor(whole.logits), torch.tensor(chunked.logits), 95)
+    assert torch.allclose(torch.tensor(whole.logits), torch.tensor(chunked.logits), atol=1e-4)
     assert whole.logits != result(folder, "full").logits
     assert whole.held_tokens == chunked.held_tokens == (18, 18)
     # What is kept of a call is a view of all that it attended to, so that is what stays in memory.
@@ -162,7 +160,7 @@ def test_the_table_leaves_out_samples_that_a_setting_lacks(tmp_path: Path) -> No
         0.5,
     )
     assert (ours["system"], ours["method"], ours["count"], ours["score"]) == ("modicum", "Knorm", 2, 0.5)
-    assert ours["decode_seconds_per_token"] == exactly(0.1)
+    assert ours["decode_seconds_per_token"] == pytest.approx(0.1)
     assert (
         "| Knorm | kvpress | one shot | 0.500 (0.09–0.91) | 0.00 | 0.50 | 1.00 | 2.00 |" in joint.markdown()
     )
@@ -181,7 +179,7 @@ def test_a_budget_is_complete_by_itself(tmp_path: Path) -> None:
 
 def test_begun_is_the_share_of_an_answer_said_before_the_first_wrong_letter() -> None:
     begun = module("joint").begun
-    assert begun(" 7201.\nWhat", ["7201522"]) == exactly(4 / 7)
+    assert begun(" 7201.\nWhat", ["7201522"]) == pytest.approx(4 / 7)
     assert begun(" ABc d", ["xyz", "abc"]) == 1.0
     assert begun("the 7201522", ["7201522"]) == begun("", ["7"]) == 0.0
 

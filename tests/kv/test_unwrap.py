@@ -16,7 +16,6 @@ from modicum.compat import cache_kwargs
 from modicum.kv.heads import probe
 from modicum.kv.unwrap import unwrap
 from tests import zoo
-from tests.bounds import assert_same_logits
 from tests.driver import feed, full_cache
 from tests.generation.test_models import Letters
 
@@ -58,7 +57,7 @@ def test_a_wrapped_model_gets_what_the_model_inside_gets(wrap: Callable[[PreTrai
     with torch.no_grad():
         cache = BudgetCache(wrapped, "keydiff", 64)
         found = wrapped(ids, **cache_kwargs(wrapped, cache), use_cache=True).logits
-    assert_same_logits(model, found, full)
+    torch.testing.assert_close(found, full, rtol=1e-4, atol=1e-4)
     modicum.detach(wrapped)
     assert model.config._attn_implementation == "sdpa"
 
@@ -75,15 +74,15 @@ def test_adapters_act_and_can_be_merged_switched_off_and_exchanged() -> None:
         with torch.no_grad():
             cache = BudgetCache(wrapped, "keydiff", 64)
             found = wrapped(ids, **cache_kwargs(wrapped, cache), use_cache=True).logits
-        assert_same_logits(plain, found, want)
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
         return found
 
     adapted = both()
     assert not torch.allclose(adapted, bare, atol=1e-2)
     with wrapped.disable_adapter():
-        assert_same_logits(plain, both(), bare)
+        torch.testing.assert_close(both(), bare, rtol=1e-4, atol=1e-4)
     wrapped.merge_adapter()
-    assert_same_logits(plain, both(), adapted)  # the merged weights are rounded once more
+    torch.testing.assert_close(both(), adapted, rtol=1e-3, atol=1e-3)
     wrapped.unmerge_adapter()
     wrapped.set_adapter("second")
     assert not torch.allclose(both(), adapted, atol=1e-2)

@@ -14,7 +14,6 @@ import modicum
 from modicum.errors import InputError
 from modicum.reference.recipe import Stage
 from modicum.reference.train import Training
-from tests.bounds import LAMBDA, assert_within, network_error
 from tests.reference.tiny import TINY
 
 
@@ -63,9 +62,7 @@ def test_an_exported_model_loads_and_is_the_same(data: Path, tmp_path: Path) -> 
     with torch.no_grad():
         ours = training.model(ids).logits
         theirs = model(ids).logits
-    # Each weight was rounded to bfloat16 once.
-    share = 2 * LAMBDA * network_error(model, ids.shape[1], dtype=torch.bfloat16)
-    assert_within(ours, theirs, share * float(theirs.square().mean().sqrt()))
+    assert torch.allclose(ours, theirs, atol=0.05)
     assert (tmp_path / "model/model.safetensors").stat().st_size < 2.2 * sum(
         p.numel() for p in training.model.parameters()
     )
