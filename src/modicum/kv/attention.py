@@ -97,7 +97,7 @@ def attention_for(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             if run is None:
                 run = _original(original, module)
                 seen = module if original in _NAMELESS else _Named(module, original)
-            if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+            if original == "sdpa" and attention_mask is None and 1 < query.shape[2] < key.shape[2]:
                 attention_mask = _lower_right(query.shape[2], key)
             out: tuple[Tensor, Tensor | None] = run(
                 seen, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
