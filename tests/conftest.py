@@ -69,10 +69,16 @@ SAMPLED = (
 test function with its first parameters, and leaves the others to `make test`."""
 
 
+SLOW = ("evaluation/test_command.py", "evaluation/test_resume.py")
+"""Files that start whole evaluations, in processes of their own."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: set[tuple[str, str]] = set()
     for item in items:
         path = item.path.relative_to(FOLDER).as_posix()
+        if path in SLOW:
+            item.add_marker(pytest.mark.slow)
         if path in SAMPLED:
             function = (path, getattr(item, "originalname", item.name))
             if function in seen:
