@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from modicum.kv.latent import announced
 from modicum.kv.precision import without_autocast
 from modicum.kv.recording import RecordingHandle, RecordingLength
 from modicum.kv.shared import OURS, BudgetLength, Handle, lasting
+
+if TYPE_CHECKING:
+    from modicum.kv.layer import BudgetLayer
 
 _REFUSED = ("position_bias", "cache")
 _OTHER_PATTERN = torch.empty(0, 0, 0)
@@ -103,47 +106,65 @@ def attention_for(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 seen, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
             )
             return out
-        if module.training and torch.is_grad_enabled():
-            raise CacheError("a budget cache is for inference: call model.eval(), or train without a cache")
-        layer = key.layer
-        if getattr(module, "config", layer.shared.config) is not layer.shared.config:
-            raise CacheError(_FOREIGN)
-        for name in _REFUSED:
-            if kwargs.get(name) is not None:
-                raise ModelError(
-                    f"{type(module).__name__} asks its attention for {name!r}, which is not supported here"
-                )
-        softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
-        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        if layer.reads is not None:
-            attention_mask = layer.shared.padding_mask(attention_mask)
-            if getattr(module, "layer_idx", None) != layer.setting.layer:
-                with torch.no_grad(), without_autocast(query.device):
-                    again = layer.attend_again(query.to(layer.dtype), factor, softcap, sinks)
-                return without_backward(again, query), None
-        if attention_mask is _OTHER_PATTERN:
-            raise ModelError(
-                "this call lays another pattern over the causal mask (image tokens, packed sequences), "
-                "which a budget cache does not serve: use it for plain causal text"
-            )
-        if attention_mask is not None and attention_mask.dim() != 2:
-            raise InputError(
-                f"the attention mask has {attention_mask.dim()} dimensions: with a budget cache give the "
-                "two-dimensional padding mask [batch, columns], or none"
-            )
-        check_settings(kwargs, layer.shared.config, layer.shape.hides_use_cache)
-        at = kwargs.get("position_ids")
-        inputs = (query, *layer.incoming)
-        query = query.to(layer.dtype)
-        if torch.compiler.is_compiling():  # nothing is allocated in a compiled step
-            with torch.no_grad(), without_autocast(query.device):
-                attended = layer.attend(module, query, attention_mask, factor, softcap, at, sinks)
-        else:
-            with lasting(), torch.no_grad(), without_autocast(query.device):
-                attended = layer.attend(module, query, attention_mask, factor, softcap, at, sinks)
-        return without_backward(attended, *inputs), None
+        run = serve
+        if torch.compiler.is_compiling() and not key.layer.shared.in_graph(query.shape[2]):
+            run = serve_outside_graphs
+        return run(module, query, key.layer, attention_mask, scaling, kwargs), None
 
     return attention
+
+
+def serve(
+    module: torch.nn.Module,
+    query: Tensor,
+    layer: BudgetLayer,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Attention of a budgeted layer: query [B, Hq, q, Dk] -> [B, q, Hq, Dv]; kwargs are the model's."""
+    if module.training and torch.is_grad_enabled():
+        raise CacheError("a budget cache is for inference: call model.eval(), or train without a cache")
+    if getattr(module, "config", layer.shared.config) is not layer.shared.config:
+        raise CacheError(_FOREIGN)
+    for name in _REFUSED:
+        if kwargs.get(name) is not None:
+            raise ModelError(
+                f"{type(module).__name__} asks its attention for {name!r}, which is not supported here"
+            )
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if layer.reads is not None:
+        attention_mask = layer.shared.padding_mask(attention_mask)
+        if getattr(module, "layer_idx", None) != layer.setting.layer:
+            with torch.no_grad(), without_autocast(query.device):
+                again = layer.attend_again(query.to(layer.dtype), factor, softcap, sinks)
+            return without_backward(again, query)
+    if attention_mask is _OTHER_PATTERN:
+        raise ModelError(
+            "this call lays another pattern over the causal mask (image tokens, packed sequences), "
+            "which a budget cache does not serve: use it for plain causal text"
+        )
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise InputError(
+            f"the attention mask has {attention_mask.dim()} dimensions: with a budget cache give the "
+            "two-dimensional padding mask [batch, columns], or none"
+        )
+    check_settings(kwargs, layer.shared.config, layer.shape.hides_use_cache)
+    at = kwargs.get("position_ids")
+    inputs = (query, *layer.incoming)
+    query = query.to(layer.dtype)
+    if torch.compiler.is_compiling():  # nothing is allocated in a compiled step
+        with torch.no_grad(), without_autocast(query.device):
+            attended = layer.attend(module, query, attention_mask, factor, softcap, at, sinks)
+    else:
+        with lasting(), torch.no_grad(), without_autocast(query.device):
+            attended = layer.attend(module, query, attention_mask, factor, softcap, at, sinks)
+    return without_backward(attended, *inputs)
+
+
+serve_outside_graphs = torch.compiler.disable(serve)  # type: ignore[no-untyped-call]
+"""The same where the caller has compiled the model: a graph breaks here and goes on behind it."""
 
 
 def _original(name: str, module: torch.nn.Module) -> Callable[..., Any]:
@@ -201,7 +222,8 @@ def mask_for(original: str) -> Callable[..., Any]:
     def mask(*args: Any, **kwargs: Any) -> Any:
         length, given = kwargs.get("kv_length"), kwargs.get("attention_mask")
         if type(length) is int and length == OURS:
-            return None if given is None else given[:, -1:]
+            one = kwargs.get("q_length") == 1 or len(kwargs.get("cache_position", ())) == 1
+            return given[:, -1:] if given is not None and one else given
         if isinstance(length, RecordingLength):
             return given
         if not isinstance(length, BudgetLength):

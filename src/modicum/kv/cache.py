@@ -154,6 +154,14 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
         """Called by the model's attention; see `transformers.Cache.update`."""
+        update = self._update
+        if torch.compiler.is_compiling() and not self.shared.in_graph(key_states.shape[2]):
+            update = self._update_outside_graphs
+        return update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
         if layer_idx >= len(self.layers):
             raise CacheError(
                 f"layer {layer_idx} of a cache with {len(self.layers)}: the cache was built for another model"
@@ -174,6 +182,10 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
                     "and its budget would not hold: build a new BudgetCache for the model as it is now"
                 )
         return layer.update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's
+    def _update_outside_graphs(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        return self._update(*args, **kwargs)
 
     def prepare(self) -> bool:
         """Make ready for a compiled call with one token of every row; False where there can be none (yet).

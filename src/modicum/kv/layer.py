@@ -234,7 +234,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """(length, offset) such that a mask would be causal to the lower right."""
-        if self.shared.static and torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return OURS, 0
         q = query_length if isinstance(query_length, int) else query_length.shape[0]
         held = max((bank.arena.used for bank in self.banks), default=0)

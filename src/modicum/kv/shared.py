@@ -87,6 +87,14 @@ class Shared:
         twin.layers = copy.deepcopy(self.layers, memo)
         return twin
 
+    def in_graph(self, columns: int) -> bool:
+        """Whether a call of so many columns is a step whose counts are tensors, which the compiler can trace.
+
+        All else that a compiled model asks of its cache runs outside its graphs.
+        """
+        steps = self.steps
+        return columns == 1 and self.static and steps is not None and steps.static and steps.entered
+
     def check_positions(self, positions: Tensor | None, mask: Tensor | None, columns: int) -> None:
         """Refuse positions of a call that do not follow the tokens seen.
 
