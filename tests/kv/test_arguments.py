@@ -214,3 +214,19 @@ def test_attention_maps_are_refused(name: str) -> None:
     cache.reset()
     feed(model, cache, ids)
     assert len(model(ids, output_attentions=True, use_cache=False).attentions) == len(cache.layers)
+
+
+# -- padding -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["keydiff", "h2o"])
+def test_padding_on_the_right_takes_no_slot_if_the_mask_tells_it(policy: str) -> None:
+    model, row = zoo.shared("llama"), zoo.tokens(1, 24)
+    alone, told, untold = (BudgetCache(model, policy, 30, n_sink=2, recent=4) for _ in range(3))
+    feed(model, alone, row)
+    ids = torch.cat([row, torch.zeros(1, 6, dtype=torch.int64)], 1)
+    feed(model, told, ids, torch.tensor([[1] * 24 + [0] * 6]))
+    assert all_kept(told) == all_kept(alone)
+    assert told.row_seen == (24,)
+    feed(model, untold, ids)  # nobody can know: it is text
+    assert untold.row_seen == (30,)

@@ -65,15 +65,16 @@ def cache_settings(
 ) -> dict[str, Any]:
     """The arguments of a cache, checked before a model takes its time to load."""
     import modicum.kv.policies  # noqa: F401  # registers them
-    from modicum.kv.budget import Budget
+    from modicum.kv.plan import budget_for
     from modicum.kv.registry import parse_policy
     from modicum.kv.store import Store
     from modicum.kv.turning import check_numbering
 
     settings = {"chunk": chunk, "n_sink": n_sink, "recent": recent, "evict_every": evict_every}
+    chosen = parse_policy(policy)
     return {
-        "policy": parse_policy(policy),
-        "budget": Budget.of(budget, **settings),
+        "policy": chosen,
+        "budget": budget_for(chosen, budget, **settings),
         "positions": check_numbering(positions),
         "store": Store(store).name,
         "compile": compile,

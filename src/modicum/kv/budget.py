@@ -62,14 +62,18 @@ class Budget:
             return cls(tokens=int(value), **settings)
         return cls(nbytes=parse_size(value), **settings)
 
-    def check_tokens(self, tokens: int, window: int, whose: str) -> None:
-        """Raise unless `tokens` slots hold the sinks, the recent window (or the policy's) and the slack."""
-        least = self.least(window)
+    def check_tokens(self, tokens: int, window: int, whose: str, virtual: bool = False) -> None:
+        """Raise unless `tokens` slots hold the sinks, the recent window (or the policy's) and the slack.
+
+        virtual: whether one slot more is for RazorAttention's virtual token.
+        """
+        least = self.least(window) + virtual
         if tokens < least:
             recent = max(self.recent, window)
             slack = f" + {self.evict_every - 1} of slack (evict_every {self.evict_every})" * (
                 self.evict_every > 1
             )
+            slack += " + 1 virtual token" * virtual
             raise BudgetError(
                 f"a budget of {tokens} tokens per KV head{whose} is too small for {self.n_sink} sinks + "
                 f"{recent} recent tokens{slack}: give at least {least}, or lower n_sink, recent or the "

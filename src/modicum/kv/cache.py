@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, SupportsIndex
 from weakref import WeakKeyDictionary
@@ -23,7 +24,7 @@ from modicum.kv.heads import HeadScores, probe
 from modicum.kv.joining import why_no_graph
 from modicum.kv.layer import BudgetLayer
 from modicum.kv.offload import execution_device, is_offloaded
-from modicum.kv.plan import Plan, plan
+from modicum.kv.plan import Plan, budget_for, plan
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
 from modicum.kv.precision import in_cache_dtype
@@ -91,7 +92,9 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.store = Store(store)
         self.numbering = check_numbering(positions)
         self.policy = parse_policy(policy)
-        self.budget = Budget.of(budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every)
+        self.budget = budget_for(
+            self.policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
+        )
         self.shape = Shape.of(model)
         self.weights = weight_checksums(model)
         """By which a saved cache recognises its model."""
@@ -99,6 +102,12 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
             self.store.check(execution_device(model))
         scores = _head_scores(model, self.policy)
         self.plan: Plan = plan(self.shape, self.policy, self.budget, scores, self.store)
+        if not self.shape.full:
+            warnings.warn(
+                f"every attention layer of {type(model).__name__} has a sliding window and keeps it, so "
+                "budget and policy change nothing: a BudgetCache has no use for this model",
+                stacklevel=2,
+            )
         self.shared = Shared(model.config.get_text_config(decoder=True))
         self.shared.has_readers = any(layer.num_readers for layer in self.shape.layers)
         if self.numbering == "renumbered":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from modicum.errors import BudgetError, PolicyError
 from modicum.kv.budget import Budget, format_size
@@ -49,12 +50,7 @@ def plan(
         BudgetError: the budget is smaller than what the policy needs; names the minimum for this model.
     """
     if budget.tokens is not None:
-        if policy.window > budget.tokens:
-            raise BudgetError(
-                f"{policy} needs its window of {policy.window} tokens, the budget is {budget.tokens}: give a "
-                "larger budget or a smaller window"
-            )
-        budget.check_tokens(budget.tokens, policy.window, "")
+        _check_tokens(policy, budget, budget.tokens)
         return _slots(shape, policy, budget, budget.tokens, scores, store)
     assert budget.nbytes is not None
     least = fewest(policy, budget)
@@ -64,10 +60,10 @@ def plan(
 
     smallest = cost(least)
     if smallest.nbytes > budget.nbytes:
+        what = f"the {least} tokens per KV head that must stay" if shape.full else "its sliding windows"
         raise BudgetError(
-            f"a budget of {format_size(budget.nbytes)} is too small for this model and policy: the {least} "
-            f"tokens per KV head that must stay take {format_size(smallest.nbytes)}; give at least "
-            f"{smallest.nbytes} bytes"
+            f"a budget of {format_size(budget.nbytes)} is too small for this model and policy: {what} take "
+            f"{format_size(smallest.nbytes)}; give at least {smallest.nbytes} bytes"
         )
     if not shape.full:
         return smallest
@@ -78,6 +74,31 @@ def plan(
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle).nbytes <= budget.nbytes else (low, middle)
     return cost(low)
+
+
+def budget_for(policy: Policy, value: Any, **settings: int) -> Budget:
+    """`Budget.of`, checked for the policy first, so that an error names the least that the policy accepts.
+
+    Raises:
+        BudgetError: a budget that cannot be kept.
+    """
+    text = isinstance(value, str) and value.strip().isdecimal()
+    if text or (isinstance(value, int) and not isinstance(value, bool)):
+        tokens = int(value)
+        if tokens >= 1:
+            _check_tokens(policy, Budget(nbytes=1, **settings), tokens)
+    return Budget.of(value, **settings)
+
+
+def _check_tokens(policy: Policy, budget: Budget, tokens: int) -> None:
+    if policy.window > tokens:
+        raise BudgetError(
+            f"{policy} needs its window of {policy.window} tokens, the budget is {tokens}: give a larger "
+            f"budget, at least {fewest(policy, budget)} tokens, or a smaller window"
+        )
+    budget.check_tokens(
+        tokens, policy.window, "", virtual=fewest(policy, budget) > budget.least(policy.window)
+    )
 
 
 def fewest(policy: Policy, budget: Budget) -> int:
