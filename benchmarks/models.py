@@ -10,6 +10,7 @@ second long call and three single tokens are those of transformers' own cache in
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import warnings
 from collections import Counter
@@ -81,11 +82,13 @@ _ANEW = (
 
 def _logits(model: PreTrainedModel, ids: Tensor, cache: Any) -> Tensor:
     call: Any = model
-    with torch.no_grad():
-        parts = [
-            call(input_ids=ids[:, a:b], use_cache=True, **cache_kwargs(model, cache)).logits
-            for a, b in pairwise(_CUTS)
-        ]
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    parts = []
+    for a, b in pairwise(_CUTS):
+        more = {"position_ids": torch.arange(a, b)[None]} if takes_positions else {}
+        with torch.no_grad():
+            out = call(input_ids=ids[:, a:b], use_cache=True, **cache_kwargs(model, cache), **more)
+        parts.append(out.logits)
     return torch.cat(parts, dim=1)
 
 

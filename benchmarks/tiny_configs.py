@@ -155,8 +155,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     },
     "zamba2": {
         "num_hidden_layers": 6,
-        "hybrid_layer_ids": [2, 4],
-        "layer_types": ["mamba", "mamba", "hybrid"] * 2,
+        "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2,
+        "num_key_value_heads": 4,
     },
     "zaya": {"num_experts_per_tok": 1},
 }

@@ -183,7 +183,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         key_states, value_states = in_cache_dtype(key_states, value_states, dtype)
         if layer_idx == self._first and not torch.compiler.is_compiling():
             self._check_in_step()
-            hides = self.shape.layers[layer_idx].hides_use_cache
+            hides = any(layer.hides_use_cache for layer in self.shape.layers)
             check_settings(kwargs.get("kwargs") or {}, self.shared.config, hides)
             if key_states.dtype.itemsize > self.shape.dtype.itemsize:
                 raise CacheError(

@@ -7,6 +7,7 @@ cache that notes how it is used; see `modicum.kv.recording`. The call costs as m
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,8 +75,6 @@ def _refused_config(model: PreTrainedModel, config: Any) -> str | None:
     """Why a model cannot be served, as far as its configuration and class tell; or None."""
     if getattr(model.config, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder; only decoder-only models have the one cache that is budgeted here"
-    if not model._can_set_attn_implementation():
-        return "its attention does not go through transformers' attention interface"
     return None
 
 
@@ -116,12 +115,15 @@ def _recording(index: int, layer: Any, is_latent: bool, order: list[RecordingLay
     )
 
 
-def _call(model: PreTrainedModel, tokens: Sequence[int], cache: Cache) -> Tensor:
-    """Logits [V] of the last token."""
+def _call(model: PreTrainedModel, tokens: Sequence[int], cache: Cache, seen: int = 0) -> Tensor:
+    """Logits [V] of the last token; `seen`: tokens before these."""
     call: Any = model
+    ids = torch.tensor([tokens], device=execution_device(model))
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True, **cache_kwargs(model, cache)}
+    if "position_ids" in inspect.signature(model.forward).parameters:  # some models begin at 0 without them
+        inputs["position_ids"] = torch.arange(seen, seen + len(tokens), device=ids.device)[None]
     with torch.no_grad():
-        ids = torch.tensor([tokens], device=execution_device(model))
-        logits: Tensor = call(input_ids=ids, use_cache=True, **cache_kwargs(model, cache)).logits[0, -1]
+        logits: Tensor = call(**inputs).logits[0, -1]
     return logits.float()
 
 
@@ -135,9 +137,9 @@ def _continues(model: PreTrainedModel, config: Any) -> bool:
     whole = _call(model, _TOKENS, DynamicCache(config=config))
     one_by_one, halves = DynamicCache(config=config), DynamicCache(config=config)
     _call(model, _TOKENS[:half], one_by_one)
-    single = [_call(model, [token], one_by_one) for token in _TOKENS[half:]][-1]
+    single = [_call(model, [t], one_by_one, half + i) for i, t in enumerate(_TOKENS[half:])][-1]
     _call(model, _TOKENS[:half], halves)
-    second = _call(model, _TOKENS[half:], halves)
+    second = _call(model, _TOKENS[half:], halves, half)
     rounding = torch.finfo(model.dtype).eps * whole.abs().max()
     noise = torch.maximum((whole - single).abs().max(), rounding)
     return bool((whole - second).abs().max() <= _NOISE * noise)

@@ -147,7 +147,7 @@ def _switch(model: PreTrainedModel, done: str) -> bool:
     """Write our names into the decoder's configurations; whether any had another."""
     decoder = model.config.get_text_config(decoder=True)
     parts = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config is decoder]
-    if not all(part._can_set_attn_implementation() for part in [model, *parts]):
+    if not all(part._can_set_attn_implementation() for part in parts or [model]):
         raise ModelError(
             f"{type(model).__name__} cannot be {done}: its attention does not go through transformers' "
             "attention interface"
