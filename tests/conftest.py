@@ -57,6 +57,7 @@ SAMPLED = (
     "kernels/test_rows.py",
     "kv/test_end_to_end.py",
     "kv/test_invariants.py",
+    "kv/test_families.py",
     "kv/test_policies_base.py",
     "kv/test_policies_wrappers.py",
     "kv/test_together.py",
@@ -69,8 +70,13 @@ SAMPLED = (
 test function with its first parameters, and leaves the others to `make test`."""
 
 
-SLOW = ("evaluation/test_command.py", "evaluation/test_resume.py")
-"""Files that start whole evaluations, in processes of their own."""
+SLOW = (
+    "evaluation/test_command.py",
+    "evaluation/test_resume.py",
+    "kv/test_threads.py",
+    "kv/test_user_compile.py",
+)
+"""Files that start whole evaluations in processes of their own, many requests, or the compiler."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
