@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,10 +79,13 @@ def take(model: Any, cache: Any, tokens: list[int], start: int, body: bool = Fal
     """
     ids = torch.tensor([tokens])
     where = torch.arange(start, start + len(tokens))[None]
+    # transformers 5.24 renamed the argument. Peers run without modicum, which has a helper for this.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    given = {name: cache}
     if body:
-        model.model(input_ids=ids, past_key_values=cache, position_ids=where, use_cache=True)
+        model.model(input_ids=ids, position_ids=where, use_cache=True, **given)
         return torch.empty(0)
-    out = model(input_ids=ids, past_key_values=cache, position_ids=where, use_cache=True, logits_to_keep=1)
+    out = model(input_ids=ids, position_ids=where, use_cache=True, logits_to_keep=1, **given)
     return out.logits[0, -1].float()
 
 

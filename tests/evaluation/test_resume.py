@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from modicum.evaluation.store import read_rows
 from modicum.loading import load
 from tests.evaluation.colours import METRICS, Colours, Continued
 from tests.evaluation.victim import work
-from tests.tiny_model import TINY_MODEL
+from tests.tiny_model import TINY_MODEL, VOCAB_SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Grid(
@@ -127,7 +129,7 @@ def test_a_model_that_has_changed_is_not_mixed_in(tmp_path: Path) -> None:
             model.lm_head.weight[-1, -1] += 0.5
         return model, tokenizer
 
-    with pytest.raises(InputError, match="another model named tiny float32"):
+    with pytest.raises(InputError, match=f"another model named {re.escape(str(TINY_MODEL))} float32"):
         small(tmp_path, load=other)
     assert lines(tmp_path) == 2
 
@@ -152,7 +154,7 @@ def test_a_loss_is_stored_like_a_score(tmp_path: Path) -> None:
     rows = small(tmp_path, [Continued()], questions=("hidden", "seen"), limit=9)
     assert [row.index for row in rows] == [0, 1, 2]  # as many as there are
     assert {row.metric for row in rows} == {"loss"}
-    assert all(0 < row.score < 5 for row in rows)
+    assert all(0 < row.score < 2 * math.log(VOCAB_SIZE) for row in rows)  # random weights guess
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_a_loss_is_stored_like_a_score(tmp_path: Path) -> None:
         (
             {"lengths": (100, 513)},
             InputError,
-            "513 is beyond the 512 positions of tiny: give lengths up to",
+            f"513 is beyond the 512 positions of {re.escape(str(TINY_MODEL))}: give lengths up to",
         ),
         ({"budgets": ("32", "11")}, BudgetError, "at least 12"),
         ({"policies": ("keydiff", "snapkv")}, BudgetError, "32 recent tokens"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
@@ -348,7 +349,8 @@ def test_the_watch_for_large_tensors_sees_a_full_map() -> None:
 def test_a_saved_cache_goes_on_as_if_never_stopped(
     policy: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    case = data.draw(cases(policy, dtypes=HALF, stores=STORES))
+    # A loaded cache is not compiled, and a compiled step adds up in another order.
+    case = replace(data.draw(cases(policy, dtypes=HALF, stores=STORES)), compile=False)
     ids, mask, cuts = case.batch
     edges = [*cuts, ids.shape[1]]
     stop = data.draw(st.sampled_from(edges))

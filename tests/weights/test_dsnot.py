@@ -246,5 +246,5 @@ def test_cycles_follow_the_row_and_settings_are_checked() -> None:
     w, seen, _ = layer(4, 8)
     blocks = Blocks(2, 2, 0.5)
     start = wanda(w, seen)
-    with pytest.raises(InputError, match="1-swap instead"):
+    with pytest.raises(InputError, match='give refine="swap"'):
         dsnot.refine(DSnoT(), w, blocks.select(start), seen, start, blocks)
