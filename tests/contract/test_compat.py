@@ -107,7 +107,7 @@ def test_nothing_known_or_both_known_is_the_name_of_the_release() -> None:
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
-@pytest.mark.parametrize("compile", [False, "auto"])
+@pytest.mark.parametrize("compile", [False, pytest.param("auto", marks=pytest.mark.inductor)])
 def test_a_model_with_either_name_in_its_own_code_is_served(name: str, compile: Any) -> None:
     text = "the quick brown fox jumps over the lazy dog"
     settings = {"policy": "keydiff", "budget": 24, "max_new_tokens": 6, "compile": compile, **SMALL}

@@ -88,6 +88,7 @@ def test_answers(name: str) -> None:
     modicum.detach(model)
 
 
+@pytest.mark.inductor
 def test_compiled_decode() -> None:
     settings = {"policy": "streamingllm", "budget": 16, "max_new_tokens": 3, "compile": True, **SMALL}
     answer = modicum.generate(zoo.build("llama"), Letters(), "the quick brown fox jumps over", **settings)

@@ -173,6 +173,7 @@ def test_one_graph_serves_all_steps_and_other_caches() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.inductor
 def test_generate_compiles_and_says_the_same() -> None:
     model, tokenizer = modicum.load("reference")
     text = "The special number for red is 7. " * 40
