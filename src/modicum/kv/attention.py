@@ -92,7 +92,7 @@ def attention_for(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        key = announced(key)
+        key = announced(module, key)
         if isinstance(key, RecordingHandle):
             return key.record(module, query, attention_mask, kwargs), None
         if not isinstance(key, Handle):

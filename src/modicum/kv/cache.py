@@ -146,6 +146,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         full = self.shape.full
         by_call = sorted(full, key=lambda index: self.shape.layers[index].order)
         self.shared.last = by_call[-1] if by_call else -1
+        self._hides_use_cache = any(layer.hides_use_cache for layer in self.shape.layers)
         self._first = next(i for i, shape in enumerate(self.shape.layers) if shape.kv_heads)
         self.shared.room = min((n for caps in self.plan.capacities for n in caps), default=0)
         layers = [None if s.is_full else make_layer(s, self.shared) for s in self.shape.layers]
@@ -183,8 +184,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         key_states, value_states = in_cache_dtype(key_states, value_states, dtype)
         if layer_idx == self._first and not torch.compiler.is_compiling():
             self._check_in_step()
-            hides = any(layer.hides_use_cache for layer in self.shape.layers)
-            check_settings(kwargs.get("kwargs") or {}, self.shared.config, hides)
+            check_settings(kwargs.get("kwargs") or {}, self.shared.config, self._hides_use_cache)
             if key_states.dtype.itemsize > self.shape.dtype.itemsize:
                 raise CacheError(
                     f"the model gives keys in {key_states.dtype}, the cache was built for {self.shape.dtype} "

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.errors import CacheError, ModelError
+from modicum.errors import ModelError
 from modicum.kv.shared import Handle
 
 _announced: ContextVar[Handle | None] = ContextVar("modicum_latent_handle", default=None)
@@ -30,17 +30,18 @@ def announce(handle: Handle) -> None:
     _announced.set(handle)
 
 
-def announced(key: Tensor | Handle) -> Tensor | Handle:
-    """The handle of the layer that was announced, or the key as it came; each announcement is read once."""
+def announced(module: torch.nn.Module, key: Tensor | Handle) -> Tensor | Handle:
+    """The handle of the layer that was announced, or the key as it came; each announcement is read once.
+
+    One that an interrupted call has left behind is forgotten by the next attention of another kind.
+    """
     if torch.compiler.is_compiling():
         return key
     handle = _announced.get()
     if handle is None:
         return key
     _announced.set(None)
-    if isinstance(key, Handle):
-        raise CacheError("a latent layer was announced to an attention call of another layer")
-    return handle
+    return handle if expands_latents(module) else key
 
 
 def expands_latents(module: torch.nn.Module) -> bool:
