@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,6 +92,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(NO_INDUCTOR)
     seen: set[tuple[str, str]] = set()
     for item in items:
+        # pytest-xdist wants the same names in each process.
+        assert tempfile.gettempdir() not in item.nodeid, f"named by a temporary folder: {item.nodeid}"
         path = item.path.relative_to(FOLDER).as_posix()
         if path in SLOW:
             item.add_marker(pytest.mark.slow)
