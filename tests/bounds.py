@@ -285,7 +285,7 @@ def conditions(model: Any) -> list[float]:
 
 def _measured(model: Any, step: float = 1e-4) -> list[float]:
     exact = copy.deepcopy(model).double().eval()
-    layers = next(m for m in exact.modules() if isinstance(m, nn.ModuleList))
+    layers = next(m for m in exact.get_decoder().modules() if isinstance(m, nn.ModuleList))
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, exact.config.get_text_config().vocab_size, (8, 24), generator=generator)
 

@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modicum.evaluation.row import Cell, Row
+from tests.bounds import assert_same_logits
 
 _FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
 _CONTEXT = [(7 * i * i + 3) % 61 + 1 for i in range(90)]
@@ -75,7 +76,7 @@ def test_the_full_cache_answers_as_generate_does_and_its_bytes_are_counted_exact
     assert got.tokens == wanted.tolist()
     with torch.no_grad():
         logits = model(ids).logits[0, -1]
-    assert torch.allclose(torch.tensor(got.logits), logits, atol=1e-5)
+    assert_same_logits(model, torch.tensor(got.logits)[None], logits[None], tokens=ids.shape[1])
     assert got.context_bytes == 90 * _TOKEN
     assert got.held_bytes == got.peak_bytes == (90 + 5 + 7) * _TOKEN
     assert got.held_tokens == (90, 90)
@@ -90,7 +91,9 @@ def test_a_window_over_everything_is_the_full_cache(folder: Path) -> None:
 def test_a_window_holds_its_share_and_chunks_do_not_change_what_it_says(folder: Path) -> None:
     whole, chunked = (result(folder, "sliding window", 0.2, chunk) for chunk in (None, 20))
     assert whole.tokens == chunked.tokens
-    assert torch.allclose(torch.tensor(whole.logits), torch.tensor(chunked.logits), atol=1e-4)
+    model: Any = LlamaForCausalLM.from_pretrained(folder).eval()
+    found, wanted = (torch.tensor(it.logits)[None] for it in (chunked, whole))
+    assert_same_logits(model, found, wanted, tokens=len(_CONTEXT + _QUESTION))
     assert whole.logits != result(folder, "full").logits
     assert whole.held_tokens == chunked.held_tokens == (18, 18)
     # What is kept of a call is a view of all that it attended to, so that is what stays in memory.
