@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import modicum
 from modicum import smollm2
+from modicum.cache_folder import cache_folder
 from modicum.cli import app
 from modicum.errors import ModelError
 from tests import gguf_models
@@ -159,11 +160,11 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("MODICUM_CACHE", "/own")
-    assert smollm2.cache_folder() == Path("/own")
+    assert cache_folder() == Path("/own")
     monkeypatch.delenv("MODICUM_CACHE")
-    assert smollm2.cache_folder() == Path("/xdg/modicum")
+    assert cache_folder() == Path("/xdg/modicum")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert smollm2.cache_folder() == tmp_path / ".cache" / "modicum"
+    assert cache_folder() == tmp_path / ".cache" / "modicum"
 
 
 # -- the real one --

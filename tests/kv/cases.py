@@ -21,6 +21,7 @@ from modicum.kv.turning import NUMBERINGS
 from tests import zoo
 from tests.bounds import assert_same_logits, clear_margin
 from tests.driver import feed
+from tests.kv.profiles import give_profile
 
 
 def _with_small_window(name: str, settings: dict[str, object]) -> str:
@@ -49,6 +50,20 @@ EVICTING = tuple(p for p in (*BASES, *WRAPPED, *STACKED) if parse_policy(p).evic
 EVERY = (*BASES, *WRAPPED, *STACKED)
 
 
+def shared(
+    name: str,
+    policy: str,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """`zoo.shared`, with a head profile where the policy needs one."""
+    model = zoo.shared(name, dtype, attention)
+    if policy.startswith("calibrated"):
+        give_profile(model, seed)
+    return model
+
+
 @dataclass(frozen=True)
 class Case:
     """One conversation of some rows under a budget."""
@@ -71,7 +86,7 @@ class Case:
 
     @property
     def net(self) -> PreTrainedModel:
-        return zoo.shared(self.model, self.dtype)
+        return shared(self.model, self.policy, self.dtype, seed=self.seed)
 
     def cache(self, **changes: object) -> BudgetCache:
         settings = {
@@ -84,6 +99,7 @@ class Case:
             "positions": self.positions,
             "store": self.store,
             "compile": self.compile,
+            "length": max(self.lengths),
         }
         return BudgetCache(self.net, **{**settings, **changes})
 

@@ -26,8 +26,9 @@ from transformers import (
 from modicum.errors import InputError, ModelError, SnapshotError
 from modicum.kv import heads as heads_module
 from modicum.kv.attention_override import attention_override
-from modicum.kv.heads import HeadScores, probe, probe_attention
+from modicum.kv.heads import HeadScores, probe
 from modicum.kv.inspection import inspect_model
+from modicum.kv.observed_attention import observed_attention
 from modicum.kv.policies.razor import RazorAttention
 from tests.bounds import (
     FUNCTION,
@@ -103,11 +104,13 @@ def by_full_maps(model: PreTrainedModel, runs: list[Tensor], k: int, bos: int) -
 
 
 @pytest.mark.parametrize(("make", "bos"), [(llama, 1), (qwen, 0)])
-@pytest.mark.parametrize("tile", [heads_module._TILE_BYTES, 4 * 6 * 31 * 7])
+@pytest.mark.parametrize("tile", [2**26, 4 * 6 * 31 * 7])  # the second: a few queries at a time
 def test_probe_reads_what_full_maps_hold(
     make: Any, bos: int, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads_module, "_TILE_BYTES", tile)  # the second: a few queries at a time
+    monkeypatch.setattr(
+        "modicum.kv.observed_attention._TILE_BYTES", tile
+    )  # the second: a few queries at a time
     model = make()
     inspect_model(model)  # a call of its own, with one token
     ids, hook = seen_ids(model)
@@ -175,7 +178,7 @@ def test_the_model_is_as_before_even_after_a_failure(monkeypatch: pytest.MonkeyP
     def fail(*_: Any) -> None:
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr(heads_module, "_read", fail)
+    monkeypatch.setattr(heads_module._Reading, "observe", fail)
     with pytest.raises(RuntimeError, match="in the middle"):
         probe(model, tokens=5, copies=2)
     assert model.config._attn_implementation == "sdpa"
@@ -191,7 +194,7 @@ def test_the_probe_computes_the_outputs_of_the_model() -> None:
 
         def counted(*args: Any, **how: Any) -> Any:
             calls.append(1)
-            return probe_attention(*args, **how)
+            return observed_attention(*args, **how)
 
         with attention_override(model, counted, "probed"):
             found = model(x).logits
@@ -248,10 +251,10 @@ def by_loops(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
     "how", [{}, {"sliding_window": 3}, {"softcap": 0.7}, {"s_aux": torch.tensor([0.3, -1.0, 2.0, 0.0])}]
 )
 def test_attention_function_is_attention(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads_module, "_TILE_BYTES", 4 * 4 * 11 * 4)  # 4 queries at a time
+    monkeypatch.setattr("modicum.kv.observed_attention._TILE_BYTES", 4 * 4 * 11 * 4)  # 4 queries at a time
     rng = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, h, 11, d, generator=rng) for h, d in ((4, 8), (2, 8), (2, 5)))
-    out, weights = probe_attention(Layer(), q, k, v, **how)
+    out, weights = observed_attention(Layer(), q, k, v, **how)
     assert weights is None
     assert out.shape == (1, 11, 4, 5)
     single = torch.float32
@@ -269,7 +272,7 @@ def test_synthetic_attention_at_an_offset(
     bos: int, offset: int, echo: float, induction: float, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Queries and keys that meet at i - K + offset only: the reading is 1 at its own offset, else 0."""
-    monkeypatch.setattr(heads_module, "_TILE_BYTES", tile)
+    monkeypatch.setattr("modicum.kv.observed_attention._TILE_BYTES", tile)
     k_copy, n = 5, bos + 20
     keys = torch.eye(n)
     queries = torch.stack([keys[max(0, i - k_copy + offset)] for i in range(n)]) * 100 * n**0.5
@@ -277,7 +280,7 @@ def test_synthetic_attention_at_an_offset(
     q = torch.stack([torch.zeros(n, n), queries, torch.zeros(n, n), torch.zeros(n, n)])[None]
     k = torch.stack([keys, keys])[None]
     reading = heads_module._Reading(k_copy, bos + k_copy)
-    probe_attention(Layer(), q, k, torch.randn(1, 2, n, 3), reading=reading)
+    observed_attention(Layer(), q, k, torch.randn(1, 2, n, 3), observer=reading)
     means = reading.sums[0] / 15  # [2, H, G]
     # One logit is 100 ahead of all others, or all are zero: only the weights themselves are rounded.
     share = gamma(2 * n + 4 * FUNCTION, torch.float32)

@@ -25,7 +25,7 @@ from modicum.kv.store import STORES
 from tests import zoo
 from tests.bounds import FUNCTION, assert_within, gamma
 from tests.driver import all_kept, budget_layers, check_limits, every, feed, full_cache
-from tests.kv.cases import EVERY, EVICTING, STACKED, WRAPPED, Case, cases, margins
+from tests.kv.cases import EVERY, EVICTING, STACKED, WRAPPED, Case, cases, margins, shared
 
 MORE = int(os.environ.get("MODICUM_EXAMPLES", "1"))
 
@@ -187,7 +187,7 @@ def test_an_evaluation_with_gradients_enabled_holds_no_graph() -> None:
 
 @policies
 def test_a_cache_filled_in_inference_mode_goes_on_outside_and_back(policy: str) -> None:
-    model, ids = zoo.shared("gemma2"), zoo.tokens(2, 70)
+    model, ids = shared("gemma2", policy), zoo.tokens(2, 70)
     cache, plain = (BudgetCache(model, policy, 90, chunk=16, n_sink=2, recent=4) for _ in range(2))
     cuts = (50, 51, 52, 60, 61)
     if cache.policy.evicts:
@@ -323,7 +323,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @evicting
 def test_a_long_prompt_makes_nothing_of_its_length_squared(policy: str, attention: str) -> None:
-    model = zoo.shared("llama", attention=attention)
+    model = shared("llama", policy, attention=attention)
     n = 1500
     ids, cache = zoo.tokens(1, n), BudgetCache(model, policy, 40, chunk=32, n_sink=2, recent=4)
     with torch.no_grad(), Largest() as largest:
@@ -403,7 +403,7 @@ def test_a_copy_and_its_original_know_nothing_of_each_other(policy: str, data: s
 @pytest.mark.parametrize("policy", [p for p in EVICTING if "pyramid" not in p])
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_in_decode_the_cache_moves_between_the_budget_and_its_slack(policy: str, number: int) -> None:
-    model, ids = zoo.shared("llama"), zoo.tokens(2, 90)
+    model, ids = shared("llama", policy), zoo.tokens(2, 90)
     cache = BudgetCache(model, policy, 24, chunk=16, n_sink=2, recent=4, evict_every=number)
     held: list[list[Tensor]] = []
     feed(model, cache, ids, cuts=range(60, 90), after=lambda: held.append([h.clone() for h in cache.held]))

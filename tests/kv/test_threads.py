@@ -154,7 +154,7 @@ def test_threads_that_fail_leave_the_others_their_turn(monkeypatch: pytest.Monke
         tries.append(1)
         raise ModelError("in the middle")
 
-    monkeypatch.setattr("modicum.kv.cache.probe", fail)
+    monkeypatch.setattr("modicum.kv.head_store.probe", fail)
     with ThreadPoolExecutor(4) as pool:
         builds = [pool.submit(BudgetCache, model, "razor", **SMALL) for _ in range(4)]
     assert all(isinstance(build.exception(), ModelError) for build in builds)

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import modicum
-from modicum.cli import eval, heads, keep, policies, prune, report, run, serve
+from modicum.cli import calibrate, eval, heads, keep, policies, prune, report, run, serve
 from modicum.cli.console import complain, warnings_for_people
 from modicum.errors import ModicumError
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("policies")(policies.policies)
+app.command("calibrate")(calibrate.calibrate)
 app.command("heads")(heads.heads)
 app.command("keep")(keep.keep)
 app.command("prune")(prune.prune)

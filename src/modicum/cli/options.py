@@ -20,7 +20,12 @@ PolicyOption = Annotated[
     str, typer.Option("--policy", "-p", help='What to keep, such as "keydiff" or "caote+snapkv(window=16)".')
 ]
 BudgetOption = Annotated[
-    str, typer.Option("--budget", "-b", help='Tokens per KV head (2048), or a size for it all ("64MiB").')
+    str,
+    typer.Option(
+        "--budget",
+        "-b",
+        help='Tokens per KV head (2048), a share of the text ("12.5%"), or a size for it all ("64MiB").',
+    ),
 ]
 ChunkOption = Annotated[int, typer.Option(help="Tokens of the prompt taken in at a time.")]
 SinkOption = Annotated[int, typer.Option("--n-sink", help="First tokens that always stay.")]

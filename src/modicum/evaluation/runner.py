@@ -181,7 +181,7 @@ def cache_for(model: Any, cell: Cell, context: int, total: int) -> BudgetCache:
         recent=cell.recent or 0,
         evict_every=cell.evict_every or 1,
     )
-    return BudgetCache(model, policy, budget, positions=cell.positions, store=cell.store)
+    return BudgetCache(model, policy, budget, positions=cell.positions, store=cell.store, length=context)
 
 
 def _read(reader: Reader, tokens: list[int]) -> None:

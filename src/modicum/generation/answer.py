@@ -15,12 +15,12 @@ from modicum.errors import InputError
 from modicum.generation.beams import search
 from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
-from modicum.generation.progress import Progress, reporting
 from modicum.generation.reader import Reader
 from modicum.generation.result import FinishReason, Generation, Timings, held_range, memory_of
 from modicum.generation.rules import Rules
 from modicum.generation.text import decode
 from modicum.kv.call import cuts
+from modicum.progress import Progress, reporting
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from modicum.generation.chat import Message, check_rows
 from modicum.generation.inputs import Block, check_count, check_texts
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.opening import Opening, Prompt, Writing
-from modicum.generation.progress import Progress, reporting
 from modicum.generation.reader import Reader
 from modicum.generation.result import Generation, Memory, Timings
 from modicum.generation.rules import settings, with_eos
@@ -25,6 +24,7 @@ from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
 from modicum.kv.policy import Policy
 from modicum.kv.unwrap import unwrap
+from modicum.progress import Progress, reporting
 
 __all__ = ["Generation", "Memory", "Stream", "Timings", "generate", "prefill", "stream"]
 
@@ -100,8 +100,8 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
             (it runs uncompiled here: see `compile`), or in a parallel wrapper on one device.
         prompt: text, or a list of messages (dicts with "role" and "content"); or a list of either, answered
             as one batch, each as it would be alone. None to go on with `cache`.
-        policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile: of a new `BudgetCache`;
-            not read with `cache`.
+        policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile: of a new `BudgetCache`
+            (a budget such as "12.5%" is that share of the prompt); not read with `cache`.
         max_new_tokens: by default what `generation_config` says, else 128.
         question: text added after the prompt has been compressed, without special tokens; by a chat template
             inside the user's turn, after an empty line unless there is white space. With a list, the prompt
@@ -258,10 +258,13 @@ def prefill(
 
 def _builder(
     model: PreTrainedModel, policy: str | Policy, budget: int | str | Budget, *settings: Any
-) -> Callable[[], BudgetCache]:
-    """Of a new cache; settings are chunk, n_sink, recent, evict_every, positions, store, compile."""
+) -> Callable[[int | None], BudgetCache]:
+    """Of a new cache for a text of so many tokens; settings are chunk, n_sink, recent, evict_every,
+    positions, store, compile.
+    """
     names = ("chunk", "n_sink", "recent", "evict_every", "positions", "store", "compile")
-    return partial(BudgetCache, model, policy, budget, **dict(zip(names, settings, strict=True)))
+    make = partial(BudgetCache, model, policy, budget, **dict(zip(names, settings, strict=True)))
+    return lambda length: make(length=length)
 
 
 def _settings(

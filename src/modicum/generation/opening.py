@@ -52,13 +52,13 @@ class Opening:
         tokenizer: Any,
         prompt: Prompt,
         cache: BudgetCache | None,
-        build: Callable[[], BudgetCache],
+        build: Callable[[int | None], BudgetCache],
         *,
         config: GenerationConfig | None = None,
         writing: Writing = Writing(),
         closing: bool = False,
     ) -> Opening:
-        """Check and encode the prompt; build the cache unless one is given.
+        """Check and encode the prompt; build the cache unless one is given, for so many tokens of text.
 
         closing: the answer follows the prompt (or what the cache has read), not a question.
 
@@ -83,7 +83,7 @@ class Opening:
             raise InputError("there is no prompt: give one, or a cache that has read one")
         texts, alone = ([], False) if prompt is None else check_rows(prompt)
         chat = Chat(tokenizer) if wanted(tokenizer, writing.chat, texts, cache, writing.special) else None
-        cache = build() if cache is None else cache
+        cache = build(_num_tokens(model, tokenizer, texts)) if cache is None else cache
         rows = len(texts) or max(1, cache.batch_size)
         reader = Reader(model, cache, rows, _pad(model, tokenizer, config))
         opening = cls(reader, tokenizer, None, alone or (not texts and rows == 1), writing.special, chat)
@@ -138,9 +138,22 @@ class Opening:
         return Block.of(rows, self.reader.pad, turn)
 
     def _encode(self, texts: list[str], what: str, special: bool) -> list[list[int]]:
-        embeddings: Any = self.reader.model.get_input_embeddings()
-        size = int(embeddings.weight.shape[0])
+        size = _vocabulary(self.reader.model)
         return encode(self.tokenizer, texts, what, special=special, vocabulary=size)
+
+
+def _num_tokens(model: PreTrainedModel, tokenizer: Any, texts: Sequence[Row]) -> int:
+    """Tokens of the longest prompt, its template and special tokens left out."""
+    plain = [
+        text if isinstance(text, str) else "\n".join(str(message.get("content") or "") for message in text)
+        for text in texts
+    ]
+    return max(map(len, encode(tokenizer, plain, "prompt", special=False, vocabulary=_vocabulary(model))))
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
 
 
 def _pad(model: PreTrainedModel, tokenizer: Any, config: GenerationConfig | None) -> int:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modicum.errors import BudgetError
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _MOST = 2**31 - 2  # positions are int32, and a newcomer needs a slot
+_SHARE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*%\s*")
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A hard limit on what a cache holds between calls. Exactly one of `tokens` and `nbytes` is given.
+    """A hard limit on what a cache holds between calls. Exactly one of `tokens`, `nbytes` and `share` is
+    given.
 
     Raises:
         BudgetError: a value that cannot be kept, with the limit and the remedy.
@@ -33,14 +35,20 @@ class Budget:
     """Newest tokens that always stay."""
     evict_every: int = 1
     """Tokens let go at a time in decode; the slack comes out of the budget."""
+    share: float | None = None
+    """Part of the text's tokens, above 0 and up to 1, for a cache that is told the text's length."""
 
     def __post_init__(self) -> None:
-        if (self.tokens is None) == (self.nbytes is None):
-            raise BudgetError("a budget is given either in tokens or in bytes: set exactly one of the two")
+        if [self.tokens, self.nbytes, self.share].count(None) != 2:
+            raise BudgetError(
+                "a budget is given in tokens, in bytes or as a share of the text: set exactly one of them"
+            )
         for key, least in (("chunk", 1), ("n_sink", 0), ("recent", 0), ("evict_every", 1)):
             _whole(key, getattr(self, key), least)
         if self.nbytes is not None:
             _whole("budget in bytes", self.nbytes, 1)
+        if self.share is not None and not 0 < self.share <= 1:
+            raise BudgetError(f"the budget is {self.share:.0%} of the text: write it from '1%' to '100%'")
         if self.tokens is not None:
             _whole("budget", self.tokens, 1)
             if self.tokens > _MOST:
@@ -49,18 +57,38 @@ class Budget:
 
     @classmethod
     def of(cls, value: Any, **settings: int) -> Budget:
-        """A budget from a number of tokens, a size as text ("64MiB", "1.5 GB"), or a Budget, which
-        stays as it is.
+        """A budget from a number of tokens, a size as text ("64MiB", "1.5 GB"), a share of the text
+        ("12.5%"), or a Budget, which stays as it is.
         """
         if isinstance(value, Budget):
             return value
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise BudgetError(f"the budget is {value!r}: give tokens per KV head (2048) or a size ('64MiB')")
+            raise BudgetError(
+                f"the budget is {value!r}: give tokens per KV head (2048), a size ('64MiB') or a share of "
+                "the text ('12.5%')"
+            )
         if isinstance(value, int):
             return cls(tokens=value, **settings)
         if re.fullmatch(r"\s*[-+]?\d+\s*", value):
             return cls(tokens=int(value), **settings)
+        if match := _SHARE.fullmatch(value):
+            return cls(share=float(match[1]) / 100, **settings)
         return cls(nbytes=parse_size(value), **settings)
+
+    def of_text(self, length: int | None, least: int) -> Budget:
+        """A share in tokens, for a text of so many; other budgets as they are. Never below `least`.
+
+        Raises:
+            BudgetError: a share, and no length is known.
+        """
+        if self.share is None:
+            return self
+        if length is None:
+            raise BudgetError(
+                f"a budget of {self.share:.4g} of the text needs the text's length: give "
+                "BudgetCache(..., length=tokens), or a budget in tokens or bytes"
+            )
+        return replace(self, share=None, tokens=max(least, int(self.share * length)))
 
     def check_tokens(self, tokens: int, window: int, whose: str, virtual: bool = False) -> None:
         """Raise unless `tokens` slots hold the sinks, the recent window (or the policy's) and the slack.

@@ -6,7 +6,6 @@ import copy
 import warnings
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, SupportsIndex
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,17 +13,18 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from modicum.errors import CacheError, InputError, ModelError, PolicyError
-from modicum.kv import snapshot
+from modicum.kv import head_store, snapshot
 from modicum.kv.arguments import check_settings
-from modicum.kv.attention_override import model_lock, once
 from modicum.kv.bank import Setting
 from modicum.kv.budget import Budget
-from modicum.kv.fingerprint import weight_checksums
-from modicum.kv.heads import HeadScores, probe
+from modicum.kv.fingerprint import weight_checksums, weights_digest
+from modicum.kv.head_profile import HeadProfile
+from modicum.kv.heads import HeadScores
 from modicum.kv.joining import why_no_graph
 from modicum.kv.layer import BudgetLayer
 from modicum.kv.offload import execution_device, is_offloaded
-from modicum.kv.plan import Plan, budget_for, plan
+from modicum.kv.plan import Plan, budget_for, fewest, plan
+from modicum.kv.policies.calibrated import Calibrated
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
 from modicum.kv.precision import in_cache_dtype
@@ -37,8 +37,6 @@ from modicum.kv.shared import Shared, lasting
 from modicum.kv.store import Store
 from modicum.kv.turning import check_numbering
 from modicum.kv.unwrap import unwrap
-
-_probed: WeakKeyDictionary[PreTrainedModel, HeadScores] = WeakKeyDictionary()
 
 
 class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
@@ -53,9 +51,9 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         model: a transformers causal LM whose attention goes through transformers' attention interface; bare,
             or inside of PEFT, `torch.compile` or a parallel wrapper (`kv/unwrap.py`).
         policy: a policy, or text such as "keydiff" or "caote+snapkv(window=16)".
-        budget: tokens per KV head (every kind of slot counts), or a size such as "64MiB" for the
-        whole cache of one
-            sequence, or a `Budget` (the settings below are then its own).
+        budget: tokens per KV head (every kind of slot counts), or a size such as "64MiB" for the whole cache
+            of one sequence, or a share of `length` such as "12.5%", or a `Budget` (the settings below are
+            then its own).
         chunk: tokens taken in at a time; one layer holds that many beyond its budget while it works.
         n_sink: first tokens of a sequence that always stay.
         recent: newest tokens that always stay.
@@ -67,6 +65,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
             CUDA graph where there is one). "auto" does so where it can be done and leaves it where not.
         store: "model", keys and values as the model gives them; "int8" or "fp8", in 8 bits with a scale for
             each token and head, so that as many bytes hold more tokens.
+        length: tokens of the text to be read, where known: what a share is a share of, and by which
+            `calibrated` reads its profile. The budget holds whatever is read.
 
     Raises:
         BudgetError: a budget that cannot be kept, with the minimum for this model.
@@ -87,6 +87,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         positions: str = "original",
         store: str = "model",
         compile: bool | Literal["auto"] = False,
+        length: int | None = None,
+        _slots: list[list[int]] | None = None,
     ) -> None:
         model = unwrap(model)
         self.store = Store(store)
@@ -95,13 +97,16 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.budget = budget_for(
             self.policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
         )
+        self.budget = self.budget.of_text(length, fewest(self.policy, self.budget))
         self.shape = Shape.of(model)
         self.weights = weight_checksums(model)
         """By which a saved cache recognises its model."""
         if self.store.coded:
             self.store.check(execution_device(model))
-        scores = _head_scores(model, self.policy)
-        self.plan: Plan = plan(self.shape, self.policy, self.budget, scores, self.store)
+        # A saved cache has calibrated heads' slots itself, whatever the profile is by now.
+        saved = _slots is not None and isinstance(self.policy, Calibrated)
+        heads = _slots if saved else _heads(model, self.policy)
+        self.plan: Plan = plan(self.shape, self.policy, self.budget, heads, self.store, length)
         if not self.shape.full:
             warnings.warn(
                 f"every attention layer of {type(model).__name__} has a sliding window and keeps it, so "
@@ -362,16 +367,25 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         return f"BudgetCache({self.policy}, budget={held}{how}, seen={self.seen}, nbytes={self.nbytes})"
 
 
-def _head_scores(model: PreTrainedModel, policy: Policy) -> HeadScores | None:
-    if not isinstance(policy, RazorAttention):
+def _heads(model: PreTrainedModel, policy: Policy) -> HeadScores | HeadProfile | None:
+    """What the policy needs to know of the model's heads."""
+    if isinstance(policy, RazorAttention):
+        return head_store.head_scores(model) if policy.heads is None else HeadScores.load(policy.heads)
+    if not isinstance(policy, Calibrated):
         return None
-    if policy.heads is not None:
-        return HeadScores.load(policy.heads)
-    return once(_probed, model, lambda: probe(model))
+    if policy.profile is not None:
+        given = HeadProfile.load(policy.profile)
+        given.check(given.heads, weights_digest(model))
+        return given
+    found = head_store.find_profile(model)
+    if found is None:
+        raise PolicyError(
+            f"{policy} needs a head profile, and there is none of these weights: make it once with "
+            "modicum.calibrate(model, tokenizer), or modicum calibrate MODEL"
+        )
+    return found
 
 
 def use_head_scores(model: PreTrainedModel, scores: HeadScores) -> None:
     """Let RazorAttention use these scores for the model instead of probing it."""
-    model = unwrap(model)
-    with model_lock(model):
-        _probed[model] = scores
+    head_store.use_head_scores(unwrap(model), scores)

@@ -7,6 +7,8 @@ long, so parts of a few rows of every matrix in the first, middle and last decod
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +45,19 @@ def weight_checksums(model: PreTrainedModel) -> Checksums:
         for name, rows in _matrices(layers[index]):
             found[f"{index}.{name}"] = None if rows is None else _checksum(rows)
     return found
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """16 hex digits that stand for the model's type, `weight_checksums` and input embeddings; "" where some
+    of the weights cannot be read here. The same in float32 and in the 16 bits that it was saved in.
+    """
+    checksums = weight_checksums(model)
+    embeddings = embedding_checksum(model)
+    if not checksums or None in checksums.values() or not embeddings:
+        return ""
+    model_type = model.config.get_text_config(decoder=True).model_type
+    text = json.dumps([model_type, embeddings, checksums], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def difference(saved: Checksums, present: Checksums) -> str | None:

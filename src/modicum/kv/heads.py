@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,14 @@ from transformers import PreTrainedModel
 
 from modicum.errors import InputError, ModelError, SnapshotError
 from modicum.kv.attention_override import attention_override
+from modicum.kv.observed_attention import observed_attention
 from modicum.kv.offload import execution_device
 from modicum.kv.precision import without_autocast
 from modicum.kv.shape import Shape
 from modicum.kv.unwrap import unwrap
+from modicum.progress import Progress, reporting
 
 _FORMAT, _VERSION = "modicum head scores", 1
-_TILE_BYTES = 64 * 2**20  # attention rows made at a time
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -122,6 +123,7 @@ def probe(
     copies: int = 4,
     seeds: Sequence[int] = (0, 1, 2),
     exclude: Collection[int] = (),
+    progress: Progress = None,
 ) -> HeadScores:
     """Measure a model's heads: one forward per seed over `copies` copies of K random tokens.
 
@@ -132,6 +134,7 @@ def probe(
     evaluation mode meanwhile.
 
     exclude: token ids not to draw besides BOS, EOS and padding, such as `tokenizer.all_special_ids`.
+    progress: called with (layers read, layers in all); True for a bar on stderr.
 
     Raises:
         InputError: fewer than two copies or tokens, no seeds, or a context too short for them.
@@ -151,8 +154,14 @@ def probe(
         raise InputError(f"of {config.vocab_size} token ids none is left to draw: exclude fewer")
     reading = _Reading(length, length + (bos is not None))
     device = execution_device(model)
-    attention = partial(probe_attention, reading=reading)
-    with attention_override(model, attention, "probed"), torch.no_grad(), without_autocast(device):
+    attention = partial(observed_attention, observer=reading)
+    num_layers = sum(shape.kv_heads > 0 for shape in shapes)
+    with (
+        reporting(progress, len(seeds) * num_layers, "probing heads", "layers") as reading.tell,
+        attention_override(model, attention, "probed"),
+        torch.no_grad(),
+        without_autocast(device),
+    ):
         for seed in seeds:
             draw = torch.randint(len(allowed), (length,), generator=torch.Generator().manual_seed(seed))
             ids = allowed[draw].repeat(copies)
@@ -216,65 +225,24 @@ class _Reading:
     sums: dict[int, Tensor] = field(default_factory=dict)
     """Layer -> [2, H, G]: sums of echo and induction weights."""
     skipped: set[int] = field(default_factory=set)
+    tell: Callable[[int], None] = lambda more: None
+    """Called with 1 at each layer."""
+    at: int = -1
+    """The layer being read."""
 
+    def skip(self, layer: int) -> None:
+        self.skipped.add(layer)
+        self._reach(layer)
 
-def probe_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    *,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    reading: _Reading | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention in tiles of queries, reading weights on the way, as transformers calls it.
+    def observe(self, layer: int, weights: Tensor, first: int) -> None:
+        """Add each query's two weights past the first copy; weights [H, G, t, n] of queries from `first`."""
+        rows = torch.arange(weights.shape[2], device=weights.device)[max(0, self.first - first) :]
+        same = rows + first - self.copy
+        both = torch.stack([weights[:, :, rows, same], weights[:, :, rows, same + 1]]).sum(-1)
+        self.sums[layer] = self.sums.get(layer, 0) + both
+        self._reach(layer)
 
-    query [1, Hq, n, Dk], key [1, H, n, Dk], value [1, H, n, Dv] -> [1, n, Hq, Dv]. softcap bounds the logits
-    (Gemma 2); s_aux [Hq] are logits of learned sinks (gpt-oss). What is read is added to `reading`.
-    """
-    b, h, n, _dim = key.shape
-    g = query.shape[1] // h
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q = torch.unflatten(query, 1, (h, g))
-    k, v = key.float().transpose(-1, -2), value.float()
-    out = query.new_empty(b, h, g, n, value.shape[-1])
-    tile = max(1, _TILE_BYTES // (4 * b * h * g * n))
-    column = torch.arange(n, device=query.device)
-    layer = getattr(module, "layer_idx", None)
-    reads = reading is not None and layer is not None and sliding_window is None
-    if reading is not None and layer is not None and not reads:
-        reading.skipped.add(layer)
-    for first in range(0, n, tile):
-        last = min(n, first + tile)
-        at = column[first:last, None]
-        z = q[:, :, :, first:last].float().flatten(2, 3) @ k[..., :last] * scaling  # [B, H, G*t, last]
-        z = torch.unflatten(z, 2, (g, -1))
-        if softcap is not None:
-            z = softcap * torch.tanh(z / softcap)
-        unseen = column[:last] > at
-        if sliding_window is not None:
-            unseen |= column[:last] <= at - sliding_window
-        z = z.masked_fill_(unseen, -math.inf)
-        lse = torch.logsumexp(z, -1, keepdim=True)
-        if s_aux is not None:
-            lse = torch.logaddexp(lse, s_aux.float().view(1, h, g, 1, 1))
-        weights = z.sub_(lse).exp_()
-        part = weights.flatten(2, 3) @ v[:, :, :last]
-        out[:, :, :, first:last] = torch.unflatten(part, 2, (g, -1)).to(out.dtype)
-        if reading is not None and layer is not None and reads:
-            _read(reading, layer, weights[0], first)
-    return out.flatten(1, 2).transpose(1, 2).contiguous(), None
-
-
-def _read(reading: _Reading, layer: int, weights: Tensor, first: int) -> None:
-    """Add each query's two weights past the first copy; weights [H, G, t, n] of queries from `first`."""
-    rows = torch.arange(weights.shape[2], device=weights.device)[max(0, reading.first - first) :]
-    same = rows + first - reading.copy
-    both = torch.stack([weights[:, :, rows, same], weights[:, :, rows, same + 1]]).sum(-1)
-    reading.sums[layer] = reading.sums.get(layer, 0) + both
+    def _reach(self, layer: int) -> None:
+        if layer != self.at:  # an attention is shown in several tiles
+            self.at = layer
+            self.tell(1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from modicum.errors import BudgetError, PolicyError
+from modicum.errors import BudgetError, PolicyError, SnapshotError
 from modicum.kv.budget import Budget, format_size
+from modicum.kv.head_profile import HeadProfile
 from modicum.kv.heads import HeadScores
 from modicum.kv.layer_shape import LayerShape
+from modicum.kv.policies.calibrated import Calibrated
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import Policy
 from modicum.kv.shape import Shape
@@ -17,6 +19,9 @@ from modicum.kv.store import PLAIN, Store
 _POSITION = 4  # bytes of an int32
 _FLOAT = 4
 _DOUBLE = 8
+
+
+Heads = HeadScores | HeadProfile | list[list[int]] | None
 
 
 @dataclass(frozen=True)
@@ -38,25 +43,31 @@ def plan(
     shape: Shape,
     policy: Policy,
     budget: Budget,
-    scores: HeadScores | None = None,
+    heads: Heads = None,
     store: Store = PLAIN,
+    length: int | None = None,
 ) -> Plan:
     """Work out the slots.
 
     A budget in bytes gives the most tokens whose plan fits: all layers, newcomers' slots, positions,
     policy state.
 
+    Args:
+        heads: what was measured of the model's heads, for policies that need it; or calibrated heads' slots
+            [layers][KV heads] as a saved cache has them.
+        length: tokens of the text to be read, if known.
+
     Raises:
         BudgetError: the budget is smaller than what the policy needs; names the minimum for this model.
     """
     if budget.tokens is not None:
         _check_tokens(policy, budget, budget.tokens)
-        return _slots(shape, policy, budget, budget.tokens, scores, store)
+        return _slots(shape, policy, budget, budget.tokens, heads, store, length)
     assert budget.nbytes is not None
     least = fewest(policy, budget)
 
     def cost(tokens: int) -> Plan:
-        return _slots(shape, policy, budget, tokens, scores, store)
+        return _slots(shape, policy, budget, tokens, heads, store, length)
 
     smallest = cost(least)
     if smallest.nbytes > budget.nbytes:
@@ -65,7 +76,7 @@ def plan(
             f"a budget of {format_size(budget.nbytes)} is too small for this model and policy: {what} take "
             f"{format_size(smallest.nbytes)}; give at least {smallest.nbytes} bytes"
         )
-    if not shape.full:
+    if not shape.full or isinstance(heads, list):
         return smallest
     low, high = least, least + 1
     while cost(high).nbytes <= budget.nbytes:
@@ -111,24 +122,41 @@ def _window(policy: Policy, budget: Budget) -> int:
 
 
 def _slots(
-    shape: Shape, policy: Policy, budget: Budget, tokens: int, scores: HeadScores | None, store: Store
+    shape: Shape,
+    policy: Policy,
+    budget: Budget,
+    tokens: int,
+    heads: Heads,
+    store: Store,
+    length: int | None,
 ) -> Plan:
     full = [shape.layers[i] for i in shape.full]
     least = budget.least(_window(policy, budget))
     if isinstance(policy, RazorAttention):
-        if scores is None:
+        if not isinstance(heads, HeadScores):
             raise PolicyError("RazorAttention needs head scores: run modicum.kv.heads.probe(model) first")
-        scores.check([layer.kv_heads for layer in shape.layers])
+        heads.check([layer.kv_heads for layer in shape.layers])
         # Tables of all layers, of which those with a window hold none of these slots; the slack of
         # evict_every must not come out of the recent tokens.
-        slots = policy.head_budgets(scores, tokens, budget.n_sink, least - budget.n_sink)
+        slots = policy.head_budgets(heads, tokens, budget.n_sink, least - budget.n_sink)
         capacities = [slots[i] for i in shape.full]
-        found = policy.retrieval(scores)
+        found = policy.retrieval(heads)
         retrieval = [found[i] for i in shape.full]
         # Without retrieval heads (or with nothing else) every head is served by the fallback scorer.
         flat = [kind for layer in retrieval for kind in layer]
         mixed = any(flat) and not all(flat)
         streaming = [[mixed and not kind for kind in layer] for layer in retrieval]
+    elif isinstance(policy, Calibrated):
+        if isinstance(heads, list):
+            capacities = heads
+            _check_slots(capacities, full, least)
+        elif isinstance(heads, HeadProfile):
+            heads.check([layer.kv_heads for layer in shape.layers])
+            slots = policy.head_budgets(heads, tokens, least, length, shape.full)
+            capacities = [slots[i] for i in shape.full]
+        else:
+            raise PolicyError(f"{policy} needs a head profile: run modicum.calibrate(model, tokenizer) first")
+        streaming = [[False] * layer.kv_heads for layer in full]
     else:
         budgets = policy.layer_budgets(tokens, len(full), least) if full else []
         capacities = [[b] * layer.kv_heads for b, layer in zip(budgets, full, strict=True)]
@@ -143,6 +171,13 @@ def _slots(
         if layer.window is not None:
             total += layer.kv_heads * max(layer.window - 1, 0) * (layer.key_dim + layer.value_dim) * itemsize
     return Plan(capacities, streaming, total)
+
+
+def _check_slots(capacities: list[list[int]], layers: list[LayerShape], least: int) -> None:
+    if [len(row) for row in capacities] != [layer.kv_heads for layer in layers]:
+        raise SnapshotError("the saved slots per head are of a model with other heads")
+    if any(not isinstance(n, int) or n < least for row in capacities for n in row):
+        raise SnapshotError(f"the saved slots per head are damaged: none may be below {least}")
 
 
 def _layer_bytes(

@@ -99,7 +99,8 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
         if header["format"] == 1:
             header |= {"positions": "original", "store": "model"}
         how = {key: header[key] for key in ("positions", "store")}
-        cache = cls(model, header["policy"], Budget(**header["budget"]), **how)
+        budget = Budget(**header["budget"])
+        cache = cls(model, header["policy"], budget, _slots=header["capacities"], **how)
         _check_model(path, header, cache)
         if header["capacities"] != cache.plan.capacities or header["streaming"] != cache.plan.streaming:
             raise SnapshotError(

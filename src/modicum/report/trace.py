@@ -26,7 +26,7 @@ from modicum.generation.reader import Reader
 from modicum.kv.attention_override import attention_override
 from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
-from modicum.kv.heads import probe_attention
+from modicum.kv.observed_attention import observed_attention
 from modicum.kv.offload import execution_device
 from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
@@ -121,7 +121,7 @@ def trace(
     else:
         text = str(budget.tokens if budget.tokens is not None else f"{budget.nbytes}B")
         made = budget
-    cache = BudgetCache(model, chosen, made, positions=positions, store=store)
+    cache = BudgetCache(model, chosen, made, positions=positions, store=store, length=n)
     Reader(model, cache, 1, 0).take(Block.of([ids], 0), Interrupt(), lambda _: None)
     kept = [_mask(cache.positions(i)[0], n) for i in range(len(cache.layers))]
     rows, device = len(asked) or min(_LAST, n), execution_device(model)
@@ -193,7 +193,7 @@ def _attention(
             query.shape[-1] ** -0.5 if scaling is None else scaling,
             kwargs.get("softcap"),
         )
-    return probe_attention(module, query, key, value, *args, **kwargs)
+    return observed_attention(module, query, key, value, *args, **kwargs)
 
 
 def _mass(

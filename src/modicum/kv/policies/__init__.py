@@ -2,6 +2,7 @@
 
 from modicum.kv.policies import adakv as adakv
 from modicum.kv.policies import ahakv as ahakv
+from modicum.kv.policies import calibrated as calibrated
 from modicum.kv.policies import caote as caote
 from modicum.kv.policies import criticalkv as criticalkv
 from modicum.kv.policies import full as full

@@ -1,4 +1,4 @@
-"""Progress of a prefill: a callable of the user's, or a bar on stderr."""
+"""Progress of work that takes long: a callable of the user's, or a bar on stderr."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = Callable[[int, int], object] | bool | None
-"""Called with tokens done and tokens in all; True for a bar on stderr."""
+"""Called with what is done and what there is in all (tokens of a prefill); True for a bar on stderr."""
 
 
 @contextmanager
-def reporting(progress: Progress, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to be told how many tokens more are done."""
+def reporting(
+    progress: Progress, total: int, doing: str = "reading", unit: str = "tokens"
+) -> Iterator[Callable[[int], None]]:
+    """Gives a function to be told how many units more are done."""
     done = 0
     if callable(progress):
         call = progress
@@ -32,10 +34,10 @@ def reporting(progress: Progress, total: int) -> Iterator[Callable[[int], None]]
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("reading"),
+        TextColumn(doing),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens"),
+        TextColumn(unit),
         TimeRemainingColumn(),
     )
     # Transient, and none at all where stderr is a file: what stays on the screen is the answer.

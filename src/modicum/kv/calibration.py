@@ -1,0 +1,254 @@
+"""Calibration: measures how many of its tokens each KV head of a model needs, for `HeadProfile`.
+
+The model reads a text twice. A token's score in a KV head is the largest attention weight that it gets from
+any query of the second reading in the head's group, as in KVzip (Kim et al. 2025, arXiv 2505.23416), which
+puts a request to repeat the text in between; without it the shares come out the same (docs/calibration.md).
+What is made of the scores is ours: over all layers, heads and tokens of a text the share f of highest scores
+is marked, and a head's share at f is the part of its tokens that is marked, averaged over texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from modicum.errors import InputError, ModelError
+from modicum.kv import head_store
+from modicum.kv.attention_override import attention_override
+from modicum.kv.fingerprint import weights_digest
+from modicum.kv.head_profile import HeadProfile
+from modicum.kv.observed_attention import observed_attention
+from modicum.kv.offload import execution_device
+from modicum.kv.precision import without_autocast
+from modicum.kv.shape import Shape
+from modicum.kv.unwrap import unwrap
+from modicum.progress import Progress, reporting
+
+FRACTIONS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+_SINKS = 4  # first tokens, which every cache keeps: they would take the places of others
+_LEAST = 32  # tokens of a text that say anything about a head
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Sequence[str] | None = None,
+    *,
+    tokens: int = 900,
+    most_texts: int = 8,
+    fractions: Sequence[float] = FRACTIONS,
+    progress: Progress = None,
+) -> HeadProfile:
+    """Measure a model's head profile and keep it in the user's cache folder, where `calibrated` policies find
+    it by the model's weights.
+
+    Each piece of text is read twice, in one call of the model. Ctrl-C keeps what has been
+    measured; the next call with the same model and texts goes on from there.
+
+    Args:
+        model: a transformers causal LM.
+        tokenizer: its tokenizer.
+        texts: to calibrate on; None for prose that Python ships (`modicum.sample_text`).
+        tokens: of a piece of text; less where the model's context does not hold it twice.
+        most_texts: pieces that are read, evenly spaced over all there are.
+        fractions: shares of all tokens for which to measure the heads' shares.
+        progress: called with (pieces done, pieces in all); True for a bar on stderr.
+
+    Raises:
+        InputError: a text that is too short, or is not text.
+        ModelError: the model shows no attention, or an attention weight is not a number (names the layer).
+    """
+    model = unwrap(model)
+    length = _length(model, tokens)
+    pieces = _pieces(tokenizer, texts, length, most_texts)
+    digest = weights_digest(model)
+    sums = _Sums.begin(model, digest, pieces, tuple(fractions))
+    with reporting(progress, len(pieces), "calibrating", "texts") as tell:
+        tell(sums.count)
+        try:
+            for piece in pieces[sums.count :]:
+                sums.add(_scores(model, piece))
+                tell(1)
+        except BaseException:
+            sums.keep()
+            raise
+    profile = sums.profile(model, digest, sum(map(len, pieces)))
+    head_store.keep_profile(model, profile)
+    sums.drop()
+    return profile
+
+
+def _length(model: PreTrainedModel, tokens: int) -> int:
+    """Tokens of a piece such that the context holds it twice."""
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    length = tokens if not context else min(tokens, context // 2)
+    if length < _LEAST:
+        raise InputError(
+            f"pieces of {length} tokens are too short to calibrate with: give tokens of at least {_LEAST}"
+            + (f"; the model's context of {context} has to hold two" if context else "")
+        )
+    return length
+
+
+def _pieces(tokenizer: Any, texts: Sequence[str] | None, length: int, most: int) -> list[list[int]]:
+    """Token ids of the pieces, each with the tokenizer's special tokens."""
+    if texts is None:
+        from modicum.texts import sample_text
+
+        texts = [sample_text()]
+    if isinstance(texts, str) or not texts:
+        raise InputError("calibration needs a list of texts, or None for its own")
+    bare, written = (list(tokenizer("a", add_special_tokens=on)["input_ids"]) for on in (False, True))
+    special = written[: written.index(bare[0])] if bare and bare[0] in written else []  # those in front
+    found: list[list[int]] = []
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or "\0" in text:
+            raise InputError(f"calibration text {number} is not text: give str without null characters")
+        plain = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        step = length - len(special)
+        found += [special + plain[i : i + step] for i in range(0, max(1, len(plain) - step + 1), step)]
+    found = [piece for piece in found if len(piece) >= _LEAST]
+    if not found:
+        raise InputError(
+            f"the calibration texts are too short: give at least one of {_LEAST} tokens, better several of "
+            f"{length}"
+        )
+    if len(found) <= most:
+        return found
+    return [found[int((i + 0.5) * len(found) / most)] for i in range(most)]
+
+
+@dataclass
+class _Largest:
+    """The largest weight that each token of the text gets from any query of its second reading."""
+
+    first: int
+    """Position of the first query of the second reading."""
+    length: int
+    """Tokens of the text."""
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    """Layer -> [H, length]."""
+    skipped: set[int] = field(default_factory=set)
+
+    def skip(self, layer: int) -> None:
+        self.skipped.add(layer)
+
+    def observe(self, layer: int, weights: Tensor, first: int) -> None:
+        found = weights[:, :, max(0, self.first - first) :, : self.length].amax((1, 2))
+        known = self.scores.get(layer)
+        self.scores[layer] = found if known is None else torch.maximum(known, found)
+
+
+def _scores(model: PreTrainedModel, piece: list[int]) -> list[Tensor | None]:
+    """Per layer [KV heads, tokens without sinks]; None for a layer without full attention."""
+    shapes = Shape.of(model).layers
+    largest = _Largest(len(piece), len(piece))
+    device = execution_device(model)
+    # Without its first token the second time: most often a special one, which never stands in a text.
+    ids = torch.tensor([piece + piece[1:]], device=device)
+    attention = partial(observed_attention, observer=largest)
+    with attention_override(model, attention, "calibrated"), torch.no_grad(), without_autocast(device):
+        model.base_model(input_ids=ids, use_cache=False)
+    found: list[Tensor | None] = []
+    for index, shape in enumerate(shapes):
+        scores = largest.scores.get(index) if shape.is_full else None
+        if scores is not None:
+            if not bool(scores.isfinite().all()):
+                raise ModelError(
+                    f"layer {index} has attention weights that are no numbers: the model's weights or its "
+                    "dtype are broken; load it in float32 and try again"
+                )
+            # Heads that read one latent share one KV head.
+            scores = torch.unflatten(scores, 0, (shape.kv_heads, -1)).amax(1)[:, _SINKS:].cpu()
+        found.append(scores)
+    if not any(scores is not None for scores in found):
+        raise ModelError(f"{type(model).__name__} showed no attention to calibrate")
+    return found
+
+
+class _Sums:
+    """Shares added up over texts; kept in a file when interrupted."""
+
+    def __init__(self, heads: list[int], skipped: list[int], fractions: tuple[float, ...], path: Path | None):
+        self.heads, self.skipped, self.fractions, self.path = heads, skipped, fractions, path
+        self.count = 0
+        self.total = torch.zeros(len(fractions), sum(heads), dtype=torch.float64)
+
+    @classmethod
+    def begin(
+        cls,
+        model: PreTrainedModel,
+        digest: str,
+        pieces: list[list[int]],
+        fractions: tuple[float, ...],
+    ) -> _Sums:
+        """From nothing, or from what an interrupted calibration with the same texts has kept."""
+        layers = Shape.of(model).layers
+        skipped = [i for i, layer in enumerate(layers) if not layer.is_full]
+        path = None
+        if digest:
+            what = json.dumps([digest, pieces, fractions]).encode()
+            name = f"{digest}-{hashlib.sha256(what).hexdigest()[:16]}.part.safetensors"
+            path = head_store.folder() / name
+        made = cls([layer.kv_heads for layer in layers], skipped, fractions, path)
+        if path is not None and path.is_file():
+            with suppress(SafetensorError, OSError, KeyError, ValueError):
+                kept = load_file(path)
+                if kept["total"].shape == made.total.shape:
+                    made.total, made.count = kept["total"], int(kept["count"])
+        return made
+
+    def add(self, scores: list[Tensor | None]) -> None:
+        """Of one text."""
+        joined = torch.cat([s.flatten() for s in scores if s is not None])
+        ordered = joined.sort().values
+        for f, fraction in enumerate(self.fractions):
+            threshold = ordered[min(len(ordered) - 1, math.floor((1 - fraction) * len(ordered)))]
+            parts = [
+                torch.zeros(n, dtype=torch.float64) if s is None else (s >= threshold).double().mean(-1)
+                for n, s in zip(self.heads, scores, strict=True)
+            ]
+            self.total[f] += torch.cat(parts)
+        self.count += 1
+
+    def keep(self) -> None:
+        """Write what there is, for a later run to go on from; without it that one begins anew."""
+        if self.path is None or not self.count:
+            return
+        with suppress(OSError, SafetensorError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"total": self.total, "count": torch.tensor(self.count)}, self.path)
+
+    def drop(self) -> None:
+        """The file is no longer needed."""
+        if self.path is not None:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+    def profile(self, model: PreTrainedModel, digest: str, tokens: int) -> HeadProfile:
+        """The means."""
+        rows = torch.split((self.total / self.count).clamp(0, 1), self.heads, dim=1)
+        config = model.config.get_text_config(decoder=True)
+        return HeadProfile(
+            fractions=self.fractions,
+            shares=tuple(tuple(tuple(row[f].tolist()) for row in rows) for f in range(len(self.fractions))),
+            skipped=tuple(self.skipped),
+            weights=digest,
+            model=Path(str(getattr(config, "_name_or_path", "") or model.name_or_path)).name,
+            model_type=config.model_type,
+            texts=self.count,
+            tokens=tokens,
+        )
