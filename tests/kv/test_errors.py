@@ -86,7 +86,7 @@ UNUSABLE: list[tuple[Any, str]] = [
     (-3, r"budget is -3: .* at least 1"),
     ("0", r"budget is 0: .* at least 1"),
     ("-5", r"budget is -5: .* at least 1"),
-    (True, r"budget is True: give tokens .*2048.* or a size .*64MiB"),
+    (True, r"budget is True: give tokens .*2048.*, a size .*64MiB.* or a share"),
     (2.5, r"budget is 2\.5: give tokens"),
     (float("nan"), r"budget is nan: give tokens"),
     (None, r"budget is None: give tokens"),
@@ -129,7 +129,7 @@ def test_chunk_and_evict_every_are_at_least_one() -> None:
 
 def test_a_budget_is_in_tokens_or_in_bytes() -> None:
     for both in ({}, {"tokens": 64, "nbytes": 1 << 20}):
-        with pytest.raises(BudgetError, match="either in tokens or in bytes"):
+        with pytest.raises(BudgetError, match="in tokens, in bytes or as a share"):
             Budget(**both)
 
 

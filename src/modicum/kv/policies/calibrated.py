@@ -26,6 +26,7 @@ class Calibrated(Divider):
 
     name: ClassVar[str] = "calibrated"
     title: ClassVar[str] = "Calibrated head budgets"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2505.23416"  # KVzip, whose scores the profile is made of
     summary: ClassVar[str] = "Each KV head holds the share of slots that a calibration of the model measured."
 
     profile: str | None = None
