@@ -44,6 +44,9 @@ STACKED = (
     "razor(tova, compensate=False, share=2)",
     "manifoldkv(anchor_window=16)",
     "snapkv(window=4, over='max', group='max', floor=True)",
+    "compactor(window=3, block=8)",
+    "adakv+compactor(window=4)",
+    "caote+razor(compactor(window=4))",
 )
 """Some that meet in the engine: states beside states, ragged heads and layers, several anchors."""
 EVICTING = tuple(p for p in (*BASES, *WRAPPED, *STACKED) if parse_policy(p).evicts)

@@ -25,14 +25,15 @@ FIRST = 1e30
 
 @dataclass(eq=False)
 class Token:
-    """What a KV head holds of one token; `received` is the attention it got so far (H2O), `plain` the key
-    before RoPE."""
+    """What a KV head holds of one token; `received` is the attention it got so far (H2O), `mark` its score as
+    it was last worked out (Compactor), `plain` the key before RoPE."""
 
     position: int
     key: Vector
     value: Vector
     plain: Vector
     received: float = 0.0
+    mark: float = 0.0
 
 
 @dataclass
@@ -191,6 +192,7 @@ class Method:
     """Scores of every token of a KV head, in the order of its list; protected ones' are not used."""
 
     ties = False  # whether equal scores are exactly equal (see `Clarity`)
+    error = 1.0  # of a score in fp32, as a multiple of an attention weight's
 
     @property
     def protects(self) -> int:
@@ -376,3 +378,98 @@ class AhaKV(Method):
 
     def score(self, layer: Layer, head: int) -> Scores:
         return join(self.per_query_head(layer, head), self.group)
+
+
+@dataclass
+class OBCache(Method):
+    """Σ_i a_ij² ‖v_j‖² + (a_ij z_ij)² ‖v_j - o_i‖² + 2 a_ij² z_ij (‖v_j‖² - v_j·o_i) over the last `window`
+    queries, o_i the row's output; pooled among the tokens before the window.
+    """
+
+    window: int = 32
+    kernel: int = 1
+    pooling: str = "avg"
+    group: str = "mean"
+    ties = True  # a pool's
+    error = 6.0  # of a² and of (1 + z)², each twice that of a, and of terms that cancel
+
+    def per_query_head(self, layer: Layer, head: int) -> list[Scores]:
+        tokens, lines = layer.heads[head], []
+        for member in layer.members(head):
+            rows = []
+            for query in layer.queries[-self.window :]:
+                weights, q = layer.row(query, member), query.heads[member]
+                output = sum(a * t.value for a, t in zip(weights, tokens, strict=True))
+                row = []
+                for a, t in zip(weights, tokens, strict=True):
+                    z, v = dot(q, t.key) / math.sqrt(len(q)), t.value
+                    value, key = dot(v, v), dot(v - output, v - output)
+                    row.append(a**2 * (value + z**2 * key + 2 * z * (value - dot(v, output))))
+                rows.append(row)
+            before = [t.position < layer.seen - self.window for t in tokens]
+            total = add(rows)
+            early = iter(pool([s for s, b in zip(total, before, strict=True) if b], self.kernel, self.pooling))
+            lines.append([next(early) if b else s for s, b in zip(total, before, strict=True)])
+        return lines
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return join(self.per_query_head(layer, head), self.group)
+
+
+@dataclass
+class Compactor(Method):
+    """z(u) + β z(ℓ) of a piece of at least `window` tokens, and z(u) of the last `window` tokens otherwise.
+
+    u: what the queries of a block pay to its tokens, unmasked and unscaled, times ‖v‖, pooled over
+    neighbours. ℓ: leverage of the piece's keys. β: the share that is let go.
+    """
+
+    block: int = 256
+    window: int = 32
+    kernel: int = 3
+    ridge: float = 0.01
+    blending: float | None = None
+    error = 12.0  # logits are not divided by √8, and what is 4 deviations large has the error of 1
+
+    def observe(self, layer: Layer, new: list[Query]) -> None:
+        count = max(len(new), self.window)
+        for head, held in enumerate(layer.heads):
+            tokens = sorted((t for t in held if t.position >= layer.seen - count), key=lambda t: t.position)
+            scores = standard(self.attention(layer, head, tokens, count))
+            if len(new) >= self.window:
+                share = min(1.0, layer.capacity[head] / layer.seen)
+                blending = 1 - share if self.blending is None else self.blending
+                outlying = standard(self.leverage([t.key for t in tokens]))
+                scores = [s + blending * x for s, x in zip(scores, outlying, strict=True)]
+            for token, score in zip(tokens, scores, strict=True):
+                token.mark = score
+
+    def attention(self, layer: Layer, head: int, tokens: list[Token], count: int) -> Scores:
+        first, mass = layer.seen - count, dict.fromkeys([t.position for t in tokens], 0.0)
+        asked = {query.position: query for query in layer.queries}
+        for stop in [*range(self.block, count, self.block), count]:
+            start = max(0, stop - self.block)
+            inside = [t for t in tokens if first + start <= t.position < first + stop]
+            mass |= dict.fromkeys([t.position for t in inside], 0.0)
+            for query in [asked[t.position] for t in inside]:
+                for member in layer.members(head):
+                    row = softmax([dot(query.heads[member], t.key) for t in inside])
+                    for t, a in zip(inside, row, strict=True):
+                        mass[t.position] += a / layer.group
+        return pool([mass[t.position] * norm(t.value) for t in tokens], self.kernel)
+
+    def leverage(self, keys: list[Vector]) -> Scores:
+        x = np.array(keys) - np.mean(keys, axis=0)
+        gram = x.T @ x
+        gram += self.ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
+        return [dot(row, np.linalg.solve(gram, row)) for row in x]
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return [t.mark for t in layer.heads[head]]
+
+
+def standard(x: Scores) -> Scores:
+    """Less their mean, over their standard deviation."""
+    middle = sum(x) / len(x)
+    deviation = math.sqrt(sum((a - middle) ** 2 for a in x) / max(1, len(x) - 1))
+    return [(a - middle) / max(deviation, 1e-6) for a in x]

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 
 from modicum.kv.policies.ahakv import AhaKV
+from modicum.kv.policies.compactor import Compactor
 from modicum.kv.policies.full import Full
 from modicum.kv.policies.h2o import H2O
 from modicum.kv.policies.keydiff import KeyDiff
 from modicum.kv.policies.knorm import Knorm
+from modicum.kv.policies.obcache import OBCache
 from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
@@ -37,6 +39,10 @@ class Head:
 
     def attention(self, g: int, r: int, gain: float = 1.0) -> Scores:
         """Softmax of query r of query head g over the tokens that it may see; empty if there is none."""
+        return softmax(self.logits(g, r, gain))
+
+    def logits(self, g: int, r: int, gain: float = 1.0) -> Scores:
+        """Of query r of query head g, for the tokens that it may see."""
         view = self.view
         assert view.queries is not None
         assert view.query_positions is not None
@@ -49,11 +55,7 @@ class Head:
                 if view.softcap is not None:
                     z[j] = view.softcap * math.tanh(z[j] / view.softcap)
                 z[j] *= gain
-        if not z:
-            return {}
-        top = max(z.values())
-        total = sum(math.exp(x - top) for x in z.values())
-        return {j: math.exp(x - top) / total for j, x in z.items()}
+        return z
 
     def rows(self, g: int) -> list[Scores]:
         """The rows of every query of query head g."""
@@ -68,6 +70,15 @@ class Head:
             near = [x[m] for m in line[max(0, i - kernel // 2) : i + kernel // 2 + 1]]
             pooled[j] = max(near) if kind == "max" else sum(near) / len(near)
         return pooled
+
+
+def softmax(z: Scores) -> Scores:
+    """Of the logits there are; empty if there is none."""
+    if not z:
+        return {}
+    top = max(z.values())
+    total = sum(math.exp(x - top) for x in z.values())
+    return {j: math.exp(x - top) / total for j, x in z.items()}
 
 
 def dot(a: Vector, b: Vector) -> float:
@@ -203,6 +214,108 @@ def h2o(policy: H2O, head: Head) -> Scores:
     return scores
 
 
+def obcache(policy: OBCache, head: Head) -> Scores:
+    before = {j for j in head.slots if head.position[j] < head.seen - policy.window}
+    heads = []
+    for g in range(head.view.group):
+        scores = dict.fromkeys(head.slots, 0.0)
+        assert head.view.query_positions is not None
+        for r in range(head.view.query_positions.shape[1]):
+            z, row = head.logits(g, r), head.attention(g, r)
+            out = [math.fsum(a * head.value[j][d] for j, a in row.items()) for d in range(len(head.value[0]))]
+            for j, a in row.items():
+                v = head.value[j]
+                apart = [x - o for x, o in zip(v, out, strict=True)]
+                scores[j] += a**2 * dot(v, v)
+                scores[j] += (a * z[j]) ** 2 * dot(apart, apart)
+                scores[j] += 2 * a**2 * z[j] * (dot(v, v) - dot(v, out))
+        heads.append(head.pool(scores, policy.kernel, policy.pooling, before))
+    return join(heads, policy.group)
+
+
+def compactor(policy: Compactor, head: Head) -> Scores:
+    view = head.view
+    assert view.state is not None
+    scores = {j: float(view.state[head.row, head.head, j, 0]) for j in head.slots}
+    attention, leverage = compactor_parts(policy, head)
+    share = min(1.0, view.capacity / head.seen)
+    blending = 1 - share if policy.blending is None else policy.blending
+    scores |= z_scores(attention)
+    if leverage:
+        outlying = z_scores(leverage)
+        scores |= {j: scores[j] + blending * outlying[j] for j in outlying}
+    return scores
+
+
+def compactor_parts(policy: Compactor, head: Head) -> tuple[Scores, Scores]:
+    """Attention times value norms, pooled, and leverage, of the tokens that are scored anew."""
+    view = head.view
+    assert view.queries is not None
+    assert view.query_positions is not None
+    count = max(view.newcomers, policy.window)
+    first = head.seen - count
+    slot = {head.position[j]: j for j in head.slots if head.position[j] >= first}
+    asked = {p: r for r, p in enumerate(view.query_positions[head.row].tolist()) if p >= max(0, first)}
+    mass: Scores = {}
+    for stop in [*range(policy.block, count, policy.block), count]:
+        block = range(first + max(0, stop - policy.block), first + stop)
+        inside = [slot[p] for p in block if p in slot]
+        mass |= dict.fromkeys(inside, 0.0)
+        for g in range(view.group):
+            for p in block:
+                if p in asked:
+                    query = view.queries[head.row, head.head, g, asked[p]].double().tolist()
+                    for j, a in softmax({j: dot(query, head.key[j]) for j in inside}).items():
+                        mass[j] += a / view.group
+    weighed = {j: a * norm(head.value[j]) for j, a in mass.items()}
+    half, pooled = policy.kernel // 2, {}
+    for p, j in slot.items():
+        pooled[j] = _mean([weighed[slot[i]] for i in range(p - half, p + half + 1) if i in slot])
+    if view.newcomers < policy.window:
+        return pooled, {}
+    return pooled, leverages({j: head.key[j] for j in slot.values()}, policy.ridge)
+
+
+def leverages(keys: dict[int, Vector], ridge: float) -> Scores:
+    """xᵀ(XᵀX + εI)⁻¹x of each key x less their mean."""
+    if not keys:
+        return {}
+    mean = mean_vector(list(keys.values()))
+    x = {j: [a - m for a, m in zip(key, mean, strict=True)] for j, key in keys.items()}
+    dims = range(len(mean))
+    gram = [[math.fsum(v[a] * v[b] for v in x.values()) for b in dims] for a in dims]
+    size = math.fsum(gram[d][d] for d in dims) / len(mean)
+    for d in dims:
+        gram[d][d] += ridge * size
+    return {j: dot(v, solve(gram, v)) if size else 0.0 for j, v in x.items()}
+
+
+def solve(matrix: list[Vector], right: Vector) -> Vector:
+    """The solution of a positive definite system, by elimination."""
+    rows, n = [[*line, b] for line, b in zip(matrix, right, strict=True)], len(right)
+    for i in range(n):
+        for k in range(i + 1, n):
+            factor = rows[k][i] / rows[i][i]
+            rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
+    out = [0.0] * n
+    for i in reversed(range(n)):
+        out[i] = (rows[i][n] - math.fsum(rows[i][k] * out[k] for k in range(i + 1, n))) / rows[i][i]
+    return out
+
+
+def z_scores(x: Scores) -> Scores:
+    """Less their mean, over their standard deviation (of n - 1, at least 1e-6)."""
+    if not x:
+        return {}
+    mean = _mean(list(x.values()))
+    return {j: (a - mean) / deviation(x) for j, a in x.items()}
+
+
+def deviation(x: Scores) -> float:
+    mean = _mean(list(x.values()))
+    return max(1e-6, math.sqrt(math.fsum((a - mean) ** 2 for a in x.values()) / max(1, len(x) - 1)))
+
+
 REFERENCES: dict[str, Callable[..., Scores]] = {
     "full": full,
     "streamingllm": streaming,
@@ -213,6 +326,8 @@ REFERENCES: dict[str, Callable[..., Scores]] = {
     "snapkv": snapkv,
     "ahakv": ahakv,
     "h2o": h2o,
+    "obcache": obcache,
+    "compactor": compactor,
 }
 
 

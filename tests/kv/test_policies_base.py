@@ -13,19 +13,21 @@ from torch import Tensor
 import modicum.kv.policies  # noqa: F401  # registers them
 from modicum.errors import PolicyError
 from modicum.kv.policies.ahakv import AhaKV
+from modicum.kv.policies.compactor import Compactor
 from modicum.kv.policies.full import Full
 from modicum.kv.policies.h2o import H2O
 from modicum.kv.policies.keydiff import KeyDiff
 from modicum.kv.policies.knorm import Knorm
+from modicum.kv.policies.obcache import OBCache
 from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
 from modicum.kv.policies.tova import TOVA
 from modicum.kv.policy import ALL, Policy
 from modicum.kv.view import View
-from tests.bounds import FUNCTION, assert_within, gamma
-from tests.kv.references import REFERENCES, Head, floored, reference, snapkv
-from tests.kv.views import make_view, score_bound, shuffle_slots, spoil_holes, with_parts
+from tests.bounds import FUNCTION, assert_within, gamma, logit_bound, softmax_bound, solve_bound
+from tests.kv.references import REFERENCES, Head, compactor_parts, deviation, floored, reference, snapkv
+from tests.kv.views import ScoreBound, make_view, score_bound, shuffle_slots, spoil_holes, with_parts
 
 POLICIES: list[Policy] = [
     Full(),
@@ -47,6 +49,11 @@ POLICIES: list[Policy] = [
     AhaKV(window=3, group="max", min_gain=1.0),
     AhaKV(window=5, kernel=1, count="held"),
     H2O(),
+    OBCache(window=4),
+    OBCache(window=3, kernel=3, pooling="max", group="max"),
+    Compactor(window=4),
+    Compactor(window=3, block=2, kernel=1),
+    Compactor(window=2, block=4, ridge=0.1, blending=0.5),
 ]
 
 VIEWS: dict[str, dict[str, object]] = {
@@ -68,7 +75,7 @@ every_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
 def view_for(policy: Policy, **options: object) -> View:
     """A random view with the rows and the state that the policy asks for."""
     newcomers = int(options.setdefault("newcomers", 3))  # type: ignore[call-overload]
-    rows = newcomers if policy.query_rows == ALL else policy.query_rows
+    rows = newcomers + policy.kept_queries if policy.query_rows == ALL else policy.query_rows
     view = make_view(  # type: ignore[arg-type]
         rows=rows,
         state=policy.state_width(2),
@@ -93,6 +100,58 @@ def scored(policy: Policy, view: View) -> Tensor:
     return policy.score(replace(view, state=state))
 
 
+def bound_for(policy: Policy, view: View) -> ScoreBound:
+    """What the policy's score of this view is within."""
+    if isinstance(policy, OBCache):
+        return obcache_bound(view)
+    if isinstance(policy, Compactor):
+        return compactor_bound(policy, view)
+    return score_bound(view)
+
+
+def obcache_bound(view: View) -> ScoreBound:
+    """Σ a²‖(1 + z)v - zo‖² is added up from three terms, which may cancel: a relative error of their sizes."""
+    single, there = torch.float32, view.positions >= 0
+    assert view.queries is not None
+    z_error = logit_bound(single, view.queries, view.keys[there], view.scaling, view.softcap)
+    weight = softmax_bound(view.positions.shape[2], single, z_error)
+    z, longest = view.logits().double(), float(view.values.double()[there].norm(dim=-1).max())
+    z = z.masked_fill(z == -torch.inf, 0.0).abs()
+    size = ((1 + 2 * z) * longest).square()  # of each of the three terms, at most
+    slope = 4 * (1 + 2 * z) * longest**2  # of their sum, by z and by o
+    error = gamma(2 * view.values.shape[-1] + 8, single) * 3 * size + slope * (z_error + z * weight)
+    chain = view.queries.shape[3] * view.queries.shape[2] + FUNCTION
+    most = float((view.rows().double().square() * error).sum(3).max())
+    return ScoreBound(2 * weight + gamma(chain, single), most)
+
+
+def compactor_bound(policy: Compactor, view: View) -> ScoreBound:
+    """Of z-scores: the error of what is standardised, over its standard deviation.
+
+    With x off by at most e, its mean is off by e, (x - mean) by 2e and the deviation by 3e, and z, which is
+    at most √n, by (2 + 3√n) e / deviation.
+    """
+    single, there = torch.float32, view.positions >= 0
+    assert view.queries is not None
+    logit = logit_bound(single, view.queries, view.keys[there], 1.0) if there.any() else 0.0
+    count = max(view.newcomers, policy.window)
+    chain = count * view.queries.shape[2] + view.values.shape[-1] + policy.kernel + 4 * FUNCTION
+    share, worst = softmax_bound(count, single, logit) + gamma(chain, single), 0.0
+    for row in range(view.positions.shape[0]):
+        for head in range(view.positions.shape[1]):
+            attention, leverage = compactor_parts(policy, Head(view, row, head))
+            here = 0.0
+            if len(attention) > 1:
+                error = (share + gamma(2 * count + FUNCTION, single)) * max(attention.values())
+                here += (2 + 3 * count**0.5) * error / deviation(attention)
+            if len(leverage) > 1:  # at most 1, in fp64; the ridge bounds the condition of its system
+                dims = view.keys.shape[-1]
+                error = solve_bound(dims, torch.float64, dims / policy.ridge + 1)
+                here += (2 + 3 * count**0.5) * error / deviation(leverage)
+            worst = max(worst, here)
+    return ScoreBound(gamma(4, single), worst + gamma(4, single) * count**0.5)
+
+
 def there(view: View) -> Tensor:
     return view.positions >= 0
 
@@ -101,7 +160,7 @@ def there(view: View) -> Tensor:
 @pytest.mark.parametrize("kind", VIEWS)
 def test_score_matches_the_reference(policy: Policy, kind: str) -> None:
     view = view_for(policy, seed=len(kind), **VIEWS[kind])
-    score, bound = scored(policy, view), score_bound(view)
+    score, bound = scored(policy, view), bound_for(policy, view)
     assert score.shape == view.positions.shape
     assert score.dtype == torch.float32
     for row in range(score.shape[0]):
@@ -167,7 +226,7 @@ def test_slot_order_carries_no_meaning(policy: Policy, seed: int, invalid: int, 
     moved, order = shuffle_slots(view, seed)
     here = there(moved)
     found, expected = policy.score(moved)[here], policy.score(view).gather(-1, order)[here]
-    torch.testing.assert_close(found, expected, **score_bound(view).both)
+    torch.testing.assert_close(found, expected, **bound_for(policy, view).both)
 
 
 @every_policy
@@ -187,7 +246,7 @@ def test_a_row_is_itself(policy: Policy) -> None:
     )
     here = there(alone)
     expected = scored(policy, view)[1:2][here]
-    torch.testing.assert_close(scored(policy, alone)[here], expected, **score_bound(view).both)
+    torch.testing.assert_close(scored(policy, alone)[here], expected, **bound_for(policy, view).both)
 
 
 @every_policy
@@ -199,7 +258,7 @@ def test_ranking_rises_with_the_score(policy: Policy) -> None:
     order = score.argsort(-1)
     rising = ranking.gather(-1, order).diff(dim=-1)
     sorted_score = score.gather(-1, order)
-    clear = sorted_score.diff(dim=-1) > 2 * score_bound(view).of(sorted_score[..., 1:])
+    clear = sorted_score.diff(dim=-1) > 2 * bound_for(policy, view).of(sorted_score[..., 1:])
     assert (rising[clear] > 0).all()
 
 
@@ -226,7 +285,7 @@ def test_head_scores_join_to_the_score(policy: Policy) -> None:
     joined = each.amax(2) if how == "max" else each.mean(2)
     if getattr(policy, "floor", False):
         return  # clamped query head by query head, so there is no such identity: the next test
-    torch.testing.assert_close(joined[here], policy.score(view)[here], **score_bound(view).both)
+    torch.testing.assert_close(joined[here], policy.score(view)[here], **bound_for(policy, view).both)
 
 
 def test_floor_of_head_scores_is_each_query_head_s_own() -> None:
@@ -272,7 +331,7 @@ def test_a_policy_says_what_it_is(policy: Policy) -> None:
 def test_what_policies_ask_of_the_engine() -> None:
     asks = {
         str(p): (p.query_rows, p.window, p.evicts, p.state_width(4), p.accumulates)
-        for p in (Full(), StreamingLLM(), Knorm(), Random(), TOVA(), SnapKV(), AhaKV(window=16), H2O())
+        for p in (Full(), StreamingLLM(), Knorm(), Random(), TOVA(), SnapKV(), AhaKV(window=16), H2O(), OBCache(), Compactor())
     }
     assert asks == {
         "full": (0, 0, False, 0, False),
@@ -283,7 +342,10 @@ def test_what_policies_ask_of_the_engine() -> None:
         "snapkv": (32, 32, True, 0, False),
         "ahakv(window=16)": (16, 16, True, 0, False),
         "h2o": (ALL, 0, True, 1, True),
+        "obcache": (32, 32, True, 0, False),
+        "compactor": (ALL, 32, True, 1, True),
     }
+    assert (H2O().kept_queries, SnapKV(window=8).kept_queries, Compactor(window=8).kept_queries) == (0, 8, 8)
     assert TOVA().per_head() == TOVA(heads="each")
     assert SnapKV().per_head() == SnapKV()
 
@@ -312,6 +374,15 @@ def test_what_policies_ask_of_the_engine() -> None:
         (lambda: AhaKV(min_gain="1"), "min_gain is '1'"),
         (lambda: AhaKV(count="all"), "choose one of seen, held"),
         (lambda: AhaKV(group="rss"), "choose one of mean, max"),
+        (lambda: OBCache(window=0), "window is 0"),
+        (lambda: OBCache(kernel=2), "must be odd"),
+        (lambda: OBCache(pooling="sum"), "choose one of avg, max"),
+        (lambda: OBCache(group="rss"), "choose one of mean, max"),
+        (lambda: Compactor(block=0), "block is 0"),
+        (lambda: Compactor(window=1), "window is 1; a block needs at least 2"),
+        (lambda: Compactor(kernel=4), "must be odd"),
+        (lambda: Compactor(ridge=0.0), "ridge is 0.0"),
+        (lambda: Compactor(blending=1.5), "blending is 1.5; it must be a number from 0.0 to 1.0"),
     ],
 )
 def test_bad_settings_are_refused_in_words(make: object, complaint: str) -> None:

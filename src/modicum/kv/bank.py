@@ -417,6 +417,9 @@ class Bank:
         newcomers: int,
     ) -> Candidates:
         piece, whole = moment.piece, len(moment.piece.seen) == len(self.arena.live)
+        counts = None
+        if piece.valid is not None:
+            counts = torch.tensor(piece.counts[self.rows], device=positions.device)
         limit = piece.limit if whole or len(piece.limit) == 1 else piece.limit[self.rows]
         return Candidates(
             parts=parts,
@@ -432,6 +435,7 @@ class Bank:
             queries=self._asked(moment, positions, valid),
             query_positions=moment.query_positions,
             newcomers=newcomers,
+            arrived=counts,
             output_weight=moment.output_weight,
             sink_logits=moment.sink_logits,
         ).guarded(limit, setting.budget.n_sink)

@@ -167,8 +167,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             self.banks.append(
                 Bank(rows, heads, arena, streaming, virtual, self.store, self.dtype, latent_dim)
             )
-        if policy.query_rows > 0:
-            size = (b, h, self.shape.group, policy.query_rows, key_dim, self.dtype, self.device)
+        if policy.kept_queries > 0:
+            size = (b, h, self.shape.group, policy.kept_queries, key_dim, self.dtype, self.device)
             self.ring = QueryRing(*size, self._stack("ring"), self._stack("line"))
         self.is_initialized = True
         self.shared.change(self.kv_nbytes)
@@ -452,12 +452,10 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         kept = 0 if self.reads is None else self.reads.add(piece, self.banks, key, value)
         self.shared.in_hand(m * in_hand + kept)
         by_head = None if sinks is None else sinks.view(h, g)
-        if self.ring is not None:
-            self.ring.write(query, piece)
+        every_query, at = self._asked(query, piece)
         weight = self._output_weight(module) if policy.needs_output_weight else None
         moments = []
         for bank in self.banks:
-            queries, at = self._queries(query, piece, bank)
             own = weight if weight is None or len(self.banks) == 1 else weight[bank.heads]
             moments.append(
                 Moment(
@@ -465,8 +463,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     bank.rows,
                     scaling,
                     softcap,
-                    queries,
-                    at,
+                    None if every_query is None else every_query[bank.rows, bank.heads],
+                    None if at is None else at[bank.rows],
                     own,
                     g,
                     stored if len(self.banks) == 1 else _block(stored, bank),
@@ -500,14 +498,22 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             return key, key[..., : self.shape.value_dim]
         return key, self.store.decode(stored[1], self.dtype)
 
-    def _queries(self, query: Tensor, piece: Piece, bank: Bank) -> tuple[Tensor | None, Tensor | None]:
-        """The queries whose rows the policy reads: [B, H, G, R, Dk], and their positions [B, R]."""
-        if self.ring is not None:
-            return self.ring.queries[bank.rows, bank.heads], self.ring.positions[bank.rows]
-        if self.setting.policy.query_rows == ALL:
-            positions = piece.positions.expand(query.shape[0], -1)
-            return query[bank.rows, bank.heads], positions[bank.rows]
-        return None, None
+    def _asked(self, query: Tensor, piece: Piece) -> tuple[Tensor | None, Tensor | None]:
+        """Take a piece's queries [B, H, G, m, Dk] into the ring; those whose rows the policy reads: [B, H, G,
+        R, Dk], and their positions [B, R].
+        """
+        ring, every = self.ring, self.setting.policy.query_rows == ALL
+        positions = piece.positions.expand(query.shape[0], -1)
+        if ring is None:
+            return (query, positions) if every else (None, None)
+        room, several = ring.positions.shape[1], piece.length > 1
+        before = None
+        if every and several and (piece.valid is not None or piece.length < room):
+            before = torch.cat([ring.queries, query], dim=3), torch.cat([ring.positions, positions], dim=1)
+        ring.write(query, piece)
+        if every and several:
+            return (query, positions) if before is None else before
+        return ring.queries, ring.positions
 
     def _output_weight(self, module: torch.nn.Module) -> Tensor:
         """[H, G, Dv, hidden]: the output projection's slice of each query head, a view of the weight."""

@@ -203,6 +203,5 @@ def _layer_bytes(
             total += (width + 1) * _FLOAT
         total += slots * (vectors + _POSITION + (0 if streams else state * _FLOAT))
         total += 0 if streams else sums * _DOUBLE
-    if policy.query_rows > 0:
-        total += policy.query_rows * (layer.kv_heads * layer.group * layer.key_dim * itemsize + _POSITION)
+    total += policy.kept_queries * (layer.kv_heads * layer.group * layer.key_dim * itemsize + _POSITION)
     return total

@@ -61,6 +61,14 @@ class Policy:
         return 0
 
     @property
+    def kept_queries(self) -> int:
+        """Last queries that are kept from call to call (and counted as bytes): those of `query_rows`.
+
+        With `ALL` none, unless a policy says how many it wants to see before those of the call.
+        """
+        return max(0, self.query_rows)
+
+    @property
     def window(self) -> int:
         """Newest tokens that the policy must have protected (their evidence is incomplete)."""
         return 0
@@ -175,6 +183,10 @@ class Wrapper(Policy):
     @property
     def query_rows(self) -> int:
         return self.base.query_rows
+
+    @property
+    def kept_queries(self) -> int:
+        return self.base.kept_queries
 
     @property
     def window(self) -> int:

@@ -39,8 +39,8 @@ def stacks(
         made["arena", capacity, streaming] = Stack(entries, parts, device)
         if virtual:
             made["virtual", capacity, streaming] = Stack(entries, Virtual.parts(*dims), device)
-    if policy.query_rows > 0:
-        parts = QueryRing.parts(shape.group, policy.query_rows, shape.key_dim, model)
+    if policy.kept_queries > 0:
+        parts = QueryRing.parts(shape.group, policy.kept_queries, shape.key_dim, model)
         made["ring", 0, False] = Stack(rows * shape.kv_heads * len(layers), parts, device)
-        made["line", 0, False] = Stack(rows * len(layers), QueryRing.line(policy.query_rows), device)
+        made["line", 0, False] = Stack(rows * len(layers), QueryRing.line(policy.kept_queries), device)
     return made

@@ -282,7 +282,7 @@ class Together:
             form=place.bank.store.name,
             softcap=softcap,
             probe=probe,
-            logits=not span.streaming and policy.query_rows in (1, ALL),
+            logits=not span.streaming and policy.query_rows in (1, ALL) and policy.kept_queries <= 1,
             virtual=None if mean is None else (mean.key, mean.value, mean.count),
         )
         place.dots, place.logits = got.dots, got.logits
@@ -427,6 +427,7 @@ class Together:
             query_positions=at,
             state=span.state if span.state.shape[-1] else None,
             newcomers=1,
+            arrived=None if taken is None else span.per_row(taken.to(torch.int64)),
             sums=span.sums if span.counted else None,
             dots=None if not dots else dots[0] if len(dots) == 1 else torch.cat(dots),
             handed=None if not logits else logits[0] if len(logits) == 1 else torch.cat(logits),

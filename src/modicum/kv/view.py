@@ -48,7 +48,9 @@ class View:
     """Factor on q·k in the model's attention, usually 1/sqrt(Dk)."""
     softcap: float | None = None
     queries: Tensor | None = None
-    """[B, H, G, R, Dk]: the queries that the policy asked for (the last R, or all of this call)."""
+    """[B, H, G, R, Dk]: the queries that the policy asked for (the last R, or all of this call, which may
+    follow some of the calls before, see `Policy.kept_queries`), in no order that matters.
+    """
     query_positions: Tensor | None = None
     """[B, R] int64: position of each query in its row, -1 for none (a pad, or fewer than R seen)."""
     state: Tensor | None = None
@@ -56,7 +58,9 @@ class View:
     them.
     """
     newcomers: int = 0
-    """How many of the N tokens came with this call."""
+    """How many of the N tokens came with this call, pads included."""
+    arrived: Tensor | None = None
+    """[B] int64: how many came in each row, pads left out; None where that is `newcomers` in all of them."""
     sums: Tensor | None = None
     """[B, H, F] fp64: the policy's sums over the tokens there are, kept from step to step; None where they
     are to be made anew.
@@ -125,6 +129,30 @@ class View:
         """
         return self._weighted_sum(weights, 1, origin)
 
+    def keys_at(self, index: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Keys of the tokens in slots index [b, H, M] of these rows: [b, H, M, Dk] fp32."""
+        return self._in_slots(index, 0, rows)
+
+    def values_at(self, index: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Values of the tokens in slots index [b, H, M] of these rows: [b, H, M, Dv] fp32."""
+        return self._in_slots(index, 1, rows)
+
+    def _in_slots(self, index: Tensor, which: int, rows: slice) -> Tensor:
+        found, start = None, 0
+        for part in self.parts:
+            x = part[which][rows]
+            n = x.shape[2]
+            local = (index - start).clamp(0, n - 1).unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])
+            here = x.gather(2, local).float()
+            found = here if found is None else torch.where((index >= start).unsqueeze(-1), here, found)
+            start += n
+        assert found is not None
+        return found
+
+    def dot_values(self, vectors: Tensor) -> Tensor:
+        """Each of M vectors times each value: [B, H, M, Dv] fp32 -> [B, H, M, N] fp32."""
+        return self._dots(vectors, 1)
+
     def _tiles(self, which: int) -> Iterator[Tensor]:
         for part in self.parts:
             x = part[which]
@@ -138,10 +166,13 @@ class View:
 
     def dot_keys(self, vectors: Tensor) -> Tensor:
         """Each of M vectors times each key: [B, H, M, Dk] fp32 -> [B, H, M, N] fp32."""
+        return self._dots(vectors, 0)
+
+    def _dots(self, vectors: Tensor, which: int) -> Tensor:
         b, h, m, dim = vectors.shape
         flat = vectors.reshape(b * h, m, dim)
         # Three dimensions and vectors @ kT: half the price of k @ vectorsT for few vectors, in decode.
-        done = [torch.bmm(flat, tile.reshape(b * h, -1, dim).transpose(1, 2)) for tile in self._tiles(0)]
+        done = [torch.bmm(flat, tile.reshape(b * h, -1, dim).transpose(1, 2)) for tile in self._tiles(which)]
         return (done[0] if len(done) == 1 else torch.cat(done, dim=2)).view(b, h, m, -1)
 
     def _weighted_sum(self, weights: Tensor, which: int, origin: Tensor | None = None) -> Tensor:

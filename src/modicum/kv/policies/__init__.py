@@ -4,11 +4,13 @@ from modicum.kv.policies import adakv as adakv
 from modicum.kv.policies import ahakv as ahakv
 from modicum.kv.policies import calibrated as calibrated
 from modicum.kv.policies import caote as caote
+from modicum.kv.policies import compactor as compactor
 from modicum.kv.policies import criticalkv as criticalkv
 from modicum.kv.policies import full as full
 from modicum.kv.policies import h2o as h2o
 from modicum.kv.policies import keydiff as keydiff
 from modicum.kv.policies import knorm as knorm
+from modicum.kv.policies import obcache as obcache
 from modicum.kv.policies import pyramidkv as pyramidkv
 from modicum.kv.policies import random as random
 from modicum.kv.policies import razor as razor

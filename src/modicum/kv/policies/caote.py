@@ -152,20 +152,7 @@ class FastCAOTE(CAOTE):
 
 def _origin(view: View) -> Tensor:
     """The newest token's value [B, H, 1, Dv]: less that, equal values vanish and none cancel badly."""
-    return _values_at(view, view.positions.argmax(-1, keepdim=True))
-
-
-def _values_at(view: View, index: Tensor) -> Tensor:
-    """Values of the tokens in slots index [B, H, M]: [B, H, M, Dv] fp32."""
-    found, start = None, 0
-    for _, values in view.parts:
-        n = values.shape[2]
-        local = (index - start).clamp(0, n - 1).unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])
-        here = values.gather(2, local).float()
-        found = here if found is None else torch.where((index >= start).unsqueeze(-1), here, found)
-        start += n
-    assert found is not None
-    return found
+    return view.values_at(view.positions.argmax(-1, keepdim=True))
 
 
 def _errors(view: View, alpha: Tensor, shares: Tensor, x: Tensor, origin: Tensor) -> Tensor:
@@ -184,7 +171,7 @@ def _errors(view: View, alpha: Tensor, shares: Tensor, x: Tensor, origin: Tensor
 
     apart = view.per_value(squares).transpose(-1, -2).clamp_min(0.0).sqrt()  # [B, H, M or 1, N]
     top = shares.argmax(-1)
-    nearest: Tensor = torch.linalg.vector_norm(_values_at(view, top) - origin - x, dim=-1)
+    nearest: Tensor = torch.linalg.vector_norm(view.values_at(top) - origin - x, dim=-1)
     apart = apart.scatter(-1, top.unsqueeze(-1), nearest.unsqueeze(-1))
     errors = alpha / (1 - alpha).clamp_min(_TINY) * apart
     return errors.masked_fill(alpha >= 1 - _TINY, math.inf)

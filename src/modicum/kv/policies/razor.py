@@ -128,6 +128,10 @@ class RazorAttention(Policy):
         return self.base.query_rows
 
     @property
+    def kept_queries(self) -> int:
+        return self.base.kept_queries
+
+    @property
     def window(self) -> int:
         return self.base.window
 
