@@ -20,7 +20,8 @@ class OBCache(Policy):
 
     With a the weights, z the logits, v the values and o_i = Σ_j a_ij v_j the row's output:
     V_j = Σ_i a_ij² ‖v_j‖² (pruning the value), K_j = Σ_i (a_ij z_ij)² ‖v_j - o_i‖² (pruning the key) and
-    C_j = 2 Σ_i a_ij² z_ij (‖v_j‖² - v_j·o_i) (both at once). The three are Σ_i a_ij² ‖v_j + z_ij(v_j - o_i)‖².
+    C_j = 2 Σ_i a_ij² z_ij (‖v_j‖² - v_j·o_i) (both at once). Together they are
+    Σ_i a_ij² ‖v_j + z_ij(v_j - o_i)‖².
 
     The group's query heads are joined by their mean or largest. kernel, pooling: over neighbours, as in
     SnapKV; 1, the formula's own, is none. Which rows there are is not part of the method: those of SnapKV.
