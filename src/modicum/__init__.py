@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from modicum.kv.policies.ahakv import AhaKV
     from modicum.kv.policies.calibrated import Calibrated
     from modicum.kv.policies.caote import CAOTE, FastCAOTE
+    from modicum.kv.policies.compactor import Compactor
     from modicum.kv.policies.criticalkv import CriticalKV
     from modicum.kv.policies.full import Full
     from modicum.kv.policies.h2o import H2O
     from modicum.kv.policies.keydiff import KeyDiff
     from modicum.kv.policies.knorm import Knorm
+    from modicum.kv.policies.obcache import OBCache
     from modicum.kv.policies.pyramidkv import PyramidKV
     from modicum.kv.policies.random import Random
     from modicum.kv.policies.razor import RazorAttention
@@ -72,11 +74,13 @@ _HOMES = {
     "kv.policies.ahakv": ("AhaKV",),
     "kv.policies.calibrated": ("Calibrated",),
     "kv.policies.caote": ("CAOTE", "FastCAOTE"),
+    "kv.policies.compactor": ("Compactor",),
     "kv.policies.criticalkv": ("CriticalKV",),
     "kv.policies.full": ("Full",),
     "kv.policies.h2o": ("H2O",),
     "kv.policies.keydiff": ("KeyDiff",),
     "kv.policies.knorm": ("Knorm",),
+    "kv.policies.obcache": ("OBCache",),
     "kv.policies.pyramidkv": ("PyramidKV",),
     "kv.policies.random": ("Random",),
     "kv.policies.razor": ("RazorAttention",),
@@ -122,6 +126,8 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "H2O",
     "TOVA",
     "SnapKV",
+    "OBCache",
+    "Compactor",
     "Knorm",
     "PyramidKV",
     "AdaKV",

@@ -408,7 +408,9 @@ class OBCache(Method):
                 rows.append(row)
             before = [t.position < layer.seen - self.window for t in tokens]
             total = add(rows)
-            early = iter(pool([s for s, b in zip(total, before, strict=True) if b], self.kernel, self.pooling))
+            early = iter(
+                pool([s for s, b in zip(total, before, strict=True) if b], self.kernel, self.pooling)
+            )
             lines.append([next(early) if b else s for s, b in zip(total, before, strict=True)])
         return lines
 

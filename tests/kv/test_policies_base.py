@@ -110,7 +110,7 @@ def bound_for(policy: Policy, view: View) -> ScoreBound:
 
 
 def obcache_bound(view: View) -> ScoreBound:
-    """Σ a²‖(1 + z)v - zo‖² is added up from three terms, which may cancel: a relative error of their sizes."""
+    """Σ a²‖(1 + z)v - zo‖² is a sum of three terms, which may cancel: an error relative to their sizes."""
     single, there = torch.float32, view.positions >= 0
     assert view.queries is not None
     z_error = logit_bound(single, view.queries, view.keys[there], view.scaling, view.softcap)
@@ -331,7 +331,18 @@ def test_a_policy_says_what_it_is(policy: Policy) -> None:
 def test_what_policies_ask_of_the_engine() -> None:
     asks = {
         str(p): (p.query_rows, p.window, p.evicts, p.state_width(4), p.accumulates)
-        for p in (Full(), StreamingLLM(), Knorm(), Random(), TOVA(), SnapKV(), AhaKV(window=16), H2O(), OBCache(), Compactor())
+        for p in (
+            Full(),
+            StreamingLLM(),
+            Knorm(),
+            Random(),
+            TOVA(),
+            SnapKV(),
+            AhaKV(window=16),
+            H2O(),
+            OBCache(),
+            Compactor(),
+        )
     }
     assert asks == {
         "full": (0, 0, False, 0, False),

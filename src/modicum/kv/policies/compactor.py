@@ -1,4 +1,4 @@
-"""Compactor (Chari and Van Durme, 2025): attention without a mask inside a chunk, and leverage of its keys."""
+"""Compactor (Chari and Van Durme, 2025): attention inside a chunk without a mask, and its keys' leverage."""
 
 from __future__ import annotations
 
@@ -152,11 +152,9 @@ class _Chunk:
 def _last(view: View, rows: slice, count: int) -> _Chunk:
     """The tokens and queries of the last `count` positions of rows."""
     queries, at = (x[rows] for x in view.asked)
-    positions, first = view.positions[rows], view.seen[rows] - count
+    positions, first = view.masked(view.positions, -1)[rows], view.seen[rows] - count
     slots, there = _places(positions, first[:, None, None], count)
     asked_at, asked = _places(at, first[:, None], count)
-    if view.valid is not None:
-        there = there & view.valid[rows].gather(-1, slots)
     held = view.keys_at(slots, rows), view.values_at(slots, rows)
     keys, values = (x.masked_fill(~there[..., None], 0.0) for x in held)
     index = asked_at[:, None, None, :, None].expand(*queries.shape[:3], -1, queries.shape[-1])
