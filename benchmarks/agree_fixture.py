@@ -39,6 +39,7 @@ _PRESSES = (
     "criticalkv+snapkv-summed",
     "observed",
     "observed-summed",
+    "noncausal-windowed",
 )
 _PYRAMIDS = ((16, 2), (24, 4), (28, 4))
 """Budget and β with which kvpress does not fall back to equal layers."""

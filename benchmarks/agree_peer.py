@@ -52,6 +52,33 @@ class EdgePyramid(EdgeSnapKV, kvpress.PyramidKVPress):
     """PyramidKV with the edges of `EdgeSnapKV`."""
 
 
+class WindowedNonCausal(kvpress.NonCausalAttnPress):
+    """Compactor's attention whose last `window` tokens stay, and whose mean of three neighbours is, at the
+    edges, over those that there are, as modicum's.
+    """
+
+    window = 0
+
+    def score(self, module: Any, hidden: Tensor, keys: Tensor, values: Tensor, *args: Any) -> Tensor:
+        scores = super().score(module, hidden, keys, values, *args)
+        # Their z-scores are undone up to their unit, which ranks alike: at the edges by what pooling missed.
+        queries = hidden.view(*hidden.shape[:2], -1, keys.shape[-1]).transpose(1, 2)
+        group = queries.shape[1] // keys.shape[1]
+        mass = self.non_causal_chunked_attn(queries, keys.repeat_interleave(group, 1), self.chunk_size)
+        weighed = mass.unflatten(1, (-1, group)).mean(2) * values.norm(dim=-1)
+        pooled = torch.nn.functional.avg_pool1d(weighed, 3, 1, 1)
+        unit = pooled.std().clamp_min(1e-6)
+        scores[..., 0] += pooled[..., 0] / 2 / unit
+        scores[..., -1] += pooled[..., -1] / 2 / unit
+        return _refill(scores, self.window)
+
+
+def _noncausal(ratio: float, window: int) -> WindowedNonCausal:
+    press = WindowedNonCausal(ratio, chunk_size=16)
+    press.window = window
+    return press
+
+
 def _refill(scores: Tensor, window: int) -> Tensor:
     scores[..., -window:] = scores[..., :-window].max() + 1
     return scores
@@ -75,6 +102,7 @@ def make_press(task: Task, columns: int) -> kvpress.BasePress:
         "snapkv": lambda: kvpress.SnapKVPress(**snap),
         "snapkv-edges": lambda: EdgeSnapKV(**snap),
         "snapkv-summed": lambda: SummedSnapKV(**snap),
+        "noncausal-windowed": lambda: _noncausal(ratio, task.window),
         "pyramidkv": lambda: kvpress.PyramidKVPress(**snap, beta=task.beta),
         "pyramidkv-edges": lambda: EdgePyramid(**snap, beta=task.beta),
     }

@@ -62,6 +62,8 @@ def recorded(press: str, budget: int) -> list[set[int]]:
         (f"adakv+snapkv(window={WINDOW})", "adakv+snapkv-edges", 0),
         (f"criticalkv+snapkv(window={WINDOW})", "criticalkv+snapkv-summed", 0),
         ("h2o", "observed-summed", 0),
+        # Compactor's attention; its leverage is sketched at random there, so that it is nowhere the same
+        (f"compactor(window={WINDOW}, block=16, blending=0)", "noncausal-windowed", 0),
     ],
 )
 def test_keeps_what_kvpress_keeps(policy: str, press: str, n_sink: int, budget: int) -> None:
