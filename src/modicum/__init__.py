@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from modicum.kv.policies.snapkv import SnapKV
     from modicum.kv.policies.streaming import StreamingLLM
     from modicum.kv.policies.tova import TOVA
+    from modicum.kv.policies.triattention import TriAttention
     from modicum.kv.policy import Policy, Wrapper
     from modicum.kv.registration import attach, detach
     from modicum.kv.registry import PolicyInfo, parse_policy, policies, register
@@ -87,6 +88,7 @@ _HOMES = {
     "kv.policies.snapkv": ("SnapKV",),
     "kv.policies.streaming": ("StreamingLLM",),
     "kv.policies.tova": ("TOVA",),
+    "kv.policies.triattention": ("TriAttention",),
     "kv.policy": ("Policy", "Wrapper"),
     "kv.registry": ("PolicyInfo", "parse_policy", "policies", "register"),
     "kv.view": ("View",),
@@ -128,6 +130,7 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "SnapKV",
     "OBCache",
     "Compactor",
+    "TriAttention",
     "Knorm",
     "PyramidKV",
     "AdaKV",

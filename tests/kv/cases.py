@@ -46,6 +46,7 @@ STACKED = (
     "snapkv(window=4, over='max', group='max', floor=True)",
     "compactor(window=3, block=8)",
     "adakv+compactor(window=4)",
+    "adakv+triattention(window=4)",
     "caote+razor(compactor(window=4))",
 )
 """Some that meet in the engine: states beside states, ragged heads and layers, several anchors."""

@@ -50,6 +50,7 @@ class Decoder:
             empty: list[Any] = [[[] for _ in range(kv_heads)] for _ in range(2)]
             layer = Layer(i, own, [budgets[i]] * kv_heads, [False] * kv_heads, *empty)
             layer.sinks, layer.recent, layer.group, layer.clarity = rules.n_sink, recent, group, self.clarity
+            layer.renumbered = rules.renumbered
             self.layers.append(layer)
         if isinstance(method, RazorAttention):
             self.split_by_kind(method)

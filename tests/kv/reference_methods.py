@@ -91,6 +91,7 @@ class Layer:
     sinks: int = 0
     recent: int = 0
     group: int = 1
+    renumbered: bool = False
     clarity: Clarity = field(default_factory=Clarity)
 
     def safe(self, token: Token) -> bool:
@@ -468,6 +469,49 @@ class Compactor(Method):
 
     def score(self, layer: Layer, head: int) -> Scores:
         return [t.mark for t in layer.heads[head]]
+
+
+@dataclass
+class TriAttention(Method):
+    """mean_δ Σ_f |μ_f||k_f| cos(ω_f(t - p + δ) + arg μ_f - arg k_f) + Σ_f (m_f - |μ_f|)|k_f|, per query head
+    over its standard deviation; then the largest, or the mean, of the group.
+
+    μ_f, m_f: the means of q_f and |q_f| over all queries of the row, before RoPE as complex numbers; k_f a
+    key turned back from its position p, t the newest; all of them ranks where positions are renumbered.
+    """
+
+    window: int = 128
+    group: str = "max"
+
+    def per_query_head(self, layer: Layer, head: int) -> list[Scores]:
+        tokens, lines = layer.heads[head], []
+        places = [t.position for t in tokens]
+        if layer.renumbered:
+            places = [sorted(places).index(p) for p in places]
+        now = len(tokens) - 1 if layer.renumbered else layer.seen - 1
+        for member in layer.members(head):
+            queries = np.array([as_pairs(query.plain[member]) for query in layer.queries])
+            center, size = queries.mean(0), np.abs(queries).mean(0)
+            speed = 10000.0 ** (-np.arange(len(center)) / len(center))
+            line = []
+            for token, place in zip(tokens, places, strict=True):
+                key = as_pairs(token.key) * np.exp(-1j * speed * place)
+                phase = np.angle(center) - np.angle(key)
+                far = [
+                    float((np.abs(center) * np.abs(key) * np.cos(speed * (now - place + 2**i) + phase)).sum())
+                    for i in range(17)
+                ]
+                line.append(mean(far) + float(((size - np.abs(center)) * np.abs(key)).sum()))
+            lines.append(standard(line))
+        return lines
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return join(self.per_query_head(layer, head), self.group)
+
+
+def as_pairs(x: Vector) -> np.ndarray:
+    """Dimension i and i + d/2 as one complex number."""
+    return x[: len(x) // 2] + 1j * x[len(x) // 2 :]
 
 
 def standard(x: Scores) -> Scores:

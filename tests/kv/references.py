@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
 from modicum.kv.policies.tova import TOVA
+from modicum.kv.policies.triattention import TriAttention
 from modicum.kv.policy import Policy
 from modicum.kv.view import View
 
@@ -316,6 +318,63 @@ def deviation(x: Scores) -> float:
     return max(1e-6, math.sqrt(math.fsum((a - mean) ** 2 for a in x.values()) / max(1, len(x) - 1)))
 
 
+def triattention(policy: TriAttention, head: Head) -> Scores:
+    return join([z_scores(raw) for raw in triattention_parts(head)], policy.group) if head.slots else {}
+
+
+def triattention_parts(head: Head) -> list[Scores]:
+    """Of each query head, before they are standardised."""
+    view, heads = head.view, []
+    assert view.queries is not None
+    assert view.query_positions is not None
+    assert view.tally is not None
+    assert view.rotary is not None
+    tally: Vector = view.tally[head.row, head.head].tolist()
+    speeds: Vector = view.rotary.speed.double().tolist()
+    dims = len(head.key[0]) // 2
+    scales = [view.rotary.scale] * len(speeds) + [1.0] * (dims - len(speeds))
+    speeds += [0.0] * (dims - len(speeds))
+    asked = [(r, p) for r, p in enumerate(view.query_positions[head.row].tolist()) if p >= 0]
+    for g in range(view.group):
+        before = [tally[1 + (3 * g + i) * dims :][:dims] for i in range(3)]
+        center = [complex(x, y) for x, y in zip(before[0], before[1], strict=True)]
+        size = list(before[2])
+        for r, at in asked:
+            query = as_pairs(view.queries[head.row, head.head, g, r].double().tolist(), view)
+            for f, q in enumerate(query):
+                plain = q * cmath.exp(-1j * speeds[f] * at) / scales[f]
+                center[f] += plain
+                size[f] += abs(plain)
+        number, raw = tally[0] + len(asked), {}
+        for j in head.slots:
+            total = 0.0
+            for f, k in enumerate(as_pairs(head.key[j], view)):
+                plain = k * cmath.exp(-1j * speeds[f] * head.position[j]) / scales[f]
+                mu, most = center[f] / number, size[f] / number
+                phase = cmath.phase(mu * plain.conjugate())
+                far = [
+                    math.cos(speeds[f] * (head.seen - 1 - head.position[j] + 2**i) + phase) for i in range(17)
+                ]
+                total += scales[f] ** 2 * abs(mu) * abs(plain) * _mean(far)
+                total += scales[f] ** 2 * (most - abs(mu)) * abs(plain)
+            raw[j] = total
+        heads.append(raw)
+    return heads
+
+
+def as_pairs(x: Vector, view: View) -> list[complex]:
+    """The rotary pairs of a vector, then what is left of it, two by two."""
+    assert view.rotary is not None
+    half = len(view.rotary.speed)
+    turned, rest = x[: 2 * half], x[2 * half :]
+    if view.rotary.neighbours:
+        both = list(zip(turned[::2], turned[1::2], strict=True))
+    else:
+        both = list(zip(turned[:half], turned[half:], strict=True))
+    both += list(zip(rest[::2], rest[1::2], strict=True))
+    return [complex(a, b) for a, b in both]
+
+
 REFERENCES: dict[str, Callable[..., Scores]] = {
     "full": full,
     "streamingllm": streaming,
@@ -328,6 +387,7 @@ REFERENCES: dict[str, Callable[..., Scores]] = {
     "h2o": h2o,
     "obcache": obcache,
     "compactor": compactor,
+    "triattention": triattention,
 }
 
 

@@ -40,6 +40,7 @@ from tests.kv.reference_methods import (
     Rules,
     SnapKV,
     StreamingLLM,
+    TriAttention,
 )
 from tests.kv.reference_wrappers import CAOTE, AdaKV, CriticalKV, PyramidKV, RazorAttention
 
@@ -208,6 +209,10 @@ POLICIES: dict[str, Callable[[], Method]] = {
     "caote+compactor(window=4)": lambda: CAOTE(Compactor(window=4)),
     "adakv+compactor(window=5)": lambda: AdaKV(Compactor(window=5)),
     "razor(compactor(window=4), echo=0.25, induction=0)": lambda: razor(Compactor(window=4), 0.25, 0),
+    "triattention(window=4)": lambda: TriAttention(4),
+    "triattention(window=1, group='mean')": lambda: TriAttention(1, "mean"),
+    "adakv+triattention(window=3)": lambda: AdaKV(TriAttention(3)),
+    "razor(triattention(window=4), echo=0.25, induction=0)": lambda: razor(TriAttention(4), 0.25, 0),
     f"caote+{SNAP}": lambda: CAOTE(snap()),
     "caote+tova": lambda: CAOTE(TOVA()),
     "caote+h2o": lambda: CAOTE(H2O()),

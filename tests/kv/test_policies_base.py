@@ -23,10 +23,21 @@ from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
 from modicum.kv.policies.tova import TOVA
+from modicum.kv.policies.triattention import TriAttention
 from modicum.kv.policy import ALL, Policy
+from modicum.kv.turning import Rotary
 from modicum.kv.view import View
 from tests.bounds import FUNCTION, assert_within, gamma, logit_bound, softmax_bound, solve_bound
-from tests.kv.references import REFERENCES, Head, compactor_parts, deviation, floored, reference, snapkv
+from tests.kv.references import (
+    REFERENCES,
+    Head,
+    compactor_parts,
+    deviation,
+    floored,
+    reference,
+    snapkv,
+    triattention_parts,
+)
 from tests.kv.views import ScoreBound, make_view, score_bound, shuffle_slots, spoil_holes, with_parts
 
 POLICIES: list[Policy] = [
@@ -54,6 +65,8 @@ POLICIES: list[Policy] = [
     Compactor(window=4),
     Compactor(window=3, block=2, kernel=1),
     Compactor(window=2, block=4, ridge=0.1, blending=0.5),
+    TriAttention(window=4),
+    TriAttention(window=1, group="mean"),
 ]
 
 VIEWS: dict[str, dict[str, object]] = {
@@ -82,7 +95,23 @@ def view_for(policy: Policy, **options: object) -> View:
         same_heads=str(policy) == "tova",
         **options,
     )
+    if width := policy.tally_width(view.group, view.keys.shape[-1]):
+        view = replace(view, tally=tally(view, width), rotary=rotary(view.group))
     return remembered(policy, view)
+
+
+def rotary(group: int) -> Rotary:
+    """That of a head of 8 dimensions, the last two of which stand still."""
+    return Rotary("yarn", 100.0 ** (-torch.arange(3) / 3), 1.25, neighbours=group % 2 == 1)
+
+
+def tally(view: View, width: int) -> Tensor:
+    """Of five queries before those of the view: [B, H, width], see `TriAttention.tally_width`."""
+    rng = torch.Generator().manual_seed(int(view.seen.sum()))
+    b, h = view.positions.shape[:2]
+    queries = torch.randn(b, h, view.group, 5, 2, (width - 1) // view.group // 3, generator=rng)
+    parts = torch.cat([queries, queries.norm(dim=-2, keepdim=True)], dim=-2).double().sum(3)
+    return torch.cat([torch.full((b, h, 1), 5.0), parts.flatten(2)], dim=-1)
 
 
 def remembered(policy: Policy, view: View) -> View:
@@ -96,8 +125,14 @@ def remembered(policy: Policy, view: View) -> View:
 
 def scored(policy: Policy, view: View) -> Tensor:
     """What the engine does in a call: observe, then score."""
-    state = None if view.state is None else policy.observe(replace(view, state=view.state.clone()))
-    return policy.score(replace(view, state=state))
+    return policy.score(observed(policy, view))
+
+
+def observed(policy: Policy, view: View) -> View:
+    """The view after `observe`; the one given stays as it is."""
+    state, tally = (None if x is None else x.clone() for x in (view.state, view.tally))
+    view = replace(view, state=state, tally=tally)
+    return replace(view, state=policy.observe(view)) if policy.accumulates else view
 
 
 def bound_for(policy: Policy, view: View) -> ScoreBound:
@@ -106,6 +141,8 @@ def bound_for(policy: Policy, view: View) -> ScoreBound:
         return obcache_bound(view)
     if isinstance(policy, Compactor):
         return compactor_bound(policy, view)
+    if isinstance(policy, TriAttention):
+        return triattention_bound(view)
     return score_bound(view)
 
 
@@ -150,6 +187,25 @@ def compactor_bound(policy: Compactor, view: View) -> ScoreBound:
                 here += (2 + 3 * count**0.5) * error / deviation(leverage)
             worst = max(worst, here)
     return ScoreBound(gamma(4, single), worst + gamma(4, single) * count**0.5)
+
+
+def triattention_bound(view: View) -> ScoreBound:
+    """Of z-scores (see `compactor_bound`) of products of keys with vectors from mean queries."""
+    single, n, d = torch.float32, view.positions.shape[2], view.keys.shape[-1]
+    assert view.queries is not None
+    assert view.tally is not None
+    worst, sizes = 0.0, view.queries.double().norm(dim=-1).amax((2, 3))  # [B, H]
+    for row in range(view.positions.shape[0]):
+        for h in range(view.positions.shape[1]):
+            head = Head(view, row, h)
+            longest = max((float(view.keys[row, h, j].double().norm()) for j in head.slots), default=0.0)
+            # The mean query is no longer than the longest; its second part in the score as long again.
+            query = max(float(sizes[row, h]), float(view.tally[row, h, 1:].norm() / 5))
+            error = gamma(2 * d + 4 * FUNCTION, single) * 2 * 1.25 * query * longest
+            for raw in triattention_parts(head):
+                if len(raw) > 1:
+                    worst = max(worst, (2 + 3 * n**0.5) * error / deviation(raw))
+    return ScoreBound(gamma(4, single), worst + gamma(n, single) * n**0.5)
 
 
 def there(view: View) -> Tensor:
@@ -221,8 +277,7 @@ def test_holes_weigh_nothing(
 )
 def test_slot_order_carries_no_meaning(policy: Policy, seed: int, invalid: int, parts: int) -> None:
     view = view_for(policy, invalid=invalid, parts=parts, seed=seed)
-    if view.state is not None:
-        view = replace(view, state=policy.observe(view))
+    view = observed(policy, view)
     moved, order = shuffle_slots(view, seed)
     here = there(moved)
     found, expected = policy.score(moved)[here], policy.score(view).gather(-1, order)[here]
@@ -241,7 +296,10 @@ def test_a_row_is_itself(policy: Policy) -> None:
         parts=tuple((k[1:2], v[1:2]) for k, v in view.parts),
         **{
             name: only(getattr(view, name))
-            for name in ("positions", "valid", "protected", "seen", "queries", "query_positions", "state")
+            for name in (
+                *("positions", "valid", "protected", "seen"),
+                *("queries", "query_positions", "state", "tally"),
+            )
         },
     )
     here = there(alone)
@@ -252,8 +310,7 @@ def test_a_row_is_itself(policy: Policy) -> None:
 @every_policy
 def test_ranking_rises_with_the_score(policy: Policy) -> None:
     view = view_for(policy, n=40, seed=3)
-    if view.state is not None:
-        view = replace(view, state=policy.observe(view))
+    view = observed(policy, view)
     score, ranking = policy.score(view), policy.ranking(view)
     order = score.argsort(-1)
     rising = ranking.gather(-1, order).diff(dim=-1)
@@ -274,8 +331,7 @@ def test_zero_keys_and_values_score_finitely(policy: Policy, zero: str) -> None:
 @every_policy
 def test_head_scores_join_to_the_score(policy: Policy) -> None:
     view = view_for(policy, invalid=3, seed=6)
-    if view.state is not None:
-        view = replace(view, state=policy.observe(view))
+    view = observed(policy, view)
     policy = policy.per_head()
     each, here = policy.head_scores(view), there(view)
     assert each.shape[:2] == view.positions.shape[:2]
@@ -342,6 +398,7 @@ def test_what_policies_ask_of_the_engine() -> None:
             H2O(),
             OBCache(),
             Compactor(),
+            TriAttention(),
         )
     }
     assert asks == {
@@ -355,6 +412,7 @@ def test_what_policies_ask_of_the_engine() -> None:
         "h2o": (ALL, 0, True, 1, True),
         "obcache": (32, 32, True, 0, False),
         "compactor": (ALL, 32, True, 1, True),
+        "triattention": (ALL, 128, True, 0, True),
     }
     assert (H2O().kept_queries, SnapKV(window=8).kept_queries, Compactor(window=8).kept_queries) == (0, 8, 8)
     assert TOVA().per_head() == TOVA(heads="each")
@@ -389,6 +447,8 @@ def test_what_policies_ask_of_the_engine() -> None:
         (lambda: OBCache(kernel=2), "must be odd"),
         (lambda: OBCache(pooling="sum"), "choose one of avg, max"),
         (lambda: OBCache(group="rss"), "choose one of mean, max"),
+        (lambda: TriAttention(window=0), "window is 0"),
+        (lambda: TriAttention(group="rss"), "choose one of max, mean"),
         (lambda: Compactor(block=0), "block is 0"),
         (lambda: Compactor(window=1), "window is 1; a block needs at least 2"),
         (lambda: Compactor(kernel=4), "must be odd"),
@@ -405,6 +465,10 @@ def test_bad_settings_are_refused_in_words(make: object, complaint: str) -> None
 def test_rows_without_asking_for_them_are_refused() -> None:
     with pytest.raises(PolicyError, match="without asking"):
         SnapKV().score(make_view())
+    with pytest.raises(PolicyError, match="no tally"):
+        TriAttention().score(make_view())
+    with pytest.raises(PolicyError, match="no state"):
+        Compactor().score(make_view())
     with pytest.raises(PolicyError, match="no state"):
         H2O().score(make_view())
 

@@ -46,6 +46,8 @@ def test_policies_that_run(policy: str, wrapper: str) -> None:
         ("adakv+snapkv(window=2)", "compete"),
         ("pyramidkv+keydiff", "unequal budgets"),
         ("h2o", "adds up numbers"),
+        ("compactor", "adds up numbers"),
+        ("triattention", "before the rotary embedding"),
         ("criticalkv+keydiff", "output projection"),
     ],
 )

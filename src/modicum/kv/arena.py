@@ -34,17 +34,21 @@ class Arena:
         device: torch.device,
         sum_width: int = 0,
         stack: Stack | None = None,
+        tally_width: int = 0,
     ) -> None:
         slots = capacity + 1
         self.capacity = capacity
         if stack is None:
-            parts = self.parts(slots, key_dim, value_dim, state_width, sum_width, dtype, device)
+            widths = state_width, sum_width, tally_width
+            parts = self.parts(slots, key_dim, value_dim, *widths, dtype, device)
             stack = Stack(rows * heads, parts, device)
         room = stack.take(rows, heads)
         self.keys, self.values = room["keys"], room["values"]  # [B, H, S, Dk], [B, H, S, Dv]
         self.positions, self.state = room["positions"], room["state"]  # [B, H, S], [B, H, S, F] fp32
         self.sums = room["sums"]
         """[B, H, F] fp64: a policy's sums over the tokens of each head, in use while decode steps go on."""
+        self.tally = room["tally"]
+        """[B, H, F] fp64: what a policy has added up over all that it has read."""
         self.live = [0] * rows
         self.hole: Tensor | None = None
         """[B, H] each head's free slot, when that is not the one after those in use."""
@@ -57,17 +61,20 @@ class Arena:
         value_dim: int,
         state_width: int,
         sum_width: int,
+        tally_width: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype, float]]:
         """What a `Stack` of arenas holds for each pair of a row and a head."""
+        # Sums over millions of steps: in fp64, wherever there is such a thing.
+        wide = torch.float32 if device.type == "mps" else torch.float64
         return {
             "keys": ((slots, key_dim), dtype, 0),
             "values": ((slots, value_dim), dtype, 0),
             "positions": ((slots,), torch.int32, -1),
             "state": ((slots, state_width), torch.float32, 0),
-            # Sums over millions of steps: in fp64, wherever there is such a thing.
-            "sums": ((sum_width,), torch.float32 if device.type == "mps" else torch.float64, 0),
+            "sums": ((sum_width,), wide, 0),
+            "tally": ((tally_width,), wide, 0),
         }
 
     @property
@@ -78,7 +85,7 @@ class Arena:
     @property
     def nbytes(self) -> int:
         """Bytes of live storage."""
-        return sum(t.nbytes for t in (*self.tensors.values(), self.sums))
+        return sum(t.nbytes for t in (*self.tensors.values(), self.sums, self.tally))
 
     @property
     def used(self) -> int:
@@ -218,7 +225,9 @@ class Arena:
             self.keys.dtype,
             self.keys.device,
             self.sums.shape[-1],
+            tally_width=self.tally.shape[-1],
         )
+        other.tally.copy_(self.tally)
         for name, store in self.tensors.items():
             other.tensors[name][:, :, : self.used] = store[:, :, : self.used]
         other.live = list(self.live)
@@ -231,7 +240,7 @@ class Arena:
         """
         self.settle()
         index = index.to(self.keys.device)
-        names = (*self.tensors, "sums")
+        names = (*self.tensors, "sums", "tally")
         if len(index) == len(self.live):
             for name in names:
                 store: Tensor = getattr(self, name)
@@ -254,6 +263,7 @@ class Arena:
         self.live = [0] * len(self.live)
         self.positions.fill_(-1)
         self.state.zero_()
+        self.tally.zero_()
 
     def check(self) -> str | None:
         """What is wrong, or None: counts within capacity, positions real and distinct, keys finite."""

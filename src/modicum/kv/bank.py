@@ -19,7 +19,7 @@ from modicum.kv.policy import Policy
 from modicum.kv.scoring import level, observed
 from modicum.kv.stack import Stack
 from modicum.kv.store import Store
-from modicum.kv.turning import Turning
+from modicum.kv.turning import Rotary, Turning
 from modicum.kv.view import View
 
 _INFINITY = torch.tensor(math.inf)  # a tensor costs less than a number that becomes one at each step
@@ -133,6 +133,8 @@ class Moment:
     """
     sink_logits: Tensor | None = None
     """[H, G] learned logits that join the softmax, of the bank's heads; None for a model without."""
+    rotary: Rotary | None = None
+    """How the model turns, if the policy needs it."""
 
 
 class Candidates(View):
@@ -438,6 +440,10 @@ class Bank:
             arrived=counts,
             output_weight=moment.output_weight,
             sink_logits=moment.sink_logits,
+            tally=self.arena.tally if self.arena.tally.shape[-1] else None,
+            rotary=moment.rotary,
+            renumbered=moment.turning is not None,
+            plain_queries=None if moment.turning is None else moment.queries,
         ).guarded(limit, setting.budget.n_sink)
 
     def _observe(self, setting: Setting, view: View) -> None:

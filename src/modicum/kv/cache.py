@@ -31,7 +31,7 @@ from modicum.kv.precision import in_cache_dtype
 from modicum.kv.recurrent import HybridLayer, RecurrentLayer, make_layer
 from modicum.kv.registration import attach, is_attached
 from modicum.kv.registry import parse_policy
-from modicum.kv.rotary import turning_of
+from modicum.kv.rotary import rotary_of, turning_of
 from modicum.kv.shape import Shape
 from modicum.kv.shared import Shared, lasting
 from modicum.kv.store import Store
@@ -122,6 +122,9 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
                     "own positions: leave positions='original'"
                 )
             self.shared.turning = turning_of(model)
+        if self.policy.needs_rotary:
+            refused = f"{self.policy} cannot read its queries before it"
+            self.shared.rotary = rotary_of(model, refused, "use another policy")
         self.shared.spread = len({p.device for p in model.parameters()}) > 1 or is_offloaded(model)
         self.notes: dict[str, Any] = {}
         """What a caller keeps with the cache, such as its place in a conversation: JSON values, saved too."""

@@ -162,6 +162,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                 self.device,
                 0 if streaming else policy.sum_width(key_dim, value_dim),
                 self._stack("arena", kind),
+                0 if streaming else policy.tally_width(self.shape.group, key_dim),
             )
             latent_dim = value_dim if self.shape.is_latent else 0
             self.banks.append(
@@ -471,6 +472,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     setting.budget.n_sink,
                     self.shared.turning,
                     None if by_head is None else by_head[bank.heads],
+                    self.shared.rotary,
                 )
             )
         share = policy.head_shares()

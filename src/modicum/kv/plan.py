@@ -194,7 +194,7 @@ def _layer_bytes(
     if not layer.is_latent:
         vectors += store.nbytes(layer.value_dim, itemsize)
     state = policy.state_width(layer.group)
-    sums = policy.sum_width(layer.key_dim, layer.value_dim)
+    sums = policy.sum_width(layer.key_dim, layer.value_dim) + policy.tally_width(layer.group, layer.key_dim)
     total = 0
     for capacity, streams in zip(capacities, streaming, strict=True):
         slots = capacity + 1  # the newcomer's

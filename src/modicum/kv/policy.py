@@ -100,7 +100,7 @@ class Policy:
 
     def observe(self, view: View) -> Tensor | None:
         """The new state [B, H, N, F] after the attention of a call; `view.state` may be changed and
-        returned.
+        returned, and `view.tally` be added to.
         """
         return view.state
 
@@ -114,6 +114,17 @@ class Policy:
         In decode the sums are kept by adding what comes and taking away what goes; `view.sums` has them.
         """
         return keys[..., :0]
+
+    def tally_width(self, group: int, key_dim: int) -> int:
+        """Numbers per KV head of `group` query heads that the policy adds up over all that it reads, in
+        `view.tally` (fp64, counted as bytes); zeros at first.
+        """
+        return 0
+
+    @property
+    def needs_rotary(self) -> bool:
+        """Whether `view.rotary` must be there: the model is one with a rotary embedding."""
+        return False
 
     def probe(self, sums: Tensor) -> Tensor | None:
         """A vector [B, H, Dk] whose product with each key the score needs, if the sums say it; else None."""
@@ -211,6 +222,13 @@ class Wrapper(Policy):
 
     def summand(self, keys: Tensor, values: Tensor, state: Tensor) -> Tensor:
         return self.base.summand(keys, values, state)
+
+    def tally_width(self, group: int, key_dim: int) -> int:
+        return self.base.tally_width(group, key_dim)
+
+    @property
+    def needs_rotary(self) -> bool:
+        return self.base.needs_rotary
 
     def probe(self, sums: Tensor) -> Tensor | None:
         return self.base.probe(sums)

@@ -25,7 +25,8 @@ def stacks(
         return {}
     dims = shape.key_dim, shape.value_dim
     columns = first.store.columns(dims[0]), first.store.columns(shape.stored_value_dim)
-    extra = policy.state_width(shape.group), policy.sum_width(*dims)
+    tally = policy.tally_width(shape.group, shape.key_dim)
+    extra = policy.state_width(shape.group), policy.sum_width(*dims), tally
     dtype = first.store.dtype(model)
     number: dict[tuple[int, bool], int] = {}
     for layer in layers:
@@ -34,7 +35,7 @@ def stacks(
     made: dict[tuple[Any, ...], Stack] = {}
     for (capacity, streaming), entries in number.items():
         virtual = streaming and first.compensates
-        width = (0, 0) if streaming else extra
+        width = (0, 0, 0) if streaming else extra
         parts = Arena.parts(capacity + 1 - virtual, *columns, *width, dtype, device)
         made["arena", capacity, streaming] = Stack(entries, parts, device)
         if virtual:

@@ -30,7 +30,8 @@ _FULL = "full_attention"
 _PROBES = (0, 7, 611)
 """Positions at which a token is shown; at 0 nothing is turned."""
 
-_found: WeakKeyDictionary[PreTrainedModel, Rotary] = WeakKeyDictionary()
+_found: WeakKeyDictionary[PreTrainedModel, Rotary | str] = WeakKeyDictionary()
+"""Or why there is none."""
 
 
 def turning_of(model: PreTrainedModel) -> Turning:
@@ -39,30 +40,42 @@ def turning_of(model: PreTrainedModel) -> Turning:
     Raises:
         ModelError: the model has no rotary embedding, or one that cannot be renumbered; says why.
     """
-    return Turning(once(_found, model, lambda: _find(model)), model.dtype)
+    return Turning(
+        rotary_of(model, "positions cannot be renumbered", "leave positions='original'"), model.dtype
+    )
 
 
-def _find(model: PreTrainedModel) -> Rotary:
+def rotary_of(model: PreTrainedModel, refused: str, remedy: str) -> Rotary:
+    """How the model turns queries and keys, found and checked once.
+
+    Raises:
+        ModelError: it does not, or not in a way that can be done again; says what is `refused` for which
+            reason, and the remedy.
+    """
+    found = once(_found, model, lambda: _find(model))
+    if isinstance(found, str):
+        raise ModelError(f"{found}, so {refused}: {remedy}")
+    return found
+
+
+def _find(model: PreTrainedModel) -> Rotary | str:
     name = type(model).__name__
     rotary = next(_rotaries(model), None)
     if rotary is None:
-        raise ModelError(
-            f"{name} has no rotary embedding by which its positions could be renumbered (learned tables, "
-            "ALiBi, or none at all): leave positions='original'"
-        )
+        return f"{name} has no rotary embedding (learned tables, ALiBi, or none at all)"
     if rotary.kind not in STATIC:
-        raise ModelError(
+        return (
             f"{name} has rotary positions of the kind {rotary.kind!r}, whose frequencies change with the "
-            f"length: renumbered positions serve {', '.join(STATIC)}; leave positions='original'"
+            f"length (those of {', '.join(STATIC)} do not)"
         )
     keys = {at: _keys(model, at) for at in _PROBES}
     for neighbours in (False, True):
         found = replace(rotary, neighbours=neighbours)
         if all(_serves(Turning(found, model.dtype), keys, layer) for layer in Shape.of(model).full):
             return found
-    raise ModelError(
+    return (
         f"{name} turns its keys in a way that could not be done again (several kinds of rotary embedding, "
-        "or one of its own): leave positions='original'"
+        "or one of its own)"
     )
 
 

@@ -16,9 +16,11 @@ def observed(policy: Policy, view: View) -> Tensor | None:
     Raises:
         PolicyError: it is not of the shape that the policy announced.
     """
-    if view.state is None or not policy.accumulates:
+    if not policy.accumulates:
         return None
     state = policy.observe(view)
+    if view.state is None:
+        return None
     if state is None or state.shape != view.state.shape:
         shape = None if state is None else tuple(state.shape)
         raise PolicyError(

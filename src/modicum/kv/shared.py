@@ -20,7 +20,7 @@ from modicum.kv.together import Together
 
 if TYPE_CHECKING:
     from modicum.kv.layer import BudgetLayer
-    from modicum.kv.turning import Turning
+    from modicum.kv.turning import Rotary, Turning
 
 
 def lasting() -> AbstractContextManager[Any]:
@@ -60,6 +60,8 @@ class Shared:
     """Most bytes ever in use, a chunk in hand and both sides of a reallocation included."""
     turning: Turning | None = None
     """With which keys are renumbered; None where they keep their original positions."""
+    rotary: Rotary | None = None
+    """How the model turns queries and keys, where the policy needs it."""
     last_call: tuple[Any, ...] | None = None
     call: Call | None = field(default=None)
     layers: list[BudgetLayer] = field(default_factory=list)

@@ -27,6 +27,7 @@ from modicum.kv.unwrap import unwrap
 from modicum.kv.window import WindowLayer
 
 if TYPE_CHECKING:
+    from modicum.kv.bank import Bank
     from modicum.kv.cache import BudgetCache
 
 FORMAT = 3
@@ -55,7 +56,7 @@ def save(cache: BudgetCache, path: Path) -> None:
             for number, bank in enumerate(layer.banks):
                 bank.arena.settle()
                 entry["banks"].append({"live": bank.arena.live, "capacity": bank.arena.capacity})
-                stored = dict(bank.arena.tensors) | ({} if bank.virtual is None else bank.virtual.tensors)
+                stored = _stored(bank)
                 tensors |= {f"{index}.{number}.{name}": tensor for name, tensor in stored.items()}
             if layer.ring is not None:
                 entry["next"] = layer.ring.next
@@ -200,7 +201,7 @@ def _fill(
                 before = bank.nbytes
                 bank.arena = bank.arena.resized(kept["capacity"])
                 cache.shared.now += bank.nbytes - before
-            stored = dict(bank.arena.tensors) | ({} if bank.virtual is None else bank.virtual.tensors)
+            stored = _stored(bank)
             for name, tensor in stored.items():
                 tensor.copy_(tensors[f"{index}.{number}.{name}"])
             bank.arena.live = list(kept["live"])
@@ -209,6 +210,12 @@ def _fill(
             layer.ring.queries.copy_(tensors[f"{index}.queries"])
             layer.ring.positions.copy_(tensors[f"{index}.query_positions"])
     cache.shared.peak = cache.shared.now
+
+
+def _stored(bank: Bank) -> dict[str, Tensor]:
+    """What a bank holds, by name."""
+    tally = {"tally": bank.arena.tally} if bank.arena.tally.shape[-1] else {}
+    return dict(bank.arena.tensors) | tally | ({} if bank.virtual is None else bank.virtual.tensors)
 
 
 def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> int:

@@ -58,6 +58,8 @@ class Span:
     """[R, H, S, F]"""
     sums: Tensor
     """[R, H, F']"""
+    tally: Tensor
+    """[R, H, F'']"""
     virtual: Virtual | None
     row: Tensor | None
     """[R] the batch's row of each row; None where they are the same."""
@@ -66,7 +68,7 @@ class Span:
     def single(cls, bank: Bank, layer: int, live: Tensor, hole: Tensor) -> Span:
         """One bank, by its own tensors."""
         a = bank.arena
-        own = (a.keys, a.values, a.positions, a.state, a.sums)
+        own = (a.keys, a.values, a.positions, a.state, a.sums, a.tally)
         return cls([bank], [layer], live, hole, *own, bank.virtual, None)
 
     @classmethod
@@ -96,6 +98,7 @@ class Span:
             whole([a.positions for a in arenas]),
             whole([a.state for a in arenas]),
             whole([a.sums for a in arenas]),
+            whole([a.tally for a in arenas]),
             Virtual(*(whole([getattr(v, n) for v in means]) for n in ("key", "value", "count")))
             if means
             else None,

@@ -164,7 +164,8 @@ class Together:
         for layer, places in zip(self.layers, self.places, strict=True):
             found += [] if layer.ring is None else [layer.ring.queries, layer.ring.positions]
             for span in (place.alone for place in places):
-                found += [span.keys, span.values, span.positions, span.state, span.sums, span.hole]
+                found += [span.keys, span.values, span.positions, span.state, span.sums, span.tally]
+                found += [span.hole]
                 found += [] if span.virtual is None else list(span.virtual.tensors.values())
         for tensor in found:
             # Another cache has other addresses: its graph is captured anew, not compiled anew.
@@ -429,6 +430,8 @@ class Together:
             newcomers=1,
             arrived=None if taken is None else span.per_row(taken.to(torch.int64)),
             sums=span.sums if span.counted else None,
+            tally=span.tally if span.tally.shape[-1] else None,
+            rotary=self.shared.rotary,
             dots=None if not dots else dots[0] if len(dots) == 1 else torch.cat(dots),
             handed=None if not logits else logits[0] if len(logits) == 1 else torch.cat(logits),
         ).guarded((seen - self.setting.recent).to(torch.int32)[:, None, None], self.setting.budget.n_sink)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from modicum.errors import PolicyError
 from modicum.kernels import dispatch as kernels
+from modicum.kv.turning import Rotary
 
 _TILE = 4096  # tokens turned to fp32 at a time: scoring scratch stays small beside the cache
 _ROW_BYTES = 32 * 2**20  # attention rows made at a time
@@ -65,6 +66,16 @@ class View:
     """[B, H, F] fp64: the policy's sums over the tokens there are, kept from step to step; None where they
     are to be made anew.
     """
+    tally: Tensor | None = None
+    """[B, H, F] fp64: what the policy adds up over all that it reads, changed in place by `observe`; None
+    if it says no width.
+    """
+    rotary: Rotary | None = None
+    """How the model turns queries and keys, if the policy needs it."""
+    renumbered: bool = False
+    """Whether keys and queries are turned to their ranks among the tokens at hand, not to their positions."""
+    plain_queries: Tensor | None = None
+    """`queries` before the rotary embedding, where they are renumbered."""
     dots: Tensor | None = None
     """[B, H, N] fp32: the policy's `probe` times each key, where attention has made them on its way."""
     handed: Tensor | None = None

@@ -95,6 +95,8 @@ def why_not(policy: Policy) -> str | None:
         return "its heads compete for slots, and vLLM's kernels know one length for all heads"
     if len(set(policy.layer_budgets(64, 4, 1))) > 1:
         return "its layers have unequal budgets, and all layers share a request's pages"
+    if policy.needs_rotary:
+        return "it reads queries before the rotary embedding, which an attention backend does not see"
     if policy.query_rows == ALL or policy.accumulates:
         return "it adds up numbers of its own for each token, for which vLLM's pages have no room"
     if policy.needs_output_weight:

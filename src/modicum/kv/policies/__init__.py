@@ -17,3 +17,4 @@ from modicum.kv.policies import razor as razor
 from modicum.kv.policies import snapkv as snapkv
 from modicum.kv.policies import streaming as streaming
 from modicum.kv.policies import tova as tova
+from modicum.kv.policies import triattention as triattention

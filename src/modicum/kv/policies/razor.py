@@ -131,6 +131,13 @@ class RazorAttention(Policy):
     def kept_queries(self) -> int:
         return self.base.kept_queries
 
+    def tally_width(self, group: int, key_dim: int) -> int:
+        return self.base.tally_width(group, key_dim)
+
+    @property
+    def needs_rotary(self) -> bool:
+        return self.base.needs_rotary
+
     @property
     def window(self) -> int:
         return self.base.window
