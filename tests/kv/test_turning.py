@@ -292,6 +292,16 @@ def test_models_that_cannot_be_renumbered_are_refused_by_name(name: str) -> None
     assert model.config._attn_implementation == before
 
 
+@pytest.mark.parametrize("name", [name for name in REFUSED if "falcon" not in name])  # by no policy served
+def test_a_policy_that_reads_queries_before_rotation_refuses_them_too(name: str) -> None:
+    build, why = REFUSED[name]
+    model = build().eval()
+    with pytest.raises(ModelError, match=why) as caught:
+        BudgetCache(model, "caote+triattention(window=4)", budget=48)
+    assert "before it: use another policy" in str(caught.value)
+    BudgetCache(model, "compactor", budget=48)
+
+
 def test_a_rotary_embedding_that_does_something_else_is_refused() -> None:
     """What the model is seen to do decides, not what its modules are called."""
     fast = llama(KINDS["default"])

@@ -221,6 +221,7 @@ def test_pages_in_any_order_in_memory() -> None:
         "caote+keydiff",
         "snapkv(window=3)",
         "ahakv(window=3)",
+        "obcache(window=3)",
     ],
 )
 def test_what_is_let_go_is_the_policys_choice(policy: str, every: int) -> None:
