@@ -30,6 +30,19 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def own_heads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements of heads go into a folder of the test's, not into the user's, unless the test gives one."""
+    from modicum.cache_folder import cache_folder
+    from modicum.kv import head_store
+
+    users = cache_folder()
+    own = tmp_path_factory.getbasetemp() / "heads"
+    monkeypatch.setattr(
+        head_store, "folder", lambda: own if cache_folder() == users else cache_folder() / "heads"
+    )
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """Gives the path of a public data set's file under the folder that MODICUM_DATA names, or skips the test.

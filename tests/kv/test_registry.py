@@ -15,10 +15,10 @@ from torch import Tensor
 import modicum.kv.policies  # noqa: F401  # registers them
 from modicum.errors import PolicyError
 from modicum.kv import registry
+from modicum.kv.policies.calibrated import Calibrated
 from modicum.kv.policies.keydiff import KeyDiff
 from modicum.kv.policies.knorm import Knorm
 from modicum.kv.policies.random import Random
-from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.tova import TOVA
 from modicum.kv.policy import Policy, Wrapper
@@ -80,8 +80,8 @@ def refusal(text: object) -> str:
         ("manifoldkv", KeyDiff(metric="l2")),
         ("ManifoldKV(anchor_window=4096)", KeyDiff(metric="l2", anchor_window=4096)),
         ("snapkv(window=16, floor=True, over=max)", SnapKV(window=16, floor=True, over="max")),
-        ("auto", RazorAttention(base=KeyDiff(metric="l2"), strong=0.2)),
-        ("auto(share=10)", RazorAttention(base=KeyDiff(metric="l2"), strong=0.2, share=10)),
+        ("auto", Calibrated(KeyDiff(metric="l2"), required=False)),
+        ("auto(fraction=0.5)", Calibrated(KeyDiff(metric="l2"), required=False, fraction=0.5)),
         ("random(seed=7)", Random(seed=7)),
         ("tova(heads=each)", TOVA(heads="each")),
     ],

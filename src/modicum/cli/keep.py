@@ -39,7 +39,7 @@ def keep(
         Path, typer.Option("--out", "-o", help="The picture (.png, .svg, .pdf).", metavar="FILE")
     ] = Path("kept.png"),
     model: ModelOption = "reference",
-    policy: PolicyOption = "keydiff",
+    policy: PolicyOption = "auto",
     budget: BudgetOption = "2048",
     chunk: ChunkOption = 512,
     n_sink: SinkOption = 4,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modicum.cli.console import load, print_json, print_table, read_text
+from modicum.cli.console import complain, load, print_json, print_table, read_text
 from modicum.cli.options import (
     BudgetOption,
     ChunkOption,
@@ -55,7 +55,7 @@ def run(
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens of the task's text, question and answer.")] = 1024,
     model: ModelOption = "reference",
-    policy: PolicyOption = "keydiff",
+    policy: PolicyOption = "auto",
     budget: BudgetOption = "2048",
     chunk: ChunkOption = 512,
     n_sink: SinkOption = 4,
@@ -97,6 +97,7 @@ def run(
         raise InputError("--task makes the prompt and its question: leave the others out")
     settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile)
     lm, tokenizer = load(model, dtype, device)
+    _suggest_calibration(lm, model, str(settings["policy"]))
     if task is not None:
         text, asked_by_task, expected = _task_sample(task, length, tokenizer)
         questions = [asked_by_task] if asked_by_task else []
@@ -139,6 +140,17 @@ def run(
             _report(whole, {**head, "policy": "full", "budget": "everything"})
     if any(answer.finish_reason == "interrupted" for answer in [*answers, *whole]):
         raise typer.Exit(130)
+
+
+def _suggest_calibration(lm: Any, name: str, policy: str) -> None:
+    """Say that a calibration would help, where the policy works better with one and there is none."""
+    from modicum.kv import head_store
+    from modicum.kv.policies.calibrated import Calibrated
+    from modicum.kv.registry import parse_policy
+
+    chosen = parse_policy(policy)
+    if isinstance(chosen, Calibrated) and not chosen.required and head_store.find_profile(lm) is None:
+        complain(f"every KV head gets as many slots; to give each what it needs: modicum calibrate {name}")
 
 
 def _context(prompt: str | None, path: Path | None, sample: bool, questions: list[str]) -> str:

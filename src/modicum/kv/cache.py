@@ -77,7 +77,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     def __init__(
         self,
         model: PreTrainedModel,
-        policy: str | Policy = "keydiff",
+        policy: str | Policy = "auto",
         budget: int | str | Budget = 2048,
         *,
         chunk: int = 512,
@@ -381,7 +381,7 @@ def _heads(model: PreTrainedModel, policy: Policy) -> HeadScores | HeadProfile |
         given.check(given.heads, weights_digest(model))
         return given
     found = head_store.find_profile(model)
-    if found is None:
+    if found is None and policy.required:
         raise PolicyError(
             f"{policy} needs a head profile, and there is none of these weights: make it once with "
             "modicum.calibrate(model, tokenizer), or modicum calibrate MODEL"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import modicum.kv.policies  # noqa: F401  # registers them
 from modicum.errors import InputError, PolicyError
 from modicum.kv.budget import Budget
+from modicum.kv.policies.calibrated import Calibrated
 from modicum.kv.policies.razor import RazorAttention
 from modicum.kv.policy import ALL, Policy
 from modicum.kv.registry import parse_policy
@@ -89,7 +90,7 @@ def why_not(policy: Policy) -> str | None:
     """Why a policy cannot run inside vLLM; None if it can."""
     if not policy.evicts:
         return "it never evicts; leave modicum out to keep all"
-    if isinstance(policy, RazorAttention):
+    if isinstance(policy, RazorAttention | Calibrated):
         return "its heads hold unequal numbers of tokens, and vLLM's kernels know one length for all heads"
     if policy.head_shares() is not None:
         return "its heads compete for slots, and vLLM's kernels know one length for all heads"

@@ -8,8 +8,8 @@ from typing import ClassVar
 from modicum.errors import PolicyError
 from modicum.kv.head_profile import HeadProfile
 from modicum.kv.policies.razor import RazorAttention
-from modicum.kv.policy import Divider, Policy, check_between
-from modicum.kv.registry import register
+from modicum.kv.policy import Divider, Policy, check_between, check_flag
+from modicum.kv.registry import alias, register
 
 DEFAULT_FRACTION = 0.125
 """Of the tokens that are kept, where neither the setting nor the length of the text says it."""
@@ -34,6 +34,8 @@ class Calibrated(Divider):
     fraction: float | None = None
     """Share of tokens for which to read the profile; None: budget / length of the text where that is known,
     else 1/8."""
+    required: bool = True
+    """False: without a profile every head holds as many."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +43,7 @@ class Calibrated(Divider):
             raise PolicyError(
                 f"calibrated: profile is {self.profile!r}; it is the path of a profile, or None"
             )
+        check_flag(self, required=self.required)
         if self.fraction is not None:
             check_between(self, 0, 1, fraction=self.fraction)
         if self.base.head_shares() is not None or isinstance(self.base, RazorAttention):
@@ -73,3 +76,6 @@ class Calibrated(Divider):
         if fraction is None:
             fraction = tokens / length if length else DEFAULT_FRACTION
         return profile.capacities(tokens, fraction, least, layers)
+
+
+alias("auto", "calibrated(base=manifoldkv,required=False)")  # the best of docs/experiments/budgets.md

@@ -178,4 +178,3 @@ class RazorAttention(Policy):
 
 
 alias("razorattention", "razor")
-alias("auto", "razor(base=manifoldkv,strong=0.2)")  # the best of docs/experiments/which.md
