@@ -32,7 +32,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_heads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measurements of heads go into a folder of the test's, not into the user's, unless the test gives one."""
+    """Measurements of heads go into a folder of the tests, not into the user's, unless a test gives one."""
     from modicum.cache_folder import cache_folder
     from modicum.kv import head_store
 

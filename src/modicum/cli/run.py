@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modicum.cli.console import complain, load, print_json, print_table, read_text
+from modicum.cli.console import load, print_json, print_table, read_text
 from modicum.cli.options import (
     BudgetOption,
     ChunkOption,
@@ -97,7 +97,6 @@ def run(
         raise InputError("--task makes the prompt and its question: leave the others out")
     settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile)
     lm, tokenizer = load(model, dtype, device)
-    _suggest_calibration(lm, model, str(settings["policy"]))
     if task is not None:
         text, asked_by_task, expected = _task_sample(task, length, tokenizer)
         questions = [asked_by_task] if asked_by_task else []
@@ -136,21 +135,23 @@ def run(
         if expected is not None:
             print(f"\nExpected: {', '.join(expected)}", flush=True)
         _report(answers, head)
+        if _wants_calibration(lm, answers):
+            print(f"every KV head had as many slots; to give each what it needs: modicum calibrate {model}")
         if whole:
             _report(whole, {**head, "policy": "full", "budget": "everything"})
     if any(answer.finish_reason == "interrupted" for answer in [*answers, *whole]):
         raise typer.Exit(130)
 
 
-def _suggest_calibration(lm: Any, name: str, policy: str) -> None:
-    """Say that a calibration would help, where the policy works better with one and there is none."""
+def _wants_calibration(lm: Any, answers: list[Generation]) -> bool:
+    """Whether tokens were evicted by a policy that does better with a head profile, and there is none."""
     from modicum.kv import head_store
     from modicum.kv.policies.calibrated import Calibrated
-    from modicum.kv.registry import parse_policy
 
-    chosen = parse_policy(policy)
-    if isinstance(chosen, Calibrated) and not chosen.required and head_store.find_profile(lm) is None:
-        complain(f"every KV head gets as many slots; to give each what it needs: modicum calibrate {name}")
+    cache = answers[0].cache if answers else None
+    if cache is None or not isinstance(cache.policy, Calibrated) or cache.policy.required:
+        return False
+    return cache.seen > cache.plan.tokens and head_store.find_profile(lm) is None
 
 
 def _context(prompt: str | None, path: Path | None, sample: bool, questions: list[str]) -> str:
