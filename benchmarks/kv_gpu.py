@@ -29,7 +29,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 import modicum
 from modicum.compat import cache_kwargs
 from modicum.kernels import dispatch
-from modicum.kv.store import Store
+from modicum.kv.codec import Codec
 
 _MIB = 2**20
 
@@ -156,7 +156,7 @@ def kernels(s: Settings, clock: Clock, rate: float) -> list[dict[str, Any]]:
             ("attention, fp8 slots", "fp8", {}),
         ):
             slots = s.budget + 1
-            form = Store(store)
+            form = Codec(store)
             # Several copies, one after the other, so that none is still in the chip's cache.
             pool = []
             for _ in range(

@@ -334,7 +334,7 @@ BAD: list[tuple[list[str], str]] = [
     (["run", "Hi", "--top-k", "0"], "at least 1"),
     (["run", "Hi", "--top-p", "2"], "from 0 to 1"),
     (["run", "Hi", "--positions", "new"], "choose one of original, renumbered"),
-    (["run", "Hi", "--store", "int4"], "choose one of model, int8, fp8"),
+    (["run", "Hi", "--store", "int3"], "choose one of model, int8, fp8, k8v4, int4"),
     (["heads", "--copies", "1"], "copies"),
     (["heads", "--out", "missing/scores.json"], "no folder missing"),
     (["keep"], "give one prompt"),

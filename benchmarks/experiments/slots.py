@@ -22,9 +22,12 @@ from which import many_questions
 import modicum
 from modicum import BudgetCache
 from modicum.compat import cache_kwargs
-from modicum.kv.store import STORES, Store
+from modicum.kv.codec import Codec
+from modicum.kv.store import Store
 from modicum.kv.turning import NUMBERINGS
 from modicum.report.style import byte_axis
+
+STORES = ("model", "int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ def forms(first: int) -> dict[str, tuple[Callable[[Tensor], Tensor], Callable[[T
     """What becomes of keys and of values [B, H, n, D] in each form."""
 
     def coded(name: str) -> Callable[[Tensor], Tensor]:
-        store = Store(name)
-        return lambda x: store.decode(store.encode(x), x.dtype)
+        codec = Codec(name)
+        return lambda x: codec.decode(codec.encode(x), x.dtype)
 
     def by_channel(name: str) -> Callable[[Tensor], Tensor]:
         """Each channel divided by its largest number among the first tokens, then as before."""
@@ -112,7 +115,7 @@ def accuracy(model: Any, contexts: list[Context], s: Settings) -> list[dict[str,
         done = ask(model, contexts, "full", s.length + 512, chunk=s.chunk, store=store)
         full = done.full_nbytes
         # The tokens there are, not the empty slots behind them.
-        nbytes = full * Store(store).nbytes(dim, 2) // (2 * dim)
+        nbytes = full * Store(store).keys.nbytes(dim, 2) // (2 * dim)
         rows.append(
             {"policy": "full", "store": store, "share": None, "nbytes": nbytes, **common.scored(done)}
         )

@@ -126,7 +126,7 @@ def test_a_loss_is_not_asked_with_the_question_seen() -> None:
         ({"chunk": 0}, BudgetError, "chunk"),
         ({"recent": -1}, BudgetError, "recent"),
         ({"positions": "new"}, InputError, "original, renumbered"),
-        ({"store": "int4"}, InputError, "model, int8, fp8"),
+        ({"store": "int3"}, InputError, "model, int8, fp8, k8v4, int4"),
     ],
 )
 def test_bad_settings_are_refused(more: dict[str, Any], error: type[Exception], says: str) -> None:

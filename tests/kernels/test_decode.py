@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 
 from modicum.errors import InputError
 from modicum.kernels import decode_twin as twin
-from modicum.kv.store import Store
+from modicum.kv.codec import Codec
 from tests.bounds import (
     assert_within,
     attention_bound,
@@ -91,8 +91,8 @@ def case(
         if form == "model":
             past = (torch.arange(s) >= count[..., None])[..., None]
             keys, values = keys.masked_fill(past, nan), values.masked_fill(past, nan)
-    store = Store(form)
-    return Case(query, store.encode(keys), store.encode(values), count, form=form, options=options)
+    codec = Codec(form)
+    return Case(query, codec.encode(keys), codec.encode(values), count, form=form, options=options)
 
 
 def probe(c: Case) -> Tensor:
@@ -108,8 +108,8 @@ def virtual(c: Case, number: list[list[float]]) -> tuple[Tensor, Tensor, Tensor]
 def wanted(c: Case) -> Wanted:
     """One head, one query, one slot at a time."""
     b, h, g, _ = c.query.shape
-    store = Store(c.form)
-    keys, values = (store.decode(x, torch.float64).double() for x in (c.keys, c.values))
+    codec = Codec(c.form)
+    keys, values = (codec.decode(x, torch.float64).double() for x in (c.keys, c.values))
     s, dv = keys.shape[2], values.shape[-1]
     cap, probes, more = (c.options.get(name) for name in ("softcap", "probe", "virtual"))
     out, lse = torch.zeros(b, h, g, dv).double(), torch.full((b, h, g), -inf).double()
@@ -162,8 +162,8 @@ class Bounds:
 
     @classmethod
     def of(cls, c: Case) -> Bounds:
-        store, wide = Store(c.form), torch.promote_types(c.query.dtype, torch.float32)
-        keys, values = (store.decode(x, torch.float64).double().nan_to_num() for x in (c.keys, c.values))
+        codec, wide = Codec(c.form), torch.promote_types(c.query.dtype, torch.float32)
+        keys, values = (codec.decode(x, torch.float64).double().nan_to_num() for x in (c.keys, c.values))
         cap, more = c.options.get("softcap"), c.options.get("virtual")
         logit, size = logit_bound(wide, c.query, keys, c.scaling, cap), float(values.abs().max())
         terms = keys.shape[2]
@@ -332,10 +332,10 @@ def test_values_of_very_unequal_scale(form: str) -> None:
     """Small values first, then large, then zeros: what was summed before is scaled anew each time."""
     c = case(2, 48, 16, 16, torch.float16, form, ragged=False)
     size = torch.tensor([1e-4] * 20 + [0.0] * 4 + [50.0] * 16 + [1e-4] * 8)[:, None]
-    c.values = Store(form).encode(torch.randn(2, 2, 48, 16) * size)
+    c.values = Codec(form).encode(torch.randn(2, 2, 48, 16) * size)
     check(c, replace(SMALL, splits=1))
     # All of them too small for fp16 to hold their weighted scales as they are.
-    c = replace(c, query=c.query.bfloat16(), values=Store(form).encode(torch.randn(2, 2, 48, 16) * 1e-5))
+    c = replace(c, query=c.query.bfloat16(), values=Codec(form).encode(torch.randn(2, 2, 48, 16) * 1e-5))
     inputs = [moved(x) for x in (c.query, c.keys, c.values)]
     found = kernel.decode(*inputs, None, c.scaling, form=form, config=SMALL)
     assert_within(found.out, wanted(c).out, Bounds.of(c).out, "out")
@@ -344,7 +344,7 @@ def test_values_of_very_unequal_scale(form: str) -> None:
 @pytest.mark.parametrize("form", ["model", "int8"])
 @pytest.mark.parametrize("counted", [False, True])
 def test_banks_of_several_sizes(form: str, counted: bool) -> None:
-    b, h, store = 2, 3, Store(form)
+    b, h, codec = 2, 3, Codec(form)
     one, two = slice(0, 1), slice(1, 2)
     sizes = [(slice(0, 2), one, 40), (one, slice(1, 3), 9), (two, two, 21), (two, slice(2, 3), 1)]
     whole = case(2, 40, 48, 32, torch.float32, form, ragged=False, b=b, h=h)
@@ -364,7 +364,7 @@ def test_banks_of_several_sizes(form: str, counted: bool) -> None:
     expected = wanted(c)
     given = moved_all(options)
     inputs = (c.query.to(DEVICE), *banks[0][2:], moved(count), c.scaling)
-    assert store.columns(48) == banks[0][2].shape[-1]
+    assert codec.columns(48) == banks[0][2].shape[-1]
     compare(twin.decode(*inputs, form=form, table=table, **given), c, expected, "twin")
     for aligned in (table.aligned, False):
         at = replace(table, aligned=aligned)

@@ -24,6 +24,7 @@ from tests.kv.reference_methods import (
     Vector,
     best,
     dot,
+    in_4_bits,
     in_8_bits,
     mean,
     softmax,
@@ -148,8 +149,10 @@ class Decoder:
     def token(self, at: int, plain: Vector, value: Vector) -> Token:
         """As it lies in its slot; a key that is to be renumbered lies there as it was before RoPE."""
         key = self.turned(plain, at)
-        if self.rules.int8:
-            plain, key, value = in_8_bits(plain), in_8_bits(key), in_8_bits(value)
+        if self.rules.store != "model":
+            of_keys = in_4_bits if self.rules.store == "int4" else in_8_bits
+            of_values = in_8_bits if self.rules.store == "int8" else in_4_bits
+            plain, key, value = of_keys(plain), of_keys(key), of_values(value)
         return Token(at, key, value, plain)
 
     def attend(self, layer: Layer, query: Query, member: int) -> Vector:

@@ -55,7 +55,8 @@ class Rules:
     recent: int
     evict_every: int = 1
     renumbered: bool = False
-    int8: bool = False
+    store: str = "model"
+    """Or "int8", "k8v4" (values in 4 bits), "int4"."""
 
 
 @dataclass
@@ -114,12 +115,31 @@ class Layer:
         return self.weights["o"][:, member * d : (member + 1) * d]
 
 
-def in_8_bits(x: Vector) -> Vector:
+def in_8_bits(x: Vector, most: int = 127) -> Vector:
     """What is left of a vector that lies as whole numbers up to 127 and a scale in bfloat16, rounded up."""
-    scale = bfloat16(max(abs(float(a)) for a in x) * (1 + 2**-8) / 127)
+    scale = bfloat16(max(abs(float(a)) for a in x) * (1 + 2**-8) / most)
     if scale == 0:
         return 0 * x
-    return np.array([max(-127, min(127, round(float(a) / scale))) * scale for a in x])
+    return np.array([max(-most, min(most, round(float(a) / scale))) * scale for a in x])
+
+
+def in_4_bits(x: Vector) -> Vector:
+    """The same up to 7, of the vector rotated; rotated back."""
+    return hadamard(in_8_bits(hadamard(x), 7))
+
+
+def hadamard(x: Vector) -> Vector:
+    """Each block, as long as the largest power of two that divides the length, times the matrix of entries
+    (-1)^(bits that i and j share) / √size."""
+    size = 1
+    while len(x) % (2 * size) == 0:
+        size *= 2
+    out = []
+    for start in range(0, len(x), size):
+        for i in range(size):
+            terms = [(-1) ** (i & j).bit_count() * float(x[start + j]) for j in range(size)]
+            out.append(math.fsum(terms) / math.sqrt(size))
+    return np.array(out)
 
 
 def bfloat16(x: float) -> float:

@@ -82,7 +82,9 @@ def replay(model: Any, cache: BudgetCache, calls: list[Call]) -> None:
 
 @dtypes
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("more", [{}, {"compile": "auto"}, {"store": "int8"}, {"positions": "renumbered"}])
+@pytest.mark.parametrize(
+    "more", [{}, {"compile": "auto"}, {"store": "int8"}, {"store": "int4"}, {"positions": "renumbered"}]
+)
 def test_what_is_kept_is_what_the_same_keys_give_without(
     policy: str, dtype: torch.dtype, more: dict[str, Any]
 ) -> None:

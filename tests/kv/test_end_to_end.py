@@ -328,7 +328,7 @@ def check(model: LlamaForCausalLM, policy: str, setup: Setup, make: Callable[[],
         recent=rules.recent,
         evict_every=rules.evict_every,
         positions="renumbered" if rules.renumbered else "original",
-        store="int8" if rules.int8 else "model",
+        store=rules.store,
     )
     mask = torch.zeros(rows, 0, dtype=torch.long)
     for number, (call, expect) in enumerate(zip(ids, after, strict=True)):
@@ -377,12 +377,26 @@ def test_engine_follows_reference_renumbered(model: LlamaForCausalLM, policy: st
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("name", "renumbered"), [("slack", False), ("padded", True)])
-def test_engine_follows_reference_in_8_bits(
-    model: LlamaForCausalLM, policy: str, name: str, renumbered: bool
+@pytest.mark.parametrize(
+    ("store", "name", "renumbered"),
+    [("int8", "slack", False), ("int8", "padded", True), ("int4", "slack", False)],
+)
+def test_engine_follows_reference_in_few_bits(
+    model: LlamaForCausalLM, policy: str, store: str, name: str, renumbered: bool
 ) -> None:
+    """The reference scores and attends in the model's own space, the engine in the rotated one."""
     setup = SETUPS[name]
-    rules = replace(setup.rules, renumbered=renumbered, int8=True)
+    rules = replace(setup.rules, renumbered=renumbered, store=store)
+    check(model, policy, replace(setup, rules=rules), POLICIES[policy])
+
+
+@pytest.mark.parametrize("policy", ["keydiff", "criticalkv+snapkv(window=4)", "razor"])
+@pytest.mark.parametrize(("store", "renumbered"), [("int4", True), ("k8v4", False), ("k8v4", True)])
+def test_engine_follows_reference_in_rows_of_few_bits(
+    model: LlamaForCausalLM, policy: str, store: str, renumbered: bool
+) -> None:
+    setup, policy = SETUPS["padded"], next(name for name in POLICIES if name.startswith(policy[:9]))
+    rules = replace(setup.rules, renumbered=renumbered, store=store)
     check(model, policy, replace(setup, rules=rules), POLICIES[policy])
 
 

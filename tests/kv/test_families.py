@@ -21,6 +21,7 @@ from modicum.kv.inspection import inspect_model
 from modicum.kv.view import View
 from tests.bounds import assert_within, gamma
 from tests.driver import feed, full_cache, pad_left
+from tests.kv.coded_cache import CodedCache
 
 RECURRENT = ("qwen3_next", "falcon_h1", "lfm2", "nemotron_h", "kimi_linear")
 """With recurrent states in some layers, or beside attention."""
@@ -205,6 +206,21 @@ def test_slots_in_8_bits_hold_their_bound_and_stay_near(name: str, store: str) -
     got = feed(model, ours, text, cuts=[28, 29], after=ours.check_integrity)
     assert float((got - want).norm() / want.norm()) < 0.25
     assert not torch.equal(got, want)
+
+
+@pytest.mark.parametrize("store", ["k8v4", "int4"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "gemma4_text", "gpt_oss", "falcon_h1"])
+def test_slots_in_4_bits_give_what_transformers_cache_of_the_same_codes_gives(name: str, store: str) -> None:
+    """In float64, so that no code falls to the other side of a half."""
+    model, text = build(name).double(), ids(1, 30)
+    if store == "k8v4" and name in LATENT:
+        with pytest.raises(ModelError, match=r"one latent for keys and values.*choose store='int8'"):
+            BudgetCache(model, "keydiff", 40, store=store)
+        return
+    want = feed(model, CodedCache(model, store), text, cuts=[28, 29])
+    ours = BudgetCache(model, "keydiff", 40, chunk=8, recent=4, store=store)
+    got = feed(model, ours, text, cuts=[28, 29], after=ours.check_integrity)
+    assert_within(got, want, bound(want), name)
 
 
 def test_rows_with_sinks_are_softmax_with_one_more_logit() -> None:

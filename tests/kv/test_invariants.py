@@ -90,11 +90,12 @@ def in_hand(case: Case, cache: BudgetCache) -> int:
     most = 0
     for i, shape in enumerate(cache.shape.layers):
         width = (shape.key_dim + shape.value_dim) * case.dtype.itemsize
-        slot = sum(cache.store.nbytes(dim, case.dtype.itemsize) for dim in (shape.key_dim, shape.value_dim))
+        slot = cache.store.keys.nbytes(shape.key_dim, case.dtype.itemsize)
+        slot += cache.store.values.nbytes(shape.value_dim, case.dtype.itemsize)
         # A window layer takes a call as it comes; only budgeted layers cut it.
         longest = max(max(turn) for turn in case.turns)
         length = longest if shape.window else min(case.chunk, longest)
-        both = width + slot * (cache.store.coded and shape.window is None)  # as it came and as it will lie
+        both = width + slot * (cache.store.is_coded and shape.window is None)  # as it came and as it will lie
         extra = case.rows * length * shape.kv_heads * both
         if shape.window is None and cache.policy.head_shares() is not None:
             slots = cache.plan.capacities[cache.shape.full.index(i)][0] * shape.kv_heads + 1

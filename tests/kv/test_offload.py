@@ -39,7 +39,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "keydiff": {},
     "criticalkv+snapkv(window=4)": {},  # reads the output projection
     "razor": {},  # probes the model
-    "tova": {"positions": "renumbered", "store": "int8"},
+    "tova": {"positions": "renumbered", "store": "int4"},
 }
 SMALL: dict[str, Any] = {"budget": 24, "chunk": 16, "n_sink": 2, "recent": 4}
 

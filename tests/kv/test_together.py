@@ -236,7 +236,7 @@ def test_a_step_cut_short_changes_nothing(budget: int) -> None:
     assert_same_logits(model, torch.stack(got), wanted, 42)
 
 
-@pytest.mark.parametrize("store", ["model", "int8"])
+@pytest.mark.parametrize("store", ["model", "int8", "int4"])
 @pytest.mark.parametrize("policy", ["keydiff", "tova", "snapkv(window=4)", "razor"])
 def test_a_cache_through_the_kernels_is_the_same(policy: str, store: str) -> None:
     """Prefill and decode by Triton (its interpreter, where there is no GPU) against plain torch."""

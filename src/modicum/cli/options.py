@@ -38,7 +38,11 @@ PositionsOption = Annotated[
     ),
 ]
 StoreOption = Annotated[
-    str, typer.Option(help="model: keys and values as the model gives them; int8 or fp8: in 8 bits.")
+    str,
+    typer.Option(
+        help="model: keys and values as the model gives them; int8 or fp8: in 8 bits; k8v4: keys in 8 bits, "
+        "values in 4; int4: in 4 bits, rotated."
+    ),
 ]
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile the decode step: the first takes long, the others less.")
@@ -77,6 +81,7 @@ def cache_settings(
 
     settings = {"chunk": chunk, "n_sink": n_sink, "recent": recent, "evict_every": evict_every}
     chosen = parse_policy(policy)
+    Store(store).check_policy(chosen)
     return {
         "policy": chosen,
         "budget": budget_for(chosen, budget, **settings),

@@ -49,7 +49,7 @@ class Grid:
     positions: str = "original"
     """Or "renumbered", as `BudgetCache` has them."""
     store: str = "model"
-    """Or "int8" or "fp8", for the full cache too."""
+    """Or "int8", "fp8", "k8v4" or "int4", for the full cache too."""
     dtype: str = "auto"
     """Of the weights; "auto" for what the model was saved in."""
     stop_at_newline: bool = False

@@ -33,7 +33,7 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _TINY = tl.constexpr(1e-30)
 _FORMS = {"model": 0, "int8": 1, "fp8": 2}
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_SCALE = 2  # bytes behind the codes of a slot: see `modicum.kv.store`
+_SCALE = 2  # bytes behind the codes of a slot: see `modicum.kv.codec`
 _MOST_HEADS = 64  # of a group: more rows than that, and a probe's, would not stay in registers
 _MOST_SPLITS = 64
 _PER_PROCESSOR = 4  # programs, at least: two run together, and a second wave evens out uneven heads
@@ -116,7 +116,7 @@ def decode(
     """One query token per row against the first `count` slots of each KV head.
 
     query [B, H, G, Dk]; keys [B, H, S, Ck] and values [B, H, S, Cv] of any strides but the last, in the
-    query's dtype or in the form of `Store(form)`; count [B, H] int32, or None for all slots; probe [B, H, Dk]
+    query's dtype or in the form of `Codec(form)`; count [B, H] int32, or None for all slots; probe [B, H, Dk]
     fp32, of which dots are wanted as well; logits, row ("mean" or "max"): whether these are wanted; virtual:
     one more slot, see `modicum.kv.compensation`; table: the heads lie in several banks, of which keys and
     values are the first. What lies past a count is not read. Two launches, shapes that depend on no count,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modicum.kv.codec import Codec
 from modicum.kv.compensation import virtual_logit
-from modicum.kv.store import Store
 
 Bank = tuple[slice, slice, Tensor, Tensor]
 """Rows, heads, and the keys [b, h, S, Ck] and values [b, h, S, Cv] that these pairs hold."""
@@ -111,7 +111,7 @@ def decode(
 ) -> Decoded:
     """One query token per row against the first `count` slots of each KV head.
 
-    query [B, H, G, Dk]; keys [B, H, S, Ck] and values [B, H, S, Cv] in the form of `Store(form)`; count
+    query [B, H, G, Dk]; keys [B, H, S, Ck] and values [B, H, S, Cv] in the form of `Codec(form)`; count
     [B, H] int32, or None for all S; probe [B, H, Dk], of which dots are wanted as well; logits, row ("mean"
     or "max"): whether these are wanted; virtual: one more slot; table: keys and values are the first bank's
     of several. Nothing waits for a device.
@@ -119,8 +119,8 @@ def decode(
     if table is not None:
         return _ragged(query, count, scaling, form, softcap, probe, logits, row, virtual, table)
     wide = torch.promote_types(query.dtype, torch.float32)
-    store = Store(form)
-    q, k, v = query.to(wide), store.decode(keys, wide).to(wide), store.decode(values, wide).to(wide)
+    codec = Codec(form)
+    q, k, v = query.to(wide), codec.decode(keys, wide).to(wide), codec.decode(values, wide).to(wide)
     z = (q @ k.mT) * scaling  # [B, H, G, S]
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
@@ -158,7 +158,7 @@ def _ragged(
     """The same, one bank after the other."""
     b, h, g, _ = query.shape
     wide = torch.promote_types(query.dtype, torch.float32)
-    out = query.new_empty(b, h, g, table.banks[0][3].shape[-1] - (Store(form).columns(2) - 2))
+    out = query.new_empty(b, h, g, table.banks[0][3].shape[-1] - (Codec(form).columns(2) - 2))
     lse = query.new_empty(b, h, g, dtype=wide)
     z = query.new_full((b, h, g, table.slots), -math.inf, dtype=wide) if logits else None
     joined = None if row is None else query.new_zeros(b, h, table.slots, dtype=wide)

@@ -341,10 +341,10 @@ class Bank:
         whole = n > self.arena.capacity  # every slot: a view of it is not asked for
         both = (self.arena.keys, self.arena.values)
         keys, values = both if whole else (x[:, :, :n] for x in both)
-        keys = self.store.decode(keys, self.dtype)
+        keys = self.store.keys.decode(keys, self.dtype)
         if self.latent_dim:
             return keys, keys[..., : self.latent_dim]
-        return keys, self.store.decode(values, self.dtype)
+        return keys, self.store.values.decode(values, self.dtype)
 
     def _ranked(self, moment: Moment, keys: Tensor, valid: Tensor | None) -> Tensor:
         """The first slots' keys [B, H, n, Dk] as attention and policies see them."""
@@ -403,7 +403,14 @@ class Bank:
         """The policy's numbers for new tokens, or None if it keeps none here."""
         if not self.arena.state.shape[-1]:
             return None
-        return setting.policy.token_state(key, value, moment.group, moment.output_weight)
+        weight = moment.output_weight
+        return setting.policy.token_state(key, self.before_projection(value, weight), moment.group, weight)
+
+    def before_projection(self, value: Tensor, weight: Tensor | None) -> Tensor:
+        """Values [B, H, m, Dv] in the model's own space where they meet its output projection."""
+        if weight is None or not self.store.has_rotated_values:
+            return value
+        return self.store.values.rotated(value)
 
     def _line(self, moment: Moment) -> slice:
         """Which lines of the piece's positions are this bank's: one line may stand for all rows."""

@@ -64,7 +64,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         compile: let `model.generate` and `modicum.generate` compile decode steps, as one graph (captured as a
             CUDA graph where there is one). "auto" does so where it can be done and leaves it where not.
         store: "model", keys and values as the model gives them; "int8" or "fp8", in 8 bits with a scale for
-            each token and head, so that as many bytes hold more tokens.
+            each token and head, so that as many bytes hold more tokens; "int4", in 4 bits, rotated by a
+            Hadamard matrix; "k8v4", keys in 8 bits and values in 4.
         length: tokens of the text to be read, where known: what a share is a share of, and by which
             `calibrated` reads its profile. The budget holds whatever is read.
 
@@ -91,8 +92,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         _slots: list[list[int]] | None = None,
     ) -> None:
         model = unwrap(model)
-        self.store = Store(store)
         self.numbering = check_numbering(positions)
+        self.store = Store(store, self.numbering == "renumbered")
         self.policy = parse_policy(policy)
         self.budget = budget_for(
             self.policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
@@ -101,8 +102,9 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.shape = Shape.of(model)
         self.weights = weight_checksums(model)
         """By which a saved cache recognises its model."""
-        if self.store.coded:
-            self.store.check(execution_device(model))
+        if self.store.is_coded:
+            self.store.check([self.shape.layers[i] for i in self.shape.full], execution_device(model))
+        self.store.check_policy(self.policy)
         # A saved cache has calibrated heads' slots itself, whatever the profile is by now.
         saved = _slots is not None and isinstance(self.policy, Calibrated)
         heads = _slots if saved else _heads(model, self.policy)
@@ -365,7 +367,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     def __repr__(self) -> str:
         held = self.budget.tokens if self.budget.tokens is not None else f"{self.budget.nbytes} bytes"
         how = "" if self.numbering == "original" else f", positions={self.numbering}"
-        how += f", store={self.store.name}" if self.store.coded else ""
+        how += f", store={self.store.name}" if self.store.is_coded else ""
         how += ", compile=True" if self.compiled else ""
         return f"BudgetCache({self.policy}, budget={held}{how}, seen={self.seen}, nbytes={self.nbytes})"
 

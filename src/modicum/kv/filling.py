@@ -62,10 +62,12 @@ class Filling:
         grouped = query.reshape(b, h, -1, query.shape[-1])
         if index == 0 or self._positions is None:
             self._positions = torch.tensor(layer.row_seen, dtype=torch.int32, device=key.device)[:, None]
-        stored = layer.store.encode(key), layer.store.encode(value)
-        if layer.store.coded:
-            key, value = (layer.store.decode(x, layer.dtype) for x in stored)
-        layer.shared.in_hand(key.nbytes + value.nbytes + layer.store.coded * sum(x.nbytes for x in stored))
+        store = layer.store
+        stored = store.keys.encode(key), store.values.encode(value)
+        if store.is_coded:
+            key = store.keys.decode(stored[0], layer.dtype)
+            value = store.values.decode(stored[1], layer.dtype)
+        layer.shared.in_hand(key.nbytes + value.nbytes + store.is_coded * sum(x.nbytes for x in stored))
         if layer.ring is not None:
             layer.ring.queries[:, :, :, layer.ring.next] = grouped
         by_head = None if sinks is None else sinks.view(grouped.shape[1:3])
@@ -107,6 +109,7 @@ class Filling:
         assert self._positions is not None
         arena.positions[:, :, n] = self._positions[bank.rows]
         if arena.state.shape[-1]:
+            value = bank.before_projection(value, weight)
             state = layer.setting.policy.token_state(key, value, query.shape[2], weight)
             arena.state[:, :, n : n + 1] = state
         return bank.answer(query, *bank.held(n + 1), scaling, softcap, None, sinks=sinks)

@@ -59,7 +59,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         store: Store = PLAIN,
     ) -> None:
         super().__init__()
-        self.store = store
+        self.store = store.of_layer(shape)
         self.setting = setting
         self.shape = shape
         self.capacities = capacities
@@ -152,7 +152,10 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
             if streaming and self.compensates:
                 capacity -= 1
                 virtual = Virtual.make(*shape, key_dim, value_dim, self.device, self._stack("virtual", kind))
-            columns = self.store.columns(key_dim), self.store.columns(self.shape.stored_value_dim)
+            columns = (
+                self.store.keys.columns(key_dim),
+                self.store.values.columns(self.shape.stored_value_dim),
+            )
             arena = Arena(
                 *shape,
                 capacity,
@@ -341,10 +344,17 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         """
         if self.shape.is_latent:
             query = absorbed_query(module, query)
-            return expanded_output(
-                module, self._attend(module, query, mask, scaling, softcap, positions, sinks)
-            )
-        return self._attend(module, query, mask, scaling, softcap, positions, sinks)
+        query = self._rotated_query(query)
+        out = self._rotated_back(self._attend(module, query, mask, scaling, softcap, positions, sinks))
+        return expanded_output(module, out) if self.shape.is_latent else out
+
+    def _rotated_query(self, query: Tensor) -> Tensor:
+        """Queries [B, Hq, q, Dk] in the space in which keys are read."""
+        return self.store.keys.rotated(query) if self.store.keys.is_rotated else query
+
+    def _rotated_back(self, out: Tensor) -> Tensor:
+        """Outputs [B, q, Hq, Dv] out of the space in which values are read."""
+        return self.store.values.rotated(out) if self.store.has_rotated_values else out
 
     def attend_again(
         self, query: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
@@ -355,10 +365,11 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         if self.reads is None or not self.reads.reads:
             raise CacheError(f"layer {self.setting.layer} is read by another layer before it has attended")
         b, _, q, dim = query.shape
+        query = self._rotated_query(query)
         grouped = query.reshape(b, self.shape.kv_heads, -1, q, dim)  # of the call's last tokens
         own = None if sinks is None else sinks.view(grouped.shape[1:3])
         out = self.reads.attend(grouped, scaling, softcap, own)
-        return out.flatten(1, 2).transpose(1, 2).contiguous()
+        return self._rotated_back(out.flatten(1, 2).transpose(1, 2).contiguous())
 
     def _attend(
         self,
@@ -446,7 +457,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         b, h, g, m, _ = query.shape
         in_hand = key[:, :, :1].nbytes + value[:, :, :1].nbytes
         stored = self._stored(key, value)
-        if self.store.coded:
+        if self.store.is_coded:
             # Attend to the quantised values now, so that results do not depend on chunk boundaries.
             key, value = self._decoded(stored)
             in_hand += stored[0][:, :, :1].nbytes + stored[1][:, :, :1].nbytes
@@ -490,15 +501,15 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
 
     def _stored(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A call's keys and values [B, H, m, D] as they are to lie in their slots."""
-        stored = self.store.encode(key)
-        return stored, stored[..., :0] if self.shape.is_latent else self.store.encode(value)
+        stored = self.store.keys.encode(key)
+        return stored, stored[..., :0] if self.shape.is_latent else self.store.values.encode(value)
 
     def _decoded(self, stored: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H, m, D] of what is to lie in slots."""
-        key = self.store.decode(stored[0], self.dtype)
+        key = self.store.keys.decode(stored[0], self.dtype)
         if self.shape.is_latent:
             return key, key[..., : self.shape.value_dim]
-        return key, self.store.decode(stored[1], self.dtype)
+        return key, self.store.values.decode(stored[1], self.dtype)
 
     def _asked(self, query: Tensor, piece: Piece) -> tuple[Tensor | None, Tensor | None]:
         """Take a piece's queries [B, H, G, m, Dk] into the ring; those whose rows the policy reads: [B, H, G,

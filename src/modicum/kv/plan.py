@@ -192,9 +192,9 @@ def _layer_bytes(
     store: Store,
 ) -> int:
     width = layer.key_dim + layer.value_dim
-    vectors = store.nbytes(layer.key_dim, itemsize)
-    if not layer.is_latent:
-        vectors += store.nbytes(layer.value_dim, itemsize)
+    store = store.of_layer(layer)
+    vectors = store.keys.nbytes(layer.key_dim, itemsize)
+    vectors += store.values.nbytes(layer.stored_value_dim, itemsize)
     state = policy.state_width(layer.group)
     sums = policy.sum_width(layer.key_dim, layer.value_dim) + policy.tally_width(layer.group, layer.key_dim)
     total = 0

@@ -139,6 +139,17 @@ class Policy:
         return True
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        """Whether the score stays when queries and keys of a head are rotated by one orthogonal matrix, and
+        values by another: it reads them by dot products, norms and distances only.
+
+        Slots in 4 bits are scored as they lie, rotated, and refused to a policy that does not say so. Values
+        that `token_state` is given beside `output_weight` are rotated back; `view.output_weight` goes with
+        values that are not rotated.
+        """
+        return False
+
+    @property
     def traceable(self) -> bool:
         """Whether the score is made of tensor operations alone, none of which hangs on a tensor's content."""
         return True
@@ -258,6 +269,10 @@ class Wrapper(Policy):
 @dataclass(frozen=True)
 class Divider(Wrapper):
     """A wrapper that divides the budget anew, over layers or heads, and leaves the scores to its base."""
+
+    @property
+    def is_rotation_invariant(self) -> bool:
+        return self.base.is_rotation_invariant
 
     def score(self, view: View) -> Tensor:
         return self.base.score(view)

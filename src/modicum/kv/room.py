@@ -24,10 +24,11 @@ def stacks(
     if first.shared.spread or policy.head_shares() is not None or any(x.shape != shape for x in layers):
         return {}
     dims = shape.key_dim, shape.value_dim
-    columns = first.store.columns(dims[0]), first.store.columns(shape.stored_value_dim)
+    store = first.store
+    columns = store.keys.columns(dims[0]), store.values.columns(shape.stored_value_dim)
     tally = policy.tally_width(shape.group, shape.key_dim)
     extra = policy.state_width(shape.group), policy.sum_width(*dims), tally
-    dtype = first.store.dtype(model)
+    dtype = store.dtype(model)
     number: dict[tuple[int, bool], int] = {}
     for layer in layers:
         for kind in zip(layer.capacities, layer.streaming, strict=True):

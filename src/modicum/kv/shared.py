@@ -126,8 +126,9 @@ class Shared:
         if self.static:
             return self.enter(True)
         first = self.layers[0]
-        budget, coded = first.setting.budget, first.store.coded and not kernels.on(first.device)
-        one_by_one = coded or budget.evict_every > 1
+        budget, store = first.setting.budget, first.store
+        decodes = store.is_coded and not (store.has_kernel and kernels.on(first.device))
+        one_by_one = decodes or budget.evict_every > 1
         if self.turning is not None:
             return None
         if mask is not None and first.device.type != "cpu" and self.graphable and not one_by_one:

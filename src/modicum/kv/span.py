@@ -125,11 +125,13 @@ class Span:
     def decoded(self) -> tuple[Tensor, Tensor]:
         """Keys [R, H, S, Dk] and values in the model's dtype."""
         bank = self.banks[0]
-        return bank.store.decode(self.keys, bank.dtype), bank.store.decode(self.values, bank.dtype)
+        keys = bank.store.keys.decode(self.keys, bank.dtype)
+        return keys, bank.store.values.decode(self.values, bank.dtype)
 
     def at(self, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Key [R, H, 1, Dk] and value in fp32 or wider, and state [R, H, 1, F], of one slot of each head."""
         bank = self.banks[0]
-        both = (bank.store.decode(pick(x, slot), bank.dtype) for x in (self.keys, self.values))
+        parts = ((bank.store.keys, self.keys), (bank.store.values, self.values))
+        both = (codec.decode(pick(x, slot), bank.dtype) for codec, x in parts)
         key, value = (x.to(torch.promote_types(x.dtype, torch.float32)).unsqueeze(2) for x in both)
         return key, value, pick(self.state, slot).unsqueeze(2)

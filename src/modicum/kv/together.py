@@ -80,7 +80,7 @@ class Together:
         """Columns seen, pads included."""
         self.next = torch.zeros(self.rows, dtype=torch.int64, device=self.device)
         """[b] where the next query goes in the rings."""
-        self.kernels = kernels.on(self.device)
+        self.kernels = kernels.on(self.device) and first.store.has_kernel
         self.static = False
         self.entered = False
         self._marked = False
@@ -98,8 +98,8 @@ class Together:
         """Banks like this one to be scored at a time."""
         if not bank.streaming and (self.policy.layerwise or (self.policy.query_rows and kinds > 1)):
             return 1
-        b, h, slots, columns = bank.arena.keys.shape
-        wide = columns if bank.arena.keys.dtype != torch.float32 else 1
+        b, h, slots = bank.arena.keys.shape[:3]
+        wide = self.layers[0].shape.key_dim if bank.arena.keys.dtype != torch.float32 else 1
         rows = max(1, self.policy.query_rows) * self.group
         return max(1, _SCRATCH // (4 * b * h * slots * max(wide, rows)))
 
@@ -238,7 +238,8 @@ class Together:
     ) -> Tensor:
         """query [b, h, G, Dk], key [b, h, 1, Dk], value -> [b, h, G, Dv]."""
         bank, span = place.bank, place.alone
-        k, v = bank.store.encode(key), bank.store.encode(value)
+        store = bank.store
+        k, v = store.keys.encode(key), store.values.encode(value)
         if self.static:
             put(span.keys, span.hole, k.squeeze(2))
             put(span.values, span.hole, v.squeeze(2))
@@ -246,7 +247,7 @@ class Together:
             place.keys.index_copy_(0, place.at, k.reshape(-1, k.shape[-1]))
             place.values.index_copy_(0, place.at, v.reshape(-1, v.shape[-1]))
         if self.kernels:
-            fresh = bank.store.decode(k, bank.dtype), bank.store.decode(v, bank.dtype)
+            fresh = store.keys.decode(k, bank.dtype), store.values.decode(v, bank.dtype)
             return self._by_kernel(place, query, fresh, taken, scaling, softcap)
         keys, values = span.decoded()
         valid = None

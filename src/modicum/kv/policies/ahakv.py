@@ -52,6 +52,10 @@ class AhaKV(Policy):
             raise PolicyError(f"ahakv: min_gain is {self.min_gain!r}; it must be a number of at least 0")
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
+    @property
     def layerwise(self) -> bool:
         return False
 

@@ -62,6 +62,10 @@ class CAOTE(Wrapper):
             raise PolicyError(f"{self.name}: iterative goes with rows='base' only")
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return self.base.is_rotation_invariant
+
+    @property
     def traceable(self) -> bool:
         return self.base.traceable and not self.iterative
 

@@ -49,6 +49,10 @@ class CriticalKV(Wrapper):
     def needs_output_weight(self) -> bool:
         return True
 
+    @property
+    def is_rotation_invariant(self) -> bool:
+        return self.base.is_rotation_invariant
+
     def state_width(self, group: int) -> int:
         return self.base.state_width(group) + 1
 

@@ -27,5 +27,9 @@ class Full(Policy):
     def evicts(self) -> bool:
         return False
 
+    @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
     def score(self, view: View) -> Tensor:
         return torch.zeros_like(view.positions, dtype=torch.float32)

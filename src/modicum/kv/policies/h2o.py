@@ -29,6 +29,10 @@ class H2O(Policy):
     summary: ClassVar[str] = "Keeps the tokens with the most attention accumulated over all queries."
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
+    @property
     def layerwise(self) -> bool:
         return False
 

@@ -84,6 +84,10 @@ class KeyDiff(Policy):
         return view.dot_keys(anchor.unsqueeze(2)).squeeze(2).mul_(inverse)
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
+    @property
     def layerwise(self) -> bool:
         return False
 

@@ -24,6 +24,10 @@ class Knorm(Policy):
     summary: ClassVar[str] = "Keeps the keys of smallest L2 norm."
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
+    @property
     def layerwise(self) -> bool:
         return False
 

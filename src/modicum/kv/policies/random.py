@@ -55,6 +55,10 @@ class Random(Policy):
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed <= _LOW:
             raise PolicyError(f"random: seed is {self.seed!r}; it must be a whole number from 0 to {_LOW}")
 
+    @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
     def score(self, view: View) -> Tensor:
         key = _keys(self.seed, view.layer, view.positions.shape[1], view.positions.device)
         # 24 bits are what fp32 holds exactly.

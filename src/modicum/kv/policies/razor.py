@@ -166,6 +166,10 @@ class RazorAttention(Policy):
         return self.base.layerwise
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return self.base.is_rotation_invariant
+
+    @property
     def traceable(self) -> bool:
         return self.base.traceable
 

@@ -50,6 +50,10 @@ class SnapKV(Policy):
             raise PolicyError(f"snapkv: floor is {self.floor!r}; it must be True or False")
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
+    @property
     def layerwise(self) -> bool:
         return False
 

@@ -27,6 +27,10 @@ class StreamingLLM(Policy):
     summary: ClassVar[str] = "Keeps the first tokens (sinks) and the newest ones."
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
+    @property
     def layerwise(self) -> bool:
         return False
 

@@ -34,6 +34,10 @@ class TOVA(Policy):
         check_choice(self, "heads", self.heads, ("layer", "each"))
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
+    @property
     def layerwise(self) -> bool:
         return False
 
