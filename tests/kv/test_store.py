@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from modicum import BudgetCache, generate
+from modicum.compat import cache_kwargs
 from modicum.errors import InputError, ModelError
 from modicum.kv.codec import Codec
 from modicum.kv.hadamard import block_size
@@ -29,7 +30,7 @@ from tests.bounds import (
     underflow,
     unit_roundoff,
 )
-from tests.driver import all_kept, check_limits, feed, full_cache
+from tests.driver import all_kept, check_limits, feed, full_cache, pad_left
 from tests.generation.test_models import Letters
 from tests.kv.coded_cache import CodedCache
 from tests.kv.reference_methods import bfloat16, hadamard, in_4_bits, in_8_bits
@@ -272,3 +273,21 @@ def test_generated_saved_and_gone_on_with(store: str, positions: str, tmp_path: 
     ]
     assert more[0].tokens == more[1].tokens
     assert all_kept(first.cache) == all_kept(twin)
+
+
+@pytest.mark.parametrize("store", PACKED)
+def test_beams_and_padded_rows_are_those_of_the_same_codes(store: str) -> None:
+    """transformers' own cache reorders and masks coded vectors in the model's own space. In float64."""
+    model, ids = zoo.shared("llama", torch.float64), zoo.tokens(2, 30)
+    small: dict[str, Any] = {"budget": 48, "chunk": 8, "n_sink": 2, "recent": 4, "store": store}
+    settings: dict[str, Any] = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}
+    cache = BudgetCache(model, "keydiff", **small)
+    want = model.generate(ids, **cache_kwargs(model, CodedCache(model, store)), **settings)
+    assert torch.equal(model.generate(ids, **cache_kwargs(model, cache), **settings), want)
+    check_limits(cache)
+
+    ids, mask = pad_left([zoo.tokens(1, 30)[0], zoo.tokens(1, 30, seed=1)[0][:19]])
+    cuts, there = (20, 28, 29), mask.bool()
+    cache = BudgetCache(model, "keydiff", **small)
+    got = feed(model, cache, ids, mask, cuts, after=lambda: check_limits(cache))
+    assert_same_logits(model, got[there], feed(model, CodedCache(model, store), ids, mask, cuts)[there])

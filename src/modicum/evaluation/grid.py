@@ -71,7 +71,9 @@ class Grid:
         keep("seeds", (_whole("seed", value, 0) for value in self.seeds))
         _whole("limit", self.limit, 1)
         check_numbering(self.positions)
-        Store(self.store)
+        store = Store(self.store)
+        for text in self.policies:
+            store.check_policy(parse_policy(text))
         Budget(
             nbytes=1,
             chunk=512 if self.chunk is None else self.chunk,
