@@ -66,9 +66,13 @@ def turned(view: View, keys: Tensor, values: Tensor) -> View:
 
 
 @pytest.mark.parametrize("expression", EVERY)
-def test_no_registered_policy_notices_a_rotation(expression: str) -> None:
+def test_registered_policies_notice_no_rotation_or_are_refused(expression: str) -> None:
     """Any rotation, not only Hadamard's: so scores hang on dot products, norms and distances only."""
     policy = parse_policy(expression)
+    if "triattention" in expression:  # reads pairs of coordinates, which RoPE turns
+        with pytest.raises(PolicyError, match=r"'int4'.*triattention.*choose store='int8'"):
+            Store("int4").check_policy(policy)
+        return
     assert policy.is_rotation_invariant
     rows = 17 if policy.query_rows < 0 else policy.query_rows
     keys, values = orthogonal(8, 1), orthogonal(8, 2)

@@ -59,6 +59,10 @@ class Compactor(Policy):
             raise PolicyError("compactor: window is 1; a block needs at least 2 tokens to compare")
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
+    @property
     def layerwise(self) -> bool:
         return False
 

@@ -45,6 +45,10 @@ class OBCache(Policy):
         check_choice(self, "group", self.group, ("mean", "max"))
 
     @property
+    def is_rotation_invariant(self) -> bool:
+        return True
+
+    @property
     def layerwise(self) -> bool:
         return False
 
