@@ -36,6 +36,7 @@ class Settings:
 
     texts: int = 4
     text_length: int = 512
+    policy: str = "razor(base=manifoldkv, strong=0.2)"
     asked: str = "reference"
     """The model of the questions: at its size many can be asked."""
     length: int = 1024
@@ -119,14 +120,14 @@ def errors(model: Any, ids: Tensor) -> list[dict[str, Any]]:
 
 
 def accuracy(s: Settings) -> list[dict[str, Any]]:
-    """Many questions of each context, under `auto`, the model in bfloat16."""
+    """Many questions of each context, the model in bfloat16."""
     model, tokenizer = modicum.load(s.asked, dtype="bfloat16", device="cpu")
     contexts = many_questions(tokenizer, s.length, Uses(contexts=s.contexts))
     full = ask(model, contexts[:1], "full", s.length + 512, chunk=s.chunk).full_nbytes
     rows = []
     for share in s.shares:
         for store in STORES:
-            done = ask(model, contexts, "auto", f"{int(share * full)}B", chunk=s.chunk, store=store)
+            done = ask(model, contexts, s.policy, f"{int(share * full)}B", chunk=s.chunk, store=store)
             rows.append({"store": store, "share": share, "nbytes": done.nbytes, **common.scored(done)})
     return rows
 
@@ -220,7 +221,7 @@ def section(results: dict[str, Any]) -> str:
     return (
         "### Error of attention\n\nRelative error of each layer's output, from identical inputs in float32: "
         f"{s['texts']} texts of {s['text_length']} tokens. Bytes are of keys and values, scales included.\n\n"
-        f"{by_form}\n\n### Accuracy at equal bytes\n\nModel `{s['asked']}` in bfloat16, `auto`, "
+        f"{by_form}\n\n### Accuracy at equal bytes\n\nModel `{s['asked']}` in bfloat16, `{s['policy']}`, "
         f"{s['contexts']} contexts of {s['length']:,} tokens with 8 needles, all asked for, the context "
         f"compressed before, chunks of {s['chunk']}. {common.SCORES}\n\n{common.table(head, rows)}\n\n"
         f"### A decode step\n\n`keydiff`, budget {s['budget']:,}, float32, all slots taken; processor time "
