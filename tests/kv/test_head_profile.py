@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,12 +58,16 @@ def test_slots_add_up_and_follow_the_shares(shares: list[list[float]], tokens: i
             profile.capacities(tokens, 0.25, least)
         return
     slots = [n for row in profile.capacities(tokens, 0.25, least) for n in row]
-    assert sum(slots) == tokens * len(slots)
+    # What is left could not be shared out among all heads of any size.
+    sizes = Counter(slots)
+    assert 0 <= tokens * len(slots) - sum(slots) < min(sizes.values())
     assert min(slots) >= least
+    assert len(sizes) <= 6
     weights = [max(x, 1e-6) for row in shares for x in row]
-    for found, exact in zip(slots, by_loops(weights, tokens * len(slots), least), strict=True):
-        # Remainders are handed out one by one; float64 may move a share across a whole number.
-        assert abs(found - exact) < 2
+    wanted = by_loops(weights, tokens * len(slots), least)
+    # Rounding to levels keeps the order.
+    order = sorted(range(len(slots)), key=lambda i: wanted[i])
+    assert all(slots[i] <= slots[j] for i, j in pairwise(order))
 
 
 def test_shares_between_fractions_are_linear_in_the_logarithm() -> None:

@@ -246,7 +246,7 @@ def _interview(
 
 def _everything(budget: Budget, tokens: int) -> Budget:
     """A budget that so many tokens fit into."""
-    return replace(budget, tokens=max(tokens + 1, budget.least(0)), nbytes=None)
+    return replace(budget, tokens=max(tokens + 1, budget.least(0)), nbytes=None, share=None)
 
 
 def _with_full_cache(

@@ -27,6 +27,7 @@ from modicum.errors import BudgetError, InputError, SnapshotError
 SUFFIX = ".safetensors"
 _FORMAT, _VERSION, _KEY = "modicum head profile", 1, "modicum"
 
+_LEVELS = 5  # sizes above the least
 Table = tuple[tuple[float, ...], ...]
 
 
@@ -107,8 +108,9 @@ class HeadProfile:
     def capacities(
         self, tokens: int, fraction: float, least: int, layers: Collection[int] | None = None
     ) -> list[list[int]]:
-        """[layers][KV heads]: slots in proportion to the shares at `fraction`, none below `least`, which add
-        up to exactly `tokens` per head of `layers` (None: all that were not skipped). In others: `tokens`.
+        """[layers][KV heads]: slots in proportion to the shares at `fraction`, none below `least`, rounded to
+        a few sizes. They add up to `tokens` per head of `layers` (None: all that were not skipped), or to
+        less by fewer than there are heads of one size. In other layers: `tokens`.
 
         Raises:
             BudgetError: `tokens` is below `least`.
@@ -199,8 +201,8 @@ def _fields(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _divide(weights: Sequence[float], total: int, least: int) -> list[int]:
-    """Whole numbers in proportion to weights, none below `least`, that add up to `total` (at least
-    `least` each).
+    """Whole numbers in proportion to weights, none below `least`, of few sizes, for a total of at least
+    `least` each.
     """
     free = set(range(len(weights)))
     while True:
@@ -210,10 +212,34 @@ def _divide(weights: Sequence[float], total: int, least: int) -> list[int]:
         if not below:
             break
         free -= below
-    exact = {i: weights[i] * scale for i in free}
-    slots = [int(exact[i]) if i in free else least for i in range(len(weights))]
-    left = total - sum(slots)
-    by_remainder = sorted(free, key=lambda i: (slots[i] - exact[i], i)) or list(range(len(weights)))
-    for k in range(left):
-        slots[by_remainder[k % len(by_remainder)]] += 1
+    return _in_levels([max(least, weights[i] * scale) for i in range(len(weights))], total, least)
+
+
+def _in_levels(exact: list[float], total: int, least: int) -> list[int]:
+    """Whole numbers near those given, of few sizes in even steps of the logarithm: heads of one size are
+    scored together, and each size costs time of its own. Their sum is `total`, less what no level can share.
+    """
+    most = max(exact)
+    if most <= least:
+        return _spread([least] * len(exact), [0] * len(exact), total)
+    step = math.log(most / least) / _LEVELS
+    level = [round(math.log(x / least) / step) for x in exact]
+    raised = [x for x in level if x > 0]
+    fixed = least * (len(exact) - len(raised))
+    scale = (total - fixed) / sum(least * math.exp(step * x) for x in raised)
+    slots = [max(least, int(least * math.exp(step * x) * scale)) if x else least for x in level]
+    while sum(slots) > total:  # a low level was held up by the least
+        most_level = max(level)
+        slots = [n - 1 if x == most_level and n > least else n for n, x in zip(slots, level, strict=True)]
+    return _spread(slots, level, total)
+
+
+def _spread(slots: list[int], level: list[int], total: int) -> list[int]:
+    """Give what is left of the total to whole levels, the highest first."""
+    slots, left = list(slots), total - sum(slots)
+    for x in sorted(set(level), reverse=True):
+        members = [i for i, y in enumerate(level) if y == x]
+        for i in members:
+            slots[i] += left // len(members)
+        left %= len(members)
     return slots
