@@ -64,7 +64,7 @@ PARTS = (
     "razor(base=manifoldkv,strong=0.2,compensate=False)",
     "razor(base=manifoldkv,induction=0.3)",
 )
-"""`auto` is `razor(base=manifoldkv,strong=0.2)`; these leave one of its parts out or change it."""
+"""What `auto` named before calibrated head budgets, `razor(base=manifoldkv,strong=0.2)`: each leaves a part of it out."""
 SLOW = "adakv"
 """Heads that compete take minutes where tokens leave a few at a time: no long answers with them."""
 _FACT = re.compile(
