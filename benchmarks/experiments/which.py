@@ -64,7 +64,7 @@ PARTS = (
     "razor(base=manifoldkv,strong=0.2,compensate=False)",
     "razor(base=manifoldkv,induction=0.3)",
 )
-"""What `auto` named before calibrated head budgets, `razor(base=manifoldkv,strong=0.2)`: each leaves a part of it out."""
+"""What `auto` named before calibrated budgets, `razor(base=manifoldkv,strong=0.2)`, less a part each."""
 SLOW = "adakv"
 """Heads that compete take minutes where tokens leave a few at a time: no long answers with them."""
 _FACT = re.compile(

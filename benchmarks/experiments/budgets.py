@@ -1,0 +1,147 @@
+"""Answers kept at a few percent of the bytes: calibrated head budgets and heads alike, in 16, 8 and 4 bits.
+
+    python benchmarks/experiments/budgets.py --model smollm2 --minutes 60     # goes on where it stopped
+    python benchmarks/experiments/budgets.py --quick                          # two samples; writes nothing
+
+The question is hidden, the prompt is read in chunks of 512, and all bytes held at the end of an answer count.
+Samples of all cells are taken in turns, so that whatever there is when the time is over compares like with
+like. Rows are kept in --folder; a later call with the same folder adds to them and renews the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import DOCS, table
+
+import modicum
+from modicum.evaluation.evaluate import Progress, evaluate
+from modicum.evaluation.grid import Grid
+from modicum.evaluation.row import Row
+from modicum.evaluation.store import Store
+from modicum.evaluation.summary import Summary, summarise
+
+POLICIES = {
+    "smollm2": ("auto", "calibrated+keydiff", "manifoldkv", "keydiff"),
+    "reference": ("auto", "razor(base=manifoldkv,strong=0.2)", "manifoldkv", "keydiff"),
+}
+TASKS = {
+    "smollm2": ("niah_single_2:max_new_tokens=24", "niah_multikey_1:max_new_tokens=24"),
+    "reference": ("niah_single_2:max_new_tokens=24", "niah_multikey_1:keys=8,max_new_tokens=24"),
+}
+BUDGETS = ("12.5%", "25%", "6.25%")
+STORES = ("model", "int8", "int4")
+RECENT = 16
+
+
+class OutOfTimeError(Exception):
+    """The minutes are over."""
+
+
+@dataclass
+class Clock:
+    """Stops an evaluation between two rows."""
+
+    end: float
+
+    def __call__(self, progress: Progress) -> None:
+        print(f"\r{progress.done} of {progress.total} rows", end="", file=sys.stderr, flush=True)
+        if time.monotonic() > self.end:
+            raise OutOfTimeError
+
+
+def grid(model: str, length: int, limit: int, policies: tuple[str, ...], store: str) -> Grid:
+    """Of one store."""
+    return Grid(
+        models=(model,),
+        policies=policies,
+        budgets=BUDGETS,
+        tasks=TASKS[model],
+        lengths=(length,),
+        limit=limit,
+        recent=RECENT,
+        store=store,
+    )
+
+
+def run(model: str, length: int, samples: int, folder: Path, minutes: float) -> list[Row]:
+    """Rows of all cells, sample by sample, until there are all or the time is over."""
+    clock = Clock(time.monotonic() + 60 * minutes)
+    load = functools.cache(modicum.load)  # one model for all the calls
+    with contextlib.suppress(OutOfTimeError):
+        for limit in range(1, samples + 1):
+            for store in STORES:
+                policies = (*POLICIES[model], "full") if store == "model" else ("auto",)
+                cells = grid(model, length, limit, policies, store)
+                evaluate(cells, folder, load=load, progress=clock)
+    with Store(folder) as store_of_rows:
+        return [row for row in store_of_rows.rows if (row.cell.model, row.cell.length) == (model, length)]
+
+
+def results(rows: list[Row], model: str, length: int) -> str:
+    """The page's table: right answers of each policy and store at each budget, and the bytes held."""
+    by_cell: dict[tuple[str, str, str, str], Summary] = {}
+    for s in summarise(rows, ("policy", "store", "budget", "task")):
+        by_cell[s.key["policy"], s.key["store"], s.key["budget"], s.key["task"]] = s
+    lines = []
+    wide = 2 if any(row.cell.dtype == "float32" for row in rows) else 1
+    for policy, store in dict.fromkeys((p, st) for p, st, _, _ in by_cell):
+        for budget in dict.fromkeys(b for p, st, b, _ in by_cell if (p, st) == (policy, store)):
+            cells = [by_cell.get((policy, store, budget, task)) for task in TASKS[model]]
+            known = [cell for cell in cells if cell is not None]
+            held = sum(cell.held_bytes for cell in known) / sum(cell.full_bytes for cell in known)
+            if store != "model":
+                held *= wide  # the full cache in 16 bits
+            shown = [_right(cell) for cell in cells]
+            lines.append([f"`{policy}`", store, budget, f"{held:.1%}", *shown])
+    head = ["policy", "store", "budget", "bytes, of 16-bit", *(f"`{t.split(':')[0]}`" for t in TASKS[model])]
+    return f"**{model}**, {length} tokens:\n\n{table(head, lines)}"
+
+
+def _right(cell: Summary | None) -> str:
+    if cell is None:
+        return "–"
+    return f"{round(cell.score * cell.count)} of {cell.count} [{cell.low:.0%}, {cell.high:.0%}]"
+
+
+def put_results(page: Path, name: str, text: str) -> None:
+    """Renew one section of the page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    written = page.read_text(encoding="utf-8")
+    if begin not in written:
+        raise SystemExit(f"{page} has no section {name}")
+    section = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    page.write_text(section.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", written), encoding="utf-8")
+
+
+def main() -> None:
+    """Run, and renew the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--model", default="reference", choices=sorted(POLICIES))
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--samples", type=int, default=50, help="of each cell")
+    parser.add_argument("--minutes", type=float, default=60, help="stop after so many; a later run goes on")
+    parser.add_argument("--folder", type=Path, default=Path("results/budgets"), help="of the rows")
+    parser.add_argument("--quick", action="store_true", help="two samples; prints and writes nothing")
+    asked = parser.parse_args()
+    if asked.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = run(asked.model, asked.length, 2, Path(folder), asked.minutes)
+            print(results(rows, asked.model, asked.length))
+        return
+    rows = run(asked.model, asked.length, asked.samples, asked.folder, asked.minutes)
+    text = results(rows, asked.model, asked.length)
+    print(text)
+    put_results(DOCS / "budgets.md", f"{asked.model} {asked.length}", text)
+
+
+if __name__ == "__main__":
+    main()
