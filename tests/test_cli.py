@@ -169,6 +169,14 @@ def test_the_full_caches_answer_stands_beside(tiny: Any, book: Path) -> None:
     assert "budget everything" in shown
 
 
+def test_a_share_of_the_text_beside_the_full_cache(tiny: Any, book: Path) -> None:
+    arguments = ["-f", str(book), "-q", " Then Tom", "--recent", "8", "--budget", "50%", "-n", "4"]
+    told = answered("run", *arguments, "--beside-full")
+    text = len(tiny[1](PROMPT, add_special_tokens=False)["input_ids"])
+    assert told["held"]["max"] <= max(text // 2, 4 + 8)
+    assert told["full"][0]["held"]["min"] > text
+
+
 def test_sampling_follows_temperature_and_seed() -> None:
     def tokens(*more: str) -> list[int]:
         told: list[int] = answered("run", PROMPT, "-n", "15", *more)["tokens"]

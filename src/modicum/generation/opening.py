@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,7 +84,7 @@ class Opening:
             raise InputError("there is no prompt: give one, or a cache that has read one")
         texts, alone = ([], False) if prompt is None else check_rows(prompt)
         chat = Chat(tokenizer) if wanted(tokenizer, writing.chat, texts, cache, writing.special) else None
-        cache = build(_num_tokens(model, tokenizer, texts)) if cache is None else cache
+        cache = build(_num_tokens(tokenizer, texts)) if cache is None else cache
         rows = len(texts) or max(1, cache.batch_size)
         reader = Reader(model, cache, rows, _pad(model, tokenizer, config))
         opening = cls(reader, tokenizer, None, alone or (not texts and rows == 1), writing.special, chat)
@@ -138,22 +139,19 @@ class Opening:
         return Block.of(rows, self.reader.pad, turn)
 
     def _encode(self, texts: list[str], what: str, special: bool) -> list[list[int]]:
-        size = _vocabulary(self.reader.model)
+        embeddings: Any = self.reader.model.get_input_embeddings()
+        size = int(embeddings.weight.shape[0])
         return encode(self.tokenizer, texts, what, special=special, vocabulary=size)
 
 
-def _num_tokens(model: PreTrainedModel, tokenizer: Any, texts: Sequence[Row]) -> int:
+def _num_tokens(tokenizer: Any, texts: Sequence[Row]) -> int:
     """Tokens of the longest prompt, its template and special tokens left out."""
     plain = [
         text if isinstance(text, str) else "\n".join(str(message.get("content") or "") for message in text)
         for text in texts
     ]
-    return max(map(len, encode(tokenizer, plain, "prompt", special=False, vocabulary=_vocabulary(model))))
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[0])
+    # Only counted here: whether the model knows them is asked when they are to be read.
+    return max(map(len, encode(tokenizer, plain, "prompt", special=False, vocabulary=sys.maxsize)))
 
 
 def _pad(model: PreTrainedModel, tokenizer: Any, config: GenerationConfig | None) -> int:
