@@ -87,6 +87,7 @@ def test_with_room_for_all_every_head_holds_as_many() -> None:
 def test_only_the_given_layers_share() -> None:
     profile = replace(PROFILE, skipped=(1,))
     assert profile.capacities(12, 0.125, 2) == [[20, 4], [12, 12]]
+    assert PROFILE.capacities(12, 0.125, 2, []) == [[12, 12], [12, 12]]
     assert PROFILE.capacities(12, 0.125, 2, [0]) == [[20, 4], [12, 12]]
 
 

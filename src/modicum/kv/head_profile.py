@@ -219,7 +219,7 @@ def _in_levels(exact: list[float], total: int, least: int) -> list[int]:
     """Whole numbers near those given, of few sizes in even steps of the logarithm: heads of one size are
     scored together, and each size costs time of its own. Their sum is `total`, less what no level can share.
     """
-    most = max(exact)
+    most = max(exact, default=0)  # there are none in a model whose layers all have windows
     if most <= least:
         return _spread([least] * len(exact), [0] * len(exact), total)
     step = math.log(most / least) / _LEVELS
