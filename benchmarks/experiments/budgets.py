@@ -28,6 +28,7 @@ from modicum.evaluation.grid import Grid
 from modicum.evaluation.row import Row
 from modicum.evaluation.store import Store
 from modicum.evaluation.summary import Summary, summarise
+from modicum.tasks import parse_task
 
 POLICIES = {
     "smollm2": ("auto", "calibrated+keydiff", "manifoldkv", "keydiff"),
@@ -91,18 +92,19 @@ def results(rows: list[Row], model: str, length: int) -> str:
     by_cell: dict[tuple[str, str, str, str], Summary] = {}
     for s in summarise(rows, ("policy", "store", "budget", "task")):
         by_cell[s.key["policy"], s.key["store"], s.key["budget"], s.key["task"]] = s
+    tasks = [parse_task(text)[0].name for text in TASKS[model]]  # as rows have them
     lines = []
     wide = 2 if any(row.cell.dtype == "float32" for row in rows) else 1
     for policy, store in dict.fromkeys((p, st) for p, st, _, _ in by_cell):
         for budget in dict.fromkeys(b for p, st, b, _ in by_cell if (p, st) == (policy, store)):
-            cells = [by_cell.get((policy, store, budget, task)) for task in TASKS[model]]
+            cells = [by_cell.get((policy, store, budget, task)) for task in tasks]
             known = [cell for cell in cells if cell is not None]
             held = sum(cell.held_bytes for cell in known) / sum(cell.full_bytes for cell in known)
             if store != "model":
                 held *= wide  # the full cache in 16 bits
             shown = [_right(cell) for cell in cells]
             lines.append([f"`{policy}`", store, budget, f"{held:.1%}", *shown])
-    head = ["policy", "store", "budget", "bytes, of 16-bit", *(f"`{t.split(':')[0]}`" for t in TASKS[model])]
+    head = ["policy", "store", "budget", "bytes, of 16-bit", *(f"`{task.split(':')[0]}`" for task in tasks)]
     return f"**{model}**, {length} tokens:\n\n{table(head, lines)}"
 
 
