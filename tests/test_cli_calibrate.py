@@ -57,10 +57,10 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("too short", encoding="utf-8")
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff\xfe")
     for more, says in (
-        (["--text", str(tmp_path / "empty")], "there is no .txt file"),
-        (["--text", str(tmp_path / "none.txt")], "cannot read"),
+        (["--text", str(tmp_path / "empty")], "holds no text files to calibrate on"),
+        (["--text", str(tmp_path / "none.txt")], "to calibrate on: give a text file"),
         (["--text", str(tmp_path / "short.txt")], "too short: give at least one of 32 tokens"),
-        (["--text", str(tmp_path / "picture.txt")], "is not text in UTF-8"),
+        (["--text", str(tmp_path / "picture.txt")], "is not UTF-8 (byte 0)"),
         (["--tokens", "9"], "pieces of 9 tokens are too short"),
         (["--out", str(tmp_path / "none/p")], "there is no folder"),
     ):

@@ -47,7 +47,9 @@ def calibrate(
     """
     if out is not None and not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}")
-    given = None if text is None else _texts(text)
+    from modicum.weights.calibration import texts_in
+
+    given = None if text is None else texts_in(text)
     lm, tokenizer = load(model, dtype, device)
     from modicum.kv import head_store
     from modicum.kv.calibration import calibrate as measure
@@ -69,24 +71,9 @@ def calibrate(
         )
         return
     _table(profile, top)
-    kept = head_store.folder() / f"{profile.weights}.safetensors"
+    kept = head_store.profile_path(profile.weights)
     if profile.weights and kept.is_file():
         complain(f"kept as {kept}; policies such as calibrated+keydiff find it there")
-
-
-def _texts(path: Path) -> list[str]:
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"there is no .txt file in {path}: give a folder with text files, or one text file")
-    found = []
-    for file in files:
-        try:
-            found.append(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read {file}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not text in UTF-8 ({error.reason}): give text files") from error
-    return found
 
 
 def _table(profile: HeadProfile, top: int) -> None:

@@ -74,8 +74,5 @@ class Allowance:
         if self.text == FULL:
             return Budget(tokens=max(1, total), chunk=chunk, n_sink=0, recent=0)
         settings = {"chunk": chunk, "n_sink": n_sink, "recent": recent, "evict_every": evict_every}
-        if self.share is None:
-            return Budget.of(self.text, **settings)
-        # The least does not depend on the size: any budget in bytes knows it.
-        least = fewest(policy, Budget(nbytes=1, **settings))
-        return Budget(tokens=max(least, int(self.share * context)), **settings)
+        asked = Budget.of(self.text, **settings)
+        return asked.of_text(context, fewest(policy, asked))

@@ -228,9 +228,9 @@ def _in_levels(exact: list[float], total: int, least: int) -> list[int]:
     fixed = least * (len(exact) - len(raised))
     scale = (total - fixed) / sum(least * math.exp(step * x) for x in raised)
     slots = [max(least, int(least * math.exp(step * x) * scale)) if x else least for x in level]
-    while sum(slots) > total:  # a low level was held up by the least
-        most_level = max(level)
-        slots = [n - 1 if x == most_level and n > least else n for n, x in zip(slots, level, strict=True)]
+    while sum(slots) > total:  # a low level was held up by the least: what is largest gives way
+        biggest = max(slots)
+        slots = [n - 1 if n == biggest else n for n in slots]
     return _spread(slots, level, total)
 
 

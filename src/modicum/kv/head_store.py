@@ -34,6 +34,11 @@ def folder() -> Path:
     return cache_folder() / "heads"
 
 
+def profile_path(digest: str, where: Path | None = None) -> Path:
+    """The file of the profile of weights with this digest: in the user's folder, or in another one."""
+    return (where or folder()) / f"{digest}{SUFFIX}"
+
+
 def find_profile(model: PreTrainedModel) -> HeadProfile | None:
     """The head profile of this model with its present weights, or None. A damaged file counts as none."""
     digest = weights_digest(model)
@@ -42,7 +47,7 @@ def find_profile(model: PreTrainedModel) -> HeadProfile | None:
         return known[1]
     found = None
     for place in (_SHIPPED, folder()) if digest else ():
-        read = _read(HeadProfile.load, place / f"{digest}{SUFFIX}")
+        read = _read(HeadProfile.load, profile_path(digest, place))
         if read is not None and read.weights == digest:
             found = read
             break
@@ -62,7 +67,7 @@ def keep_profile(model: PreTrainedModel, profile: HeadProfile) -> Path | None:
     written, or the weights have no digest.
     """
     use_profile(model, profile)
-    return _write(profile, f"{profile.weights}{SUFFIX}") if profile.weights else None
+    return _write(profile, profile_path(profile.weights)) if profile.weights else None
 
 
 def head_scores(model: PreTrainedModel) -> HeadScores:
@@ -72,13 +77,13 @@ def head_scores(model: PreTrainedModel) -> HeadScores:
         with model_lock(model):
             if model not in _scores:
                 digest = weights_digest(model)
-                name = f"{digest}.scores.json"
-                found = _read(HeadScores.load, folder() / name) if digest else None
+                path = folder() / f"{digest}.scores.json"
+                found = _read(HeadScores.load, path) if digest else None
                 if found is None:
                     clock = time.perf_counter()
                     found = probe(model, progress=True)
                     if digest and time.perf_counter() - clock > _WORTH_KEEPING:
-                        _write(found, name)
+                        _write(found, path)
                 _scores[model] = found
     return _scores[model]
 
@@ -95,8 +100,7 @@ def _read(load: Callable[[Path], T], path: Path) -> T | None:
     return None
 
 
-def _write(what: Any, name: str) -> Path | None:
-    path = folder() / name
+def _write(what: Any, path: Path) -> Path | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         what.save(path)

@@ -53,14 +53,16 @@ def observed_attention(
     g = query.shape[1] // h
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = getattr(module, "layer_idx", None)
-    observed = observer is not None and layer is not None and sliding_window is None
-    if observer is not None and layer is not None and not observed:
+    if layer is None:
+        observer = None
+    elif observer is not None and sliding_window is not None:
         observer.skip(layer)
+        observer = None
     q = torch.unflatten(query, 1, (h, g))
     out = query.new_empty(b, h, g, n, value.shape[-1])
     start = 0
     if sliding_window is None and softcap is None and s_aux is None:
-        start = min(n, observer.first) if observed and observer is not None else n
+        start = n if observer is None else min(n, observer.first)
     if start:
         q_head, k_head, v_head = (x[:, :, :start] for x in (query, key, value))
         part = F.scaled_dot_product_attention(
@@ -87,6 +89,6 @@ def observed_attention(
         weights = z.sub_(lse).exp_()
         part = weights.flatten(2, 3) @ v[:, :, :last]
         out[:, :, :, first:last] = torch.unflatten(part, 2, (g, -1)).to(out.dtype)
-        if observed and observer is not None and layer is not None and last > observer.first:
+        if observer is not None and layer is not None and last > observer.first:
             observer.observe(layer, weights[0], first)
     return out.flatten(1, 2).transpose(1, 2).contiguous(), None
