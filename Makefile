@@ -45,7 +45,7 @@ test: lint
 	$(TESTING) $(VENV)/bin/pytest -n 2
 	$(MAKE) test-compat
 
-# An answer in two minutes on two cores: all but the tests marked slow (tests/conftest.py says which).
+# An answer in two minutes on two cores: all but the tests that tests/slow.txt lists.
 test-fast: venv
 	$(TESTING) $(VENV)/bin/pytest -n 2 -m "not slow"
 

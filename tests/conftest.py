@@ -63,35 +63,8 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
-SAMPLED = (
-    "contract/test_transformers.py",
-    "kernels/test_chunk.py",
-    "kernels/test_decode.py",
-    "kernels/test_evict.py",
-    "kernels/test_rows.py",
-    "kv/test_end_to_end.py",
-    "kv/test_invariants.py",
-    "kv/test_families.py",
-    "kv/test_policies_base.py",
-    "kv/test_policies_wrappers.py",
-    "kv/test_together.py",
-    "kv/test_turning.py",
-    "weights/test_dsnot.py",
-    "weights/test_prune.py",
-    "weights/test_swap.py",
-)
-"""Files whose tests are alike but for their parameters, and together take minutes: `make test-fast` runs each
-test function with its first parameters, and leaves the others to `make test`."""
-
-
-SLOW = (
-    "evaluation/test_command.py",
-    "evaluation/test_resume.py",
-    "kv/test_threads.py",
-    "kv/test_user_compile.py",
-)
-"""Files that start whole evaluations in processes of their own, many requests, or the compiler."""
-
+SLOW = FOLDER / "slow.txt"
+"""Which test functions `make test-fast` leaves out; tools/slow_tests.py writes it."""
 
 NO_INDUCTOR = pytest.mark.skip(
     reason="torch 2.13's compiler leaves a header out at ATEN_CPU_CAPABILITY=default"
@@ -103,15 +76,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("inductor"):
                 item.add_marker(NO_INDUCTOR)
-    seen: set[tuple[str, str]] = set()
+    listed = dict(line.split() for line in SLOW.read_text(encoding="utf-8").splitlines() if line[0] != "#")
+    seen: set[str] = set()
     for item in items:
         # pytest-xdist wants the same names in each process.
         assert tempfile.gettempdir() not in item.nodeid, f"named by a temporary folder: {item.nodeid}"
-        path = item.path.relative_to(FOLDER).as_posix()
-        if path in SLOW:
+        name = f"{item.path.relative_to(FOLDER).as_posix()}::{getattr(item, 'originalname', item.name)}"
+        left_out = listed.get(name)
+        if left_out == "all" or (left_out == "first" and name in seen):
             item.add_marker(pytest.mark.slow)
-        if path in SAMPLED:
-            function = (path, getattr(item, "originalname", item.name))
-            if function in seen:
-                item.add_marker(pytest.mark.slow)
-            seen.add(function)
+        seen.add(name)

@@ -170,3 +170,14 @@ def test_environments_have_what_their_tests_import(target: str, folder: str) -> 
     for name in needed(folder):
         names = {name, f"{name}-cpu", *homes.get(name, ())}
         assert {each.lower().replace("_", "-") for each in names} & there, f"{target} lacks {name}"
+
+
+def test_slow_tests_exist() -> None:
+    """What `make test-fast` leaves out by name is there, so a renamed test is not listed in vain."""
+    lines = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    for line in (line for line in lines if not line.startswith("#")):
+        name, what = line.split()
+        file, function = name.split("::")
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *def {function}\(", text, re.MULTILINE), name
+        assert what in ("all", "first"), line

@@ -1,0 +1,66 @@
+"""Write tests/slow.txt, the tests that `make test-fast` leaves out, from the times of a run.
+
+    pytest -n 2 --junitxml=times.xml -o junit_duration_report=total
+    python tools/slow_tests.py times.xml
+
+A test function of which one case takes a second or more is left out. One whose cases take a second or more
+together runs with its first parameters only. The run must be of all tests (`make test`'s, not `make test-fast`'s);
+functions that it skipped stay as they are listed.
+"""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIST = ROOT / "tests" / "slow.txt"
+LIMIT = 1.0
+"""Seconds."""
+HEAD = (
+    "# Test functions that `make test-fast` leaves out (all), or runs with their first parameters only (first).",
+    "# Written by tools/slow_tests.py from the times of a run.",
+)
+
+
+def read_list(path: Path = LIST) -> dict[str, str]:
+    """By "FILE::FUNCTION", below tests/: "all" or "first"."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {name: what for name, what in (line.split() for line in lines if line and line[0] != "#")}
+
+
+def times(path: Path) -> dict[str, list[float]]:
+    """By "FILE::FUNCTION": the seconds of each case that was run."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for case in ElementTree.parse(path).iter("testcase"):
+        if case.find("skipped") is not None:
+            continue
+        parts = case.get("classname", "").split(".")
+        while not (ROOT / Path(*parts)).with_suffix(".py").exists():
+            parts.pop()  # a class in the file
+            if not parts:
+                raise SystemExit(f"{path}: {case.get('classname')} is no file of tests")
+        name = Path(*parts[1:]).with_suffix(".py").as_posix() + "::" + case.get("name", "").split("[")[0]
+        found[name].append(float(case.get("time", 0)))
+    return found
+
+
+def main() -> None:
+    """Renew the list."""
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    listed = read_list()
+    for name, seconds in times(Path(sys.argv[1])).items():
+        listed.pop(name, None)
+        if max(seconds) >= LIMIT:
+            listed[name] = "all"
+        elif sum(seconds) >= LIMIT:
+            listed[name] = "first"
+    lines = [f"{name} {what}" for name, what in sorted(listed.items())]
+    LIST.write_text("\n".join([*HEAD, *lines]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
