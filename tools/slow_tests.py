@@ -4,8 +4,8 @@
     python tools/slow_tests.py times.xml
 
 A test function of which one case takes a second or more is left out. One whose cases take a second or more
-together runs with its first parameters only. The run must be of all tests (`make test`'s, not `make test-fast`'s);
-functions that it skipped stay as they are listed.
+together runs with its first parameters only. The run must be of all tests; functions that it skipped stay as
+they are listed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ LIST = ROOT / "tests" / "slow.txt"
 LIMIT = 1.0
 """Seconds."""
 HEAD = (
-    "# Test functions that `make test-fast` leaves out (all), or runs with their first parameters only (first).",
-    "# Written by tools/slow_tests.py from the times of a run.",
+    "# Test functions that `make test-fast` leaves out (all), or runs with their first parameters only",
+    "# (first). Written by tools/slow_tests.py from the times of a run of all tests.",
 )
 
 
 def read_list(path: Path = LIST) -> dict[str, str]:
     """By "FILE::FUNCTION", below tests/: "all" or "first"."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {name: what for name, what in (line.split() for line in lines if line and line[0] != "#")}
+    return dict(line.split() for line in lines if line[:1] not in ("", "#"))
 
 
 def times(path: Path) -> dict[str, list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modicum.errors import InputError
@@ -50,6 +50,19 @@ class Colours:
 
     def __len__(self) -> int:
         return self.count
+
+
+@dataclass(frozen=True)
+class Twice(Colours):
+    """Two questions about each context."""
+
+    name: str = "twice"
+    questions: int = 2
+
+    def sample(self, index: int, length: int | None, tokenizer: Any, seed: int = 0) -> Sample:
+        first = super().sample(index // 2, length, tokenizer, seed)
+        other = super().sample(index // 2 + index % 2, length, tokenizer, seed)
+        return replace(first, index=index, question=other.question, answers=other.answers)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from modicum.evaluation.evaluate import Progress, evaluate
 from modicum.evaluation.fingerprint import fingerprint
 from modicum.evaluation.grid import Grid
 from modicum.evaluation.row import Row
+from modicum.evaluation.runner import Reading
 from modicum.evaluation.store import read_rows
 from modicum.loading import load
-from tests.evaluation.colours import METRICS, Colours, Continued
+from tests.evaluation.colours import METRICS, Colours, Continued, Twice
 from tests.evaluation.victim import work
 from tests.tiny_model import TINY_MODEL, VOCAB_SIZE
 
@@ -193,3 +194,42 @@ def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
 def test_a_task_beyond_the_positions_by_its_own_length_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give a length of at most 512"):
         small(tmp_path, [Colours(greedy=600)], lengths=(100,), limit=1)
+
+
+@pytest.mark.parametrize("question", ["hidden", "seen"])
+def test_questions_on_one_context_are_answered_as_if_each_had_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    """The context is read once, where the question is hidden, and again only by what was cut short."""
+    grid: dict[str, Any] = {
+        "limit": 5,
+        "policies": ("keydiff", "snapkv(window=8)", "full"),
+        "questions": (question,),
+    }
+    read: list[int] = []
+    of = Reading.of.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        Reading,
+        "of",
+        classmethod(lambda cls, *given: read.append(1) or of(cls, *given)),  # type: ignore[func-returns-value]
+    )
+    apart = small(tmp_path / "apart", [replace(Twice(), questions=1)], **grid)
+    assert len(read) == len(apart) == 15
+    read.clear()
+    together = small(tmp_path / "together", [Twice()], **grid)
+    assert len(read) == (9 if question == "hidden" else 15)
+    assert placed(together) == placed(apart)
+    begun = tmp_path / "begun"
+    small(begun, [Twice()], **grid | {"limit": 1})
+    assert placed(small(begun, [Twice()], **grid)) == placed(apart)
+
+
+def placed(rows: list[Row]) -> dict[Any, Row]:
+    """By setting and sample; without a full cache's bytes: it has room for the context's longest question."""
+    found = {}
+    for row in timeless(rows):
+        if row.cell.policy == "full":
+            extra = row.extra | {"budget_tokens": 0, "budget_bytes": 0}
+            row = replace(row, extra=extra, held_bytes=0, context_bytes=0, peak_bytes=0)
+        found[row.cell, row.index] = row
+    return found

@@ -135,7 +135,7 @@ def test_the_page_lists_every_task_setting_and_metric() -> None:
         needed = {"path": "x.jsonl"} if kind == "ruler-file" else {}
         for key, value in told.items():
             default = getattr(_first(kind, needed), key)
-            assert (value == "none") if default is None else (value == str(default)), (kind, key)
+            assert (value == "none") if default is None else (value == str(default).lower()), (kind, key)
     names = [name for line in metrics.splitlines() for name in line.split("|")[1:2]]
     assert set(re.findall(r"`(\w+)`", " ".join(names))) == set(METRICS)
 

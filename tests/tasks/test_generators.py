@@ -380,3 +380,26 @@ def test_unreadable_haystacks(tmp_path: Path, byte_level: Any) -> None:
     (tmp_path / "x.txt").write_text(" \n")
     with pytest.raises(InputError, match="empty"):
         only(f"niah_single_2:haystack={tmp_path}").sample(0, 1000, byte_level)
+
+
+@pytest.mark.parametrize("hay", ["essay", "noise", "needle"])
+def test_each_key_of_a_context_is_asked_in_turn(hay: str, tokenizer: Any) -> None:
+    task = only(f"niah_multikey_1:each=true,hay={hay}")
+    assert (task.questions, task.name) == (
+        4,
+        "niah_multikey_1:each=true" if hay == "essay" else f"niah_multikey_1:hay={hay},each=true",
+    )
+    samples = [task.sample(index, 1100, tokenizer) for index in range(8)]
+    assert len({s.context for s in samples[:4]}) == len({s.context for s in samples[4:]}) == 1
+    assert samples[0].context != samples[4].context
+    assert len({s.answers for s in samples}) == len({s.question for s in samples}) == 8
+    for sample in samples:
+        ((start, end),) = sample.needles
+        assert sample.answers[0] in sample.context[start:end]
+    assert max(taken(tokenizer, s) for s in samples[:4]) <= 1100
+
+
+@pytest.mark.parametrize("bad", ["keys=1", "queries=2", "depth=0.5"])
+def test_each_wants_several_keys_and_one_query(bad: str) -> None:
+    with pytest.raises(InputError, match="each=true"):
+        parse_task(f"niah_multikey_1:each=true,{bad}")

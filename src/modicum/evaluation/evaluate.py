@@ -11,9 +11,9 @@ from typing import Any
 
 from modicum.errors import InputError
 from modicum.evaluation.fingerprint import fingerprint, sample_fingerprint
-from modicum.evaluation.grid import Grid
+from modicum.evaluation.grid import HIDDEN, Grid
 from modicum.evaluation.row import Cell, Row
-from modicum.evaluation.runner import Metric, Prompt, cache_for, max_positions, run
+from modicum.evaluation.runner import Metric, Prompt, Reading, cache_for, max_positions, run
 from modicum.evaluation.store import Store
 from modicum.tasks.sample import Sample, Task
 
@@ -75,40 +75,55 @@ def evaluate(
         batches = [b for name in grid.models for b in _batches(grid, name, facts[name].dtype, chosen)]
         meter = _Meter(store, batches, progress)
         for batch in batches:
-            cells = [cell for cell in batch.cells if not store.has(cell, batch.index)]
+            cells = [cell for cell in batch.cells if batch.missing(store, cell)]
             if not cells:
                 continue
             model, tokenizer = models.get(batch.cells[0].model)
-            sample = batch.sample(tokenizer)
-            prompt = Prompt.of(sample, model, tokenizer, endless=grid.endless)
+            samples = {index: batch.sample(index, tokenizer) for index in batch.indices}
+            prompts = {
+                index: Prompt.of(sample, model, tokenizer, endless=grid.endless)
+                for index, sample in samples.items()
+            }
+            total = max(prompts[index].total(sample) for index, sample in samples.items())
             for cell in cells:
-                row = run(
-                    model,
-                    tokenizer,
-                    sample,
-                    prompt,
-                    cell,
-                    judges[sample.metric],
-                    stop_at_newline=grid.stop_at_newline,
-                )
-                store.add(row)
-                meter.step(row, batch.weight)
-        asked = {(cell, batch.index) for batch in batches for cell in batch.cells}
+                reading: Reading | None = None
+                for index in batch.missing(store, cell):
+                    sample, prompt = samples[index], prompts[index]
+                    shared = len(samples) > 1 and cell.question == HIDDEN
+                    if shared and (reading is None or reading.tokens != prompt.before(cell)):
+                        reading = Reading.of(model, prompt, cell, total)
+                    row = run(
+                        model,
+                        tokenizer,
+                        sample,
+                        prompt,
+                        cell,
+                        judges[sample.metric],
+                        stop_at_newline=grid.stop_at_newline,
+                        reading=reading,
+                    )
+                    store.add(row)
+                    meter.step(row, batch.weight)
+        asked = {(cell, index) for batch in batches for cell in batch.cells for index in batch.indices}
         return [row for row in store.rows if (row.cell, row.index) in asked]
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """A sample and the cells that it is run in."""
+    """Samples of one context, and the cells that they are run in."""
 
     task: Task
-    index: int
+    indices: tuple[int, ...]
     length: int | None
     seed: int
     cells: list[Cell]
 
-    def sample(self, tokenizer: Any) -> Sample:
-        return self.task.sample(self.index, self.length, tokenizer, self.seed)
+    def sample(self, index: int, tokenizer: Any) -> Sample:
+        return self.task.sample(index, self.length, tokenizer, self.seed)
+
+    def missing(self, store: Store, cell: Cell) -> list[int]:
+        """Those that the folder does not have."""
+        return [index for index in self.indices if not store.has(cell, index)]
 
     @property
     def weight(self) -> int:
@@ -117,12 +132,19 @@ class _Batch:
 
 
 def _batches(grid: Grid, model: str, dtype: str, tasks: Sequence[Task]) -> Iterator[_Batch]:
-    """A sample's cells one after the other, so that what is there at any moment compares like with like."""
+    """A context's cells one after the other, so that what is there at any moment compares like with like."""
     for length in grid.lengths:
         for task in tasks:
-            for index in range(min(grid.limit, len(task))):
+            for indices in _contexts(task, min(grid.limit, len(task))):
                 for seed in grid.seeds:
-                    yield _Batch(task, index, length, seed, grid.cells(model, dtype, task, length, seed))
+                    yield _Batch(task, indices, length, seed, grid.cells(model, dtype, task, length, seed))
+
+
+def _contexts(task: Task, count: int) -> Iterator[tuple[int, ...]]:
+    """The first `count` indices; together those that ask about one context."""
+    per = getattr(task, "questions", 1)  # a user's own task need not say so
+    for first in range(0, count, per):
+        yield tuple(range(first, min(first + per, count)))
 
 
 class _Meter:
@@ -132,8 +154,8 @@ class _Meter:
         self, store: Store, batches: list[_Batch], tell: Callable[[Progress], object] | None
     ) -> None:
         self.tell = tell or (lambda _: None)
-        missing = [b.weight for b in batches for cell in b.cells if not store.has(cell, b.index)]
-        self.total = sum(len(batch.cells) for batch in batches)
+        missing = [b.weight for b in batches for cell in b.cells for _ in b.missing(store, cell)]
+        self.total = sum(len(batch.cells) * len(batch.indices) for batch in batches)
         self.done, self.left, self.worked = self.total - len(missing), sum(missing), 0
         self.start = time.perf_counter()
         self.tell(Progress(self.done, self.total, None, None))

@@ -61,6 +61,10 @@ class Prompt:
         made._check(sample, None if endless else max_positions(model))
         return made
 
+    def before(self, cell: Cell) -> list[int]:
+        """What is read before the cell's question is asked."""
+        return self.context if cell.question == HIDDEN else self.context + self.question
+
     def total(self, sample: Sample) -> int:
         """Tokens with the longest answer."""
         more = len(self.target) if sample.metric == "loss" else sample.max_new_tokens
@@ -85,6 +89,28 @@ def max_positions(model: Any) -> int | None:
     return most if isinstance(most, int) and most > 0 else None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a cell's policy has read before the question: the context, or with it a question that is seen."""
+
+    tokens: list[int]
+    cache: BudgetCache
+    nbytes: int
+    held: tuple[int, int]
+    """Fewest and most slots in use in any KV head."""
+    seconds: float
+
+    @classmethod
+    def of(cls, model: Any, prompt: Prompt, cell: Cell, total: int) -> Reading:
+        """Read under the cell's policy and budget, with room for `total` tokens in a full cache."""
+        cache = cache_for(model, cell, len(prompt.context), total)
+        tokens = prompt.before(cell)
+        clock = time.perf_counter()
+        _read(Reader(model, cache, 1, 0), tokens)
+        _wait(model)
+        return cls(tokens, cache, cache.nbytes, held_range(cache, 0), time.perf_counter() - clock)
+
+
 def run(
     model: Any,
     tokenizer: Any,
@@ -94,22 +120,25 @@ def run(
     metric: Metric | None,
     *,
     stop_at_newline: bool = False,
+    reading: Reading | None = None,
 ) -> Row:
     """Read the sample under the cell's policy and budget, answer greedily (or take the loss), and measure.
 
-    metric: None for the loss of the sample's target.
+    Args:
+        metric: None for the loss of the sample's target.
+        reading: of the same cell and text, for another sample: a copy of its cache answers this one.
     """
-    cache = cache_for(model, cell, len(prompt.context), prompt.total(sample))
+    if reading is None:
+        reading = Reading.of(model, prompt, cell, prompt.total(sample))
+        cache = reading.cache
+    else:
+        assert reading.tokens == prompt.before(cell)
+        cache = reading.cache.copy()
     reader = Reader(model, cache, 1, 0)
-    seen = prompt.context if cell.question == HIDDEN else prompt.context + prompt.question
-    asked = prompt.question if cell.question == HIDDEN else []
     clock = time.perf_counter()
-    _read(reader, seen)
-    context_bytes = cache.nbytes
-    held = held_range(cache, 0)
-    _read(reader, asked)
+    _read(reader, prompt.question if cell.question == HIDDEN else [])
     _wait(model)
-    prefill, clock = time.perf_counter() - clock, time.perf_counter()
+    prefill, clock = reading.seconds + time.perf_counter() - clock, time.perf_counter()
     tokens: list[int] = []
     if metric is None:
         output, finish = "", "target"
@@ -132,10 +161,10 @@ def run(
         new_tokens=len(prompt.target) if metric is None else len(tokens),
         depth=sample.depth,
         held_bytes=cache.nbytes,
-        context_bytes=context_bytes,
+        context_bytes=reading.nbytes,
         peak_bytes=cache.peak_nbytes,
         full_bytes=cache.full_nbytes,
-        held_tokens=held,
+        held_tokens=reading.held,
         prefill_seconds=prefill,
         decode_seconds=time.perf_counter() - clock,
         versions=versions(),

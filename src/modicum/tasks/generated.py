@@ -55,6 +55,8 @@ class Draft:
     least: int
     question: str
     answers: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    """Questions of other samples about the same context: it leaves room for the longest."""
     most: int = 2**24
 
 
@@ -83,7 +85,8 @@ class Generated(Named, ABC):
         if length is None:
             raise InputError(f"{self.name} is generated at a length: give one in tokens, such as 4096")
         draft = self.draft(index, length, tokenizer, seed)
-        taken = self.max_new_tokens + count(tokenizer, draft.question, special=False)
+        questions = (draft.question, *draft.others)
+        taken = self.max_new_tokens + max(count(tokenizer, text, special=False) for text in questions)
 
         def size(n: int) -> int:
             return count(tokenizer, draft.build(n).text, special=True)

@@ -77,7 +77,7 @@ def read_value(kind: str, name: str, hint: Any, text: str) -> Any:
 
 
 def _quoted(value: object) -> str:
-    text = str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     if not any(mark in text for mark in ",\"'"):
         return text
     mark = "'" if '"' in text else '"'

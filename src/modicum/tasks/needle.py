@@ -69,6 +69,8 @@ class Needle(Generated):
     """How many values each key has."""
     queries: int = 1
     """How many keys are asked for."""
+    each: bool = False
+    """Ask about each key of a context in turn: samples i·keys to i·keys + keys - 1 are of context i."""
     depth: float | str | None = None
     """Of the (first) needle asked for, 0 to 1; "spread": evenly over the indices; None: drawn as in RULER."""
     haystack: str | None = None
@@ -84,18 +86,30 @@ class Needle(Generated):
         if isinstance(self.depth, str) and self.depth != "spread":
             raise InputError(f"{self.kind}: depth={self.depth!r} is unknown; give 0 to 1, or spread")
 
+        if self.each and (self.queries > 1 or self.keys == 1 or self.depth is not None):
+            raise InputError(
+                f"{self.kind}: each=true asks about one key after the other: give several keys, one query, "
+                f"no depth; not keys={self.keys}, queries={self.queries} and depth={self.depth}"
+            )
+
+    @property
+    def questions(self) -> int:
+        """How many samples in a row ask about the same context."""
+        return self.keys if self.each else 1
+
     def presets(self) -> dict[str, Any]:
         return NIAH[self.kind]
 
     def draft(self, index: int, length: int, tokenizer: Any, seed: int) -> Draft:
         """See `Generated.draft`."""
+        index, turn = divmod(index, self.questions)
         rng = self.stream(index, length, seed)
         drawn: set[str] = set()
         facts = [
             (self._new(self.key, drawn, rng), [self._new(self.value, drawn, rng) for _ in range(self.values)])
             for _ in range(max(self.keys, self.queries))
         ]
-        asked = rng.sample(range(len(facts)), self.queries)
+        asked = [turn] if self.each else rng.sample(range(len(facts)), self.queries)
         needles = [
             (self._sentence(key, value), i in asked)
             for i, (key, values) in enumerate(facts)
@@ -104,6 +118,7 @@ class Needle(Generated):
         fractions = rng.sample(DEPTHS * (1 + (len(needles) - 1) // len(DEPTHS)), len(needles))
         forced = self._forced(index)
         before, question = self._worded([facts[i][0] for i in asked])
+        others = tuple(self._worded([key])[1] for key, _ in facts) if self.each else ()
         straws: list[str] = []
         straw_rng = self.stream(index, length, seed, "straws")
 
@@ -126,6 +141,7 @@ class Needle(Generated):
             build=build,
             least=1 if self.hay == "essay" else len(needles),
             question=question,
+            others=others,
             answers=tuple(value for i in asked for value in facts[i][1]),
         )
 

@@ -36,7 +36,11 @@ class Sample:
 
 
 class Task(Protocol):
-    """A source of samples."""
+    """A source of samples.
+
+    A task may also have a number `questions`: so many samples in a row, from a multiple of it on, ask about
+    the same context. An evaluation then reads it once.
+    """
 
     @property
     def name(self) -> str:
