@@ -18,6 +18,7 @@ from benchmarks.tiny_configs import tiny_config
 from modicum import BudgetCache, ModelError
 from modicum.compat import cache_kwargs
 from modicum.kv.inspection import inspect_model
+from modicum.kv.latent import expands_latents
 from modicum.kv.view import View
 from tests.bounds import assert_within, gamma
 from tests.driver import feed, full_cache, pad_left
@@ -195,6 +196,32 @@ def test_a_latent_is_stored_once_and_smaller_than_keys_and_values(name: str) -> 
         bank.arena.keys.nbytes + bank.arena.values.nbytes for x in ours.shared.layers for bank in x.banks
     )
     assert slots == len(layers) * 13 * layers[0].key_dim * 4  # a slot more for the newcomer; fp32
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("name", LATENT)
+def test_a_call_cut_short_before_a_latent_is_read_leaves_nothing_to_the_next(name: str, layer: int) -> None:
+    """The cache's layer has taken the token, and attention has not come."""
+    model, text, other = build(name), ids(1, 20), ids(1, 20, seed=9)
+    want = model(text).logits
+    module: Any = [part for part in model.modules() if expands_latents(part)][layer]
+    expand = module.expand_kv
+
+    def interrupted(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for length in (4, 20):  # the second as long as the calls that come after it
+        ours = BudgetCache(model, "keydiff", 12, chunk=8, recent=4)
+        module.expand_kv = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            feed(model, ours, other[:, :length])
+        module.expand_kv = expand
+        assert_within(model(text).logits, want, bound(want))
+    module.expand_kv = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        feed(model, BudgetCache(model, "keydiff", 12, chunk=8, recent=4), other)
+    module.expand_kv = expand
+    assert_within(feed(model, full_cache(model), text), want, bound(want))
 
 
 @pytest.mark.parametrize("store", ["int8", "fp8"])

@@ -14,6 +14,7 @@ slot holds rank + rope numbers, and whatever a policy reads of keys and values i
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,26 +23,55 @@ from torch import Tensor
 from modicum.errors import ModelError
 from modicum.kv.shared import Handle
 
-_announced: ContextVar[Handle | None] = ContextVar("modicum_latent_handle", default=None)
+
+@dataclass(frozen=True)
+class _Announcement:
+    """What the next attention call of this context gets."""
+
+    handle: Handle
+    layer: int | None
+    """Its layer's place in the cache, if known."""
+    rope: Tensor
+    """[B, 1, q, rope]: the part of the keys that all heads share."""
+    is_first: bool
+    """Whether it may be of the first layer of a call."""
+
+    def is_for(self, module: torch.nn.Module, key: Tensor | Handle) -> bool:
+        """Whether these keys were expanded from what was announced.
+
+        An interrupted call may have left an announcement behind. The next call begins with its first layer,
+        so only there are numbers compared; elsewhere the layer tells.
+        """
+        if not isinstance(key, Tensor) or not expands_latents(module):
+            return False
+        if self.layer is not None and getattr(module, "layer_idx", self.layer) != self.layer:
+            return False
+        if not self.is_first:
+            return True
+        own = key[:, :1, :, -self.rope.shape[-1] :]
+        return own.shape == self.rope.shape and torch.equal(own, self.rope)
 
 
-def announce(handle: Handle) -> None:
+_announced: ContextVar[_Announcement | None] = ContextVar("modicum_latent_handle", default=None)
+
+
+def announce(handle: Handle, layer: int | None, rope: Tensor, *, is_first: bool) -> None:
     """Tell the next attention call of this context whose keys it gets, as expanded keys cannot say so."""
-    _announced.set(handle)
+    _announced.set(_Announcement(handle, layer, rope, is_first))
 
 
 def announced(module: torch.nn.Module, key: Tensor | Handle) -> Tensor | Handle:
     """The handle of the layer that was announced, or the key as it came; each announcement is read once.
 
-    One that an interrupted call has left behind is forgotten by the next attention of another kind.
+    One that an interrupted call has left behind is forgotten by the next attention.
     """
     if torch.compiler.is_compiling():
         return key
-    handle = _announced.get()
-    if handle is None:
+    announcement = _announced.get()
+    if announcement is None:
         return key
     _announced.set(None)
-    return handle if expands_latents(module) else key
+    return announcement.handle if announcement.is_for(module, key) else key
 
 
 def expands_latents(module: torch.nn.Module) -> bool:

@@ -212,7 +212,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         if self.shape.is_latent:
             key = torch.cat([key_states, value_states], dim=-1)  # [B, 1, q, rank + rope]
             self._incoming = (key, key[..., : self.shape.value_dim])
-            announce(handle)
+            announce(handle, index, value_states, is_first=self.order == 0)
             return key_states, value_states
         self._incoming = (key_states, value_states)
         return handle, handle

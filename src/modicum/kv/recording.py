@@ -114,7 +114,7 @@ class RecordingLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
         self.order.append(self)
         handle = RecordingHandle(self)
         if self.is_latent:
-            announce(handle)
+            announce(handle, None, value_states, is_first=True)
             return key_states, value_states
         return handle, handle
 
