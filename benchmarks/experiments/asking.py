@@ -63,15 +63,25 @@ class Outcome:
     """What a full cache of the context holds."""
 
 
-def ruler(tokenizer: Any, task: str, count: int, length: int, seed: int) -> list[Context]:
-    """Samples of a task of RULER's kinds, with its own question; answers in the order of the sample's."""
+def ruler(
+    tokenizer: Any, task: str, count: int, length: int, seed: int, *, first: int = 0, plain: bool = False
+) -> list[Context]:
+    """Contexts of a task of RULER's kinds from `first` on, each with all the questions that the task asks
+    about it; answers in the order of the sample's. `plain`: the model's answers do not begin with the key.
+    """
     (made,) = parse_task(task)
+    per = getattr(made, "questions", 1)
     contexts = []
-    for index in range(count):
-        sample = made.sample(index, length, tokenizer, seed)
-        answers = [_ids(tokenizer, f" {answer}") for answer in sample.answers]
-        question = Question(_ids(tokenizer, led(sample.question)), answers)
-        contexts.append(Context(_ids(tokenizer, sample.context, special=True), [question]))
+    for context in range(first, first + count):
+        samples = [made.sample(context * per + i, length, tokenizer, seed) for i in range(per)]
+        questions = [
+            Question(
+                _ids(tokenizer, sample.question if plain else led(sample.question)),
+                [_ids(tokenizer, f" {answer}") for answer in sample.answers],
+            )
+            for sample in samples
+        ]
+        contexts.append(Context(_ids(tokenizer, samples[0].context, special=True), questions))
     return contexts
 
 
@@ -115,7 +125,10 @@ def ask(
     nbytes = full = 0
     for first in range(0, len(contexts), ROWS):
         part = contexts[first : first + ROWS]
-        cache = BudgetCache(model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, store=store)
+        length = max(len(c.ids) for c in part)  # of which a budget may be a share
+        cache = BudgetCache(
+            model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, store=store, length=length
+        )
         reader = Reader(model, cache, len(part), 0)
         reader.take(Block.of([c.ids for c in part], 0), Interrupt(), lambda _: None)
         if prepare is not None:

@@ -4,55 +4,60 @@
     python benchmarks/experiments/budgets.py --model smollm2 --group scores --tasks keys
     python benchmarks/experiments/budgets.py --quick                          # writes nothing
 
-The question is hidden, the prompt is read in chunks of 512, and all bytes held at the end of an answer count.
-Contexts of all cells are taken in turns, so that whatever there is when the time is over compares like with
-like. Rows are kept in --folder; a later call with the same folder adds to them and renews the page.
+The question is hidden, the prompt is read in chunks of 512, and question and answer are held to the budget
+too. Contexts of all cells are taken in turns, so that whatever there is when the time is over compares like
+with like. Rows are kept in --folder; a later call with the same folder adds to them and renews the page.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
+import json
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from asking import ask, ruler
 from common import DOCS, table
 
 import modicum
-from modicum.evaluation.evaluate import Progress, evaluate
-from modicum.evaluation.grid import Grid
-from modicum.evaluation.row import Row
-from modicum.evaluation.store import Store
-from modicum.evaluation.summary import Summary, summarise
-from modicum.tasks import parse_task
+from modicum.evaluation.summary import confidence
+from modicum.kv.registry import parse_policy
 
-Cell = tuple[str, str, tuple[str, ...]]
-"""A policy, what its slots are stored in, and the budgets."""
-
-AUTO: tuple[Cell, ...] = (
-    ("full", "model", ("full",)),
-    ("auto", "model", ("12.5%", "25%", "50%", "6.25%")),
-    ("auto", "int8", ("12.5%", "6.25%")),
-    ("auto", "int4", ("12.5%", "6.25%", "25%")),
-)
+RECENT, CHUNK, BATCH = 16, 512, 4
 SCORES = ("keydiff", "manifoldkv", "compactor(window=16)")
-GROUPS: dict[str, tuple[Cell, ...]] = {
-    "auto": AUTO,
-    "scores": (
-        ("full", "model", ("full",)),
-        *((f"calibrated+{score}", "model", ("12.5%", "6.25%")) for score in SCORES),
-        *((f"calibrated+{score}", "int4", ("12.5%", "6.25%")) for score in SCORES),
-    ),
-    "alike": tuple(
-        (policy, "model", ("12.5%", "25%"))
-        for policy in (*SCORES, "snapkv(window=16)", "razor(base=keydiff)", "streaming")
-    ),
+SHARES = ("12.5%", "6.25%", "25%")
+
+Cell = tuple[str, str, str]
+"""A policy, what its slots are stored in, and the budget."""
+
+
+def cells(policies: Sequence[str], store: str, *budgets: str) -> list[Cell]:
+    """Each policy at each budget."""
+    return [(policy, store, budget) for policy in policies for budget in budgets]
+
+
+FULL: Cell = ("full", "model", "full")
+GROUPS: dict[str, list[Cell]] = {
+    "auto": [
+        FULL,
+        *cells(["auto"], "model", "50%", "25%", "12.5%", "6.25%"),
+        *cells(["auto"], "int8", "12.5%", "6.25%"),
+        *cells(["auto"], "int4", "25%", "12.5%", "6.25%"),
+        *cells(["keydiff", "snapkv(window=16)", "streamingllm"], "model", "25%", "12.5%"),
+    ],
+    "scores": [
+        FULL,
+        *cells([f"calibrated+{score}" for score in SCORES], "model", "12.5%", "6.25%"),
+        *cells([f"calibrated+{score}" for score in SCORES], "int4", "12.5%", "6.25%"),
+    ],
+    "alike": cells([*SCORES, "razor(base=keydiff)"], "model", "25%", "12.5%"),
 }
 """Settings that are compared with each other."""
 TASKS = {
@@ -62,87 +67,100 @@ TASKS = {
     "queries": "niah_multiquery:max_new_tokens=64",
 }
 """RULER's single needle, one of four and one of eight keys (all asked for in turn), and four at once."""
-RECENT = 16
 
 
-class OutOfTimeError(Exception):
-    """The minutes are over."""
+@dataclass(frozen=True)
+class Row:
+    """What one cell gave for one context."""
+
+    model: str
+    length: int
+    task: str
+    policy: str
+    store: str
+    budget: str
+    context: int
+    questions: int
+    right: float
+    """Answers of which every token ranked first."""
+    nbytes: int
+    """All that the cache holds."""
+    full_nbytes: int
+    """A full cache's, in 16 bits."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.model, self.length, self.task, self.policy, self.store, self.budget)
 
 
-@dataclass
-class Clock:
-    """Stops an evaluation between two rows."""
-
-    end: float
-
-    def __call__(self, progress: Progress) -> None:
-        print(f"\r{progress.done} of {progress.total} rows", end="", file=sys.stderr, flush=True)
-        if time.monotonic() > self.end:
-            raise OutOfTimeError
+def read(path: Path) -> list[Row]:
+    """Rows of earlier calls."""
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def run(
-    model: str,
-    length: int,
-    samples: int,
-    folder: Path,
-    minutes: float,
-    cells: Sequence[Cell],
-    tasks: Sequence[str],
-) -> list[Row]:
-    """Rows of all cells, context by context, until there are all or the time is over."""
-    clock = Clock(time.monotonic() + 60 * minutes)
-    load = functools.cache(modicum.load)  # one model for all the calls
-    grids = [
-        Grid(
-            models=(model,),
-            policies=(policy,),
-            budgets=budgets,
-            tasks=(TASKS[task],),
-            lengths=(length,),
-            recent=RECENT,
-            store=store,
-        )
-        for task in tasks
-        for policy, store, budgets in cells
-    ]
-    per = [parse_task(grid.tasks[0])[0].questions for grid in grids]  # type: ignore[attr-defined]  # needles
-    with contextlib.suppress(OutOfTimeError):
-        for done in range(0, samples, max(per)):
-            for grid, questions in zip(grids, per, strict=True):
-                limit = min(samples, done + max(per)) if questions == 1 else done + max(per)
-                evaluate(replace(grid, limit=limit), folder, load=load, progress=clock)
-    with Store(folder) as store_of_rows:
-        return [row for row in store_of_rows.rows if (row.cell.model, row.cell.length) == (model, length)]
+    model_name: str, length: int, contexts: int, path: Path, minutes: float, group: str, tasks: Sequence[str]
+) -> Iterator[Row]:
+    """The rows that are missing, some contexts at a time, until there are all or the time is over."""
+    end = time.monotonic() + 60 * minutes
+    model, tokenizer = modicum.load(model_name)
+    wide = model.dtype.itemsize / 2
+    done = {(*row.key, row.context) for row in read(path)}
+    plain = model_name != "reference"  # whose answers begin with the key
+    for first in range(0, contexts, BATCH):
+        for task in tasks:
+            made = None
+            for policy, store, budget in GROUPS[group]:
+                name = str(parse_policy(policy))  # what auto stands for may change
+                key = (model_name, length, task, name, store, budget)
+                wanted = [i for i in range(first, min(first + BATCH, contexts)) if (*key, i) not in done]
+                if not wanted:
+                    continue
+                if time.monotonic() > end:
+                    return
+                if made is None:
+                    made = ruler(tokenizer, TASKS[task], BATCH, length, 0, first=first, plain=plain)
+                mine = [made[i - first] for i in wanted]
+                room = budget if budget != "full" else length + 64
+                got = ask(
+                    model,
+                    mine,
+                    policy,
+                    room,
+                    chunk=CHUNK,
+                    recent=RECENT,
+                    store=store,
+                    n_sink=0 if budget == "full" else 4,
+                )
+                for i, context, right in zip(wanted, mine, got.right, strict=True):
+                    per = len(context.questions)
+                    full = round(got.full_nbytes / wide)
+                    held = got.nbytes if store != "model" else round(got.nbytes / wide)
+                    yield Row(*key, i, per, right * per, held, full)
 
 
 def results(rows: list[Row], model: str, length: int) -> str:
     """The page's table: right answers of each policy and store at each budget, and the bytes held."""
-    by_cell: dict[tuple[str, str, str, str], Summary] = {}
-    for s in summarise(rows, ("policy", "store", "budget", "task")):
-        by_cell[s.key["policy"], s.key["store"], s.key["budget"], s.key["task"]] = s
-    there = {row.cell.task for row in rows}
-    names = {parse_task(text)[0].name: name for name, text in TASKS.items()}  # as rows have them
-    tasks = [task for task in names if task in there]
+    own = [row for row in rows if (row.model, row.length) == (model, length)]
+    tasks = [task for task in TASKS if any(row.task == task for row in own)]
     lines = []
-    wide = 2 if any(row.cell.dtype == "float32" for row in rows) else 1
-    for policy, store in dict.fromkeys((p, st) for p, st, _, _ in by_cell):
-        for budget in dict.fromkeys(b for p, st, b, _ in by_cell if (p, st) == (policy, store)):
-            cells = [by_cell.get((policy, store, budget, task)) for task in tasks]
-            known = [cell for cell in cells if cell is not None]
-            held = sum(cell.held_bytes for cell in known) / sum(cell.full_bytes for cell in known)
-            if store != "model":
-                held *= wide  # the full cache in 16 bits
-            shown = [_right(cell) for cell in cells]
-            lines.append([f"`{policy}`", store, budget, f"{held:.1%}", *shown])
-    head = ["policy", "store", "budget", "bytes, of 16-bit", *(names[task] for task in tasks)]
+    for policy, store, budget in dict.fromkeys((r.policy, r.store, r.budget) for r in own):
+        found = [r for r in own if (r.policy, r.store, r.budget) == (policy, store, budget)]
+        share = sum(r.nbytes for r in found) / sum(r.full_nbytes for r in found)
+        shown = [_right([r for r in found if r.task == task]) for task in tasks]
+        lines.append([f"`{policy}`", store, budget, f"{share:.1%}", *shown])
+    lines.sort(key=lambda line: (line[0] != "`full`", line[0], line[1], -float(line[3][:-1])))
+    head = ["policy", "store", "budget", "bytes, of 16-bit", *tasks]
     return f"**{model}**, {length} tokens:\n\n{table(head, lines)}"
 
 
-def _right(cell: Summary | None) -> str:
-    if cell is None:
+def _right(rows: list[Row]) -> str:
+    """Answers right of those asked; the interval is over contexts."""
+    if not rows:
         return "–"
-    return f"{round(cell.score * cell.count)} of {cell.count} [{cell.low:.0%}, {cell.high:.0%}]"
+    count, right = sum(row.questions for row in rows), sum(row.right for row in rows)
+    low, high, _ = confidence([row.right / row.questions for row in rows])
+    return f"{right:g} of {count} [{low:.0%}, {high:.0%}]"
 
 
 def put_results(page: Path, name: str, text: str) -> None:
@@ -162,21 +180,27 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--group", default="auto", choices=sorted(GROUPS))
     parser.add_argument("--tasks", nargs="+", default=["single", "keys"], choices=sorted(TASKS))
-    parser.add_argument("--samples", type=int, default=52, help="of each cell")
+    parser.add_argument("--contexts", type=int, default=50, help="of each cell")
     parser.add_argument("--minutes", type=float, default=60, help="stop after so many; a later run goes on")
     parser.add_argument("--folder", type=Path, default=Path("results/budgets"), help="of the rows")
-    parser.add_argument("--quick", action="store_true", help="few samples; prints and writes nothing")
+    parser.add_argument("--quick", action="store_true", help="one context; prints and writes nothing else")
     asked = parser.parse_args()
-    cells = GROUPS[asked.group]
-    if asked.quick:
-        with tempfile.TemporaryDirectory() as folder:
-            rows = run(asked.model, asked.length, 2, Path(folder), asked.minutes, cells, asked.tasks)
-            print(results(rows, asked.model, asked.length))
-        return
-    rows = run(asked.model, asked.length, asked.samples, asked.folder, asked.minutes, cells, asked.tasks)
-    text = results(rows, asked.model, asked.length)
-    print(text)
-    put_results(DOCS / "budgets.md", f"{asked.model} {asked.length}", text)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as passing:
+        path = Path(passing if asked.quick else asked.folder) / "rows.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contexts = 1 if asked.quick else asked.contexts
+        for row in run(asked.model, asked.length, contexts, path, asked.minutes, asked.group, asked.tasks):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+            print(
+                f"{row.task} {row.policy} {row.store} {row.budget}: context {row.context}, {row.right:g}",
+                file=sys.stderr,
+            )
+        text = results(read(path), asked.model, asked.length)
+        print(text)
+        if not asked.quick:
+            put_results(DOCS / "budgets.md", f"{asked.model} {asked.length}", text)
 
 
 if __name__ == "__main__":
