@@ -57,7 +57,7 @@ class Comparison:
         self.writing = threading.Lock()
         self.model, self.tokenizer = modicum.load(args.model, dtype="float32", device="cpu")
         self.tasks = [task for text in args.tasks for task in parse_task(text)]
-        methods = [m for m in METHODS if m.title not in args.without]
+        methods = [m for m in METHODS if m.title in args.methods]
         self.settings = {
             "kvpress": kvpress_settings(methods, args.shares),
             "transformers": transformers_settings(args.shares, args.chunk),
@@ -249,7 +249,8 @@ def _arguments() -> argparse.Namespace:
     add("--tasks", nargs="+", default=[_TASKS], help="task expressions")
     add("--length", type=int, default=2048, help="tokens of context, question and answer")
     add("--shares", type=float, nargs="+", default=[0.125, 0.25], help="of the context's tokens")
-    add("--without", nargs="*", default=[], choices=[m.title for m in METHODS], help="methods to leave out")
+    titles = [method.title for method in METHODS]
+    add("--methods", nargs="*", default=titles, choices=titles, help="all by default")
     add("--chunk", type=int, default=256, help="of our chunked prefill")
     add("--limit", type=int, default=20, help="samples of each task")
     add("--block", type=int, default=2, help="samples that each system does before the next one's turn")

@@ -4,9 +4,9 @@
 
 It does what kvpress' own pipeline does, with token ids instead of text: the context goes through the model's
 body in one call under the press; then come the question and the answer, greedily, at explicit positions, and
-nothing more is evicted. Policies are the names of presses, "SnapKVPress" or "AdaKVPress(SnapKVPress)", with
-their own defaults; "full" is no press. The ratio is the one with which int(n · (1 − ratio)) is the wanted
-number of tokens.
+nothing more is evicted. Policies are the names of presses, "SnapKVPress", "AdaKVPress(SnapKVPress)" or
+"KVzipPress(kvzip_plus_normalization=True)", else with their own defaults; "full" is no press. The
+ratio is the one with which int(n · (1 − ratio)) is the wanted number of tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from job import Ask, Job, Result, Setting, UnsupportedError, main
 from measure import Watch, answer, take
 
 FULL = "full"
-_PRESS = re.compile(r"(?:(\w+)\()?(\w+)\)?")
+_PRESS = re.compile(r"(\w+)(?:\((\w+)(=True)?\))?")
 FAILED: dict[Setting, str] = {}
 """Presses after which a question of several tokens cannot be read in one call, and the error."""
 VERSIONS = {name: version(name) for name in ("kvpress", "transformers", "torch")}
@@ -40,12 +40,14 @@ def load(folder: str, dtype: str) -> Any:
 def make_press(name: str, ratio: float) -> Any:
     """The press of that name: a scorer, or a wrapper around one."""
     match = _PRESS.fullmatch(name)
-    outer, base = match.groups() if match else (None, "")
-    for part in (outer, base):
+    outer, inner, is_option = match.groups() if match else ("", None, None)
+    for part in (outer, None if is_option else inner):
         if part is not None and not hasattr(kvpress, part):
             raise UnsupportedError(f"kvpress {VERSIONS['kvpress']} has no {part}")
-    press = getattr(kvpress, base)(compression_ratio=ratio)
-    return getattr(kvpress, outer)(press=press) if outer else press
+    if is_option:
+        return getattr(kvpress, outer)(compression_ratio=ratio, **{inner: True})
+    press = getattr(kvpress, inner or outer)(compression_ratio=ratio)
+    return getattr(kvpress, outer)(press=press) if inner else press
 
 
 def prefill(model: Any, ask: Ask, kept: Any, press: Any, watch: Watch) -> None:

@@ -30,9 +30,14 @@ METHODS = (
     Method("Ada-KV(SnapKV)", "AdaKVPress(SnapKVPress)", "adakv+snapkv"),
     Method("Ada-KV(KeyDiff)", "AdaKVPress(KeyDiffPress)", "adakv+keydiff"),
     Method("CAOTE(SnapKV)", None, "caote+snapkv"),
-    Method("RazorAttention (auto)", None, "auto"),
+    Method("RazorAttention (ManifoldKV)", None, "razor(base=manifoldkv,strong=0.2)"),
     Method("Expected attention", "ExpectedAttentionPress", None),
-    Method("Compactor", "CompactorPress", None),
+    Method("Ada-KV(expected attention)", "AdaKVPress(ExpectedAttentionPress)", None),
+    Method("Compactor", "CompactorPress", "compactor(window=16)"),
+    Method("KVzip", "KVzipPress", None),
+    Method("KVzip+", "KVzipPress(kvzip_plus_normalization=True)", None),
+    Method("auto", None, "auto"),
+    Method("Calibrated KeyDiff", None, "calibrated+keydiff"),
 )
 """In the order of the tables."""
 
