@@ -114,10 +114,12 @@ def ask(
     n_sink: int = 4,
     recent: int = 32,
     store: str = "model",
+    read: Callable[[Reader, Block], None] | None = None,
     prepare: Callable[[BudgetCache], None] | None = None,
 ) -> Outcome:
     """Read each context under the policy, then ask all its questions, each from the compressed context.
 
+    read: reads the contexts' tokens in its own way; by default in chunks.
     prepare: called with each cache once the contexts are read.
     """
     right: list[float] = []
@@ -130,7 +132,11 @@ def ask(
             model, policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, store=store, length=length
         )
         reader = Reader(model, cache, len(part), 0)
-        reader.take(Block.of([c.ids for c in part], 0), Interrupt(), lambda _: None)
+        block = Block.of([c.ids for c in part], 0)
+        if read is None:
+            reader.take(block, Interrupt(), lambda _: None)
+        else:
+            read(reader, block)
         if prepare is not None:
             prepare(cache)
         nbytes, full = cache.nbytes // len(part), cache.full_nbytes // len(part)

@@ -25,9 +25,12 @@ from typing import Any
 import torch
 from asking import ask, ruler
 from common import DOCS, table
+from torch.nn.functional import cross_entropy
 
 import modicum
 from modicum.evaluation.summary import confidence
+from modicum.generation.inputs import Block
+from modicum.generation.reader import Reader
 from modicum.kv.registry import parse_policy
 
 RECENT, CHUNK, BATCH = 16, 512, 4
@@ -65,8 +68,12 @@ TASKS = {
     "keys": "niah_multikey_1:each=true,max_new_tokens=16",
     "eight": "niah_multikey_1:keys=8,each=true,max_new_tokens=16",
     "queries": "niah_multiquery:max_new_tokens=64",
+    "answer": "niah_multikey_1:each=true,max_new_tokens=16",
 }
-"""RULER's single needle, one of four and one of eight keys (all asked for in turn), and four at once."""
+"""RULER's single needle, one of four and one of eight keys (all asked for in turn), and four at once.
+
+"answer": the four keys stand in a long answer of the model's: its tokens come one by one, as in decoding.
+"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class Row:
     """All that the cache holds."""
     full_nbytes: int
     """A full cache's, in 16 bits."""
+    loss: float | None = None
+    """Of the tokens of a long answer, mean, in nats."""
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -122,21 +131,44 @@ def run(
                     made = ruler(tokenizer, TASKS[task], BATCH, length, 0, first=first, plain=plain)
                 mine = [made[i - first] for i in wanted]
                 room = budget if budget != "full" else length + 64
+                saying = Saying() if task == "answer" else None
                 got = ask(
                     model,
                     mine,
                     policy,
                     room,
                     chunk=CHUNK,
+                    read=saying,
                     recent=RECENT,
                     store=store,
                     n_sink=0 if budget == "full" else 4,
                 )
-                for i, context, right in zip(wanted, mine, got.right, strict=True):
+                losses = saying.losses if saying else [None] * len(mine)
+                for i, context, right, loss in zip(wanted, mine, got.right, losses, strict=True):
                     per = len(context.questions)
                     full = round(got.full_nbytes / wide)
                     held = got.nbytes if store != "model" else round(got.nbytes / wide)
-                    yield Row(*key, i, per, right * per, held, full)
+                    yield Row(*key, i, per, right * per, held, full, loss)
+
+
+class Saying:
+    """Reads token by token, and notes the mean loss of each row's tokens."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def __call__(self, reader: Reader, block: Block) -> None:
+        """The rows of a block, side by side."""
+        width = block.ids.shape[1]
+        valid = torch.ones_like(block.ids, dtype=torch.bool) if block.valid is None else block.valid
+        total = torch.zeros(len(block.ids))
+        for at in range(width):
+            reader.forward(block.ids[:, at : at + 1], block.part(at, at + 1))
+            if at + 1 < width:
+                assert reader.transcript.logits is not None
+                loss = cross_entropy(reader.transcript.logits.float(), block.ids[:, at + 1], reduction="none")
+                total += loss * valid[:, at]
+        self.losses += (total / (valid.sum(1) - 1)).tolist()
 
 
 def results(rows: list[Row], model: str, length: int) -> str:
@@ -160,7 +192,9 @@ def _right(rows: list[Row]) -> str:
         return "–"
     count, right = sum(row.questions for row in rows), sum(row.right for row in rows)
     low, high, _ = confidence([row.right / row.questions for row in rows])
-    return f"{right:g} of {count} [{low:.0%}, {high:.0%}]"
+    losses = [row.loss for row in rows if row.loss is not None]
+    said = f", loss {sum(losses) / len(losses):.3f}" if losses else ""
+    return f"{right:g} of {count} [{low:.0%}, {high:.0%}]{said}"
 
 
 def put_results(page: Path, name: str, text: str) -> None:
