@@ -148,12 +148,12 @@ class Decoder:
 
     def token(self, at: int, plain: Vector, value: Vector) -> Token:
         """As it lies in its slot; a key that is to be renumbered lies there as it was before RoPE."""
-        key = self.turned(plain, at)
+        key, given = self.turned(plain, at), (plain, value)
         if self.rules.store != "model":
             of_keys = in_4_bits if self.rules.store == "int4" else in_8_bits
             of_values = in_8_bits if self.rules.store == "int8" else in_4_bits
             plain, key, value = of_keys(plain), of_keys(key), of_values(value)
-        return Token(at, key, value, plain)
+        return Token(at, key, value, plain, given)
 
     def attend(self, layer: Layer, query: Query, member: int) -> Vector:
         """Σ a_j v_j over what is held and came no later; the virtual token weighs N times what one would."""

@@ -26,12 +26,14 @@ FIRST = 1e30
 @dataclass(eq=False)
 class Token:
     """What a KV head holds of one token; `received` is the attention it got so far (H2O), `mark` its score as
-    it was last worked out (Compactor), `plain` the key before RoPE."""
+    it was last worked out (Compactor, Learned), `plain` the key before RoPE, `given` that and the value, not
+    coded."""
 
     position: int
     key: Vector
     value: Vector
     plain: Vector
+    given: tuple[Vector, Vector]
     received: float = 0.0
     mark: float = 0.0
 
@@ -326,6 +328,25 @@ class H2O(Method):
 
     def score(self, layer: Layer, head: int) -> Scores:
         return [t.received for t in layer.heads[head]]
+
+
+@dataclass
+class Learned(Method):
+    """x·w_h + c_h, once, when a token comes; x its keys before RoPE and its values, of all KV heads."""
+
+    weights: dict[int, np.ndarray]
+    """Layer -> [F, H]"""
+    intercepts: dict[int, np.ndarray]
+
+    def observe(self, layer: Layer, new: list[Query]) -> None:
+        for query in new:
+            tokens = [next(t for t in head if t.position == query.position) for head in layer.heads]
+            x = np.concatenate([t.given[0] for t in tokens] + [t.given[1] for t in tokens])
+            for head, token in enumerate(tokens):
+                token.mark = dot(x, self.weights[layer.index][:, head]) + self.intercepts[layer.index][head]
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return [t.mark for t in layer.heads[head]]
 
 
 @dataclass

@@ -12,6 +12,7 @@ from modicum.kv.policies.full import Full
 from modicum.kv.policies.h2o import H2O
 from modicum.kv.policies.keydiff import KeyDiff
 from modicum.kv.policies.knorm import Knorm
+from modicum.kv.policies.learned import Learned
 from modicum.kv.policies.obcache import OBCache
 from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
@@ -318,6 +319,17 @@ def deviation(x: Scores) -> float:
     return max(1e-6, math.sqrt(math.fsum((a - mean) ** 2 for a in x.values()) / max(1, len(x) - 1)))
 
 
+def learned(policy: Learned, head: Head) -> Scores:
+    """What the newcomers are told to be, and what was kept beside the others."""
+    view = head.view
+    assert view.state is not None
+    assert view.newcomer_scores is not None
+    assert view.newcomer_slots is not None
+    told = view.newcomer_scores[head.row, head.head].tolist()
+    fresh = dict(zip(view.newcomer_slots[head.row, head.head].tolist(), told, strict=True))
+    return {j: fresh.get(j, float(view.state[head.row, head.head, j, 0])) for j in head.slots}
+
+
 def triattention(policy: TriAttention, head: Head) -> Scores:
     return join([z_scores(raw) for raw in triattention_parts(head)], policy.group) if head.slots else {}
 
@@ -388,6 +400,7 @@ REFERENCES: dict[str, Callable[..., Scores]] = {
     "obcache": obcache,
     "compactor": compactor,
     "triattention": triattention,
+    "learned": learned,
 }
 
 

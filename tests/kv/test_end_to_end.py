@@ -23,8 +23,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from modicum import PolicyError
 from modicum.compat import cache_kwargs
+from modicum.kv import head_store
 from modicum.kv.cache import BudgetCache, use_head_scores
+from modicum.kv.head_profile import HeadProfile
 from modicum.kv.heads import HeadScores
+from modicum.kv.token_regression import TokenRegression
 from tests.bounds import LAMBDA, assert_within, logit_bound, network_error, softmax_bound
 from tests.kv.reference import Decoder
 from tests.kv.reference_methods import (
@@ -35,6 +38,7 @@ from tests.kv.reference_methods import (
     Full,
     KeyDiff,
     Knorm,
+    Learned,
     Method,
     OBCache,
     Random,
@@ -51,6 +55,14 @@ SEEDS = 80
 
 ECHO = ((0.1, 0.7), (0.2, 0.3))
 INDUCTION = ((0.4, 0.3), (0.2, 0.6))
+
+
+_RNG = torch.Generator().manual_seed(3)
+REGRESSION = TokenRegression(
+    {i: torch.randn(2 * 2 * 8, 2, generator=_RNG).half() for i in range(2)},
+    {i: torch.randn(2, generator=_RNG) for i in range(2)},
+    is_unrotated=True,
+)
 
 
 class ExactNorm(nn.Module):
@@ -99,6 +111,8 @@ def model() -> LlamaForCausalLM:
                 setattr(parent, name, ExactNorm(child.weight + 0.3 * torch.randn_like(child.weight)))
     model.model.rotary_emb = ExactRotary()
     use_head_scores(model, HeadScores(ECHO, INDUCTION))
+    alike = (((0.5, 0.5), (0.5, 0.5)),)
+    head_store.use_profile(model, HeadProfile((0.5,), alike, regression=REGRESSION))
     return model
 
 
@@ -177,6 +191,11 @@ def snap(window: int = 6, kernel: int = 3, **settings: Any) -> SnapKV:
     return SnapKV(window, kernel, **settings)
 
 
+def learned() -> Learned:
+    parts = (REGRESSION.weights, REGRESSION.intercepts)
+    return Learned(*({i: x.double().numpy() for i, x in part.items()} for part in parts))
+
+
 def razor(base: Method, *settings: Any) -> RazorAttention:
     return RazorAttention(base, (ECHO, INDUCTION), *settings)
 
@@ -207,6 +226,10 @@ POLICIES: dict[str, Callable[[], Method]] = {
     "compactor(window=6)": lambda: Compactor(window=6),
     "compactor(window=3, block=4, kernel=1, ridge=0.1)": lambda: Compactor(4, 3, 1, 0.1),
     "compactor(window=4, block=7, blending=0.5)": lambda: Compactor(7, 4, blending=0.5),
+    "learned": learned,
+    "adakv+learned": lambda: AdaKV(learned()),
+    "criticalkv+learned": lambda: CriticalKV(learned()),
+    "razor(learned, echo=0.25, induction=0)": lambda: razor(learned(), 0.25, 0),
     "caote+compactor(window=4)": lambda: CAOTE(Compactor(window=4)),
     "adakv+compactor(window=5)": lambda: AdaKV(Compactor(window=5)),
     "razor(compactor(window=4), echo=0.25, induction=0)": lambda: razor(Compactor(window=4), 0.25, 0),

@@ -18,6 +18,7 @@ from modicum.kv.policies.full import Full
 from modicum.kv.policies.h2o import H2O
 from modicum.kv.policies.keydiff import KeyDiff
 from modicum.kv.policies.knorm import Knorm
+from modicum.kv.policies.learned import Learned
 from modicum.kv.policies.obcache import OBCache
 from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
@@ -38,7 +39,15 @@ from tests.kv.references import (
     snapkv,
     triattention_parts,
 )
-from tests.kv.views import ScoreBound, make_view, score_bound, shuffle_slots, spoil_holes, with_parts
+from tests.kv.views import (
+    ScoreBound,
+    make_view,
+    score_bound,
+    shuffle_slots,
+    spoil_holes,
+    with_newcomer_scores,
+    with_parts,
+)
 
 POLICIES: list[Policy] = [
     Full(),
@@ -67,6 +76,7 @@ POLICIES: list[Policy] = [
     Compactor(window=2, block=4, ridge=0.1, blending=0.5),
     TriAttention(window=4),
     TriAttention(window=1, group="mean"),
+    Learned(),
 ]
 
 VIEWS: dict[str, dict[str, object]] = {
@@ -97,6 +107,8 @@ def view_for(policy: Policy, **options: object) -> View:
     )
     if width := policy.tally_width(view.group, view.keys.shape[-1]):
         view = replace(view, tally=tally(view, width), rotary=rotary(view.group))
+    if policy.needs_regression:
+        view = with_newcomer_scores(view)
     return remembered(policy, view)
 
 
@@ -299,6 +311,7 @@ def test_a_row_is_itself(policy: Policy) -> None:
             for name in (
                 *("positions", "valid", "protected", "seen"),
                 *("queries", "query_positions", "state", "tally"),
+                *("newcomer_scores", "newcomer_slots"),
             )
         },
     )
@@ -399,6 +412,7 @@ def test_what_policies_ask_of_the_engine() -> None:
             OBCache(),
             Compactor(),
             TriAttention(),
+            Learned(),
         )
     }
     assert asks == {
@@ -413,6 +427,7 @@ def test_what_policies_ask_of_the_engine() -> None:
         "obcache": (32, 32, True, 0, False),
         "compactor": (ALL, 32, True, 1, True),
         "triattention": (ALL, 128, True, 0, True),
+        "learned": (0, 0, True, 1, True),
     }
     assert (H2O().kept_queries, SnapKV(window=8).kept_queries, Compactor(window=8).kept_queries) == (0, 8, 8)
     assert TOVA().per_head() == TOVA(heads="each")

@@ -19,6 +19,7 @@ from modicum.kv.shared import Shared
 from tests import zoo
 from tests.bounds import FUNCTION, assert_same_logits, assert_within, gamma
 from tests.driver import budget_layers, check_limits
+from tests.kv.profiles import give_profile
 
 SMALL = {"chunk": 16, "n_sink": 2, "recent": 4}
 POLICIES = [
@@ -34,6 +35,8 @@ POLICIES = [
     "obcache(window=4)",
     "compactor(window=4)",
     "triattention(window=4)",
+    "learned",
+    "calibrated+learned",
     "caote+tova",
     "fastcaote+h2o",
     "razor",
@@ -63,6 +66,8 @@ def kept(cache: BudgetCache) -> list[Tensor]:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_together_is_what_apart_is(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = zoo.build("llama"), zoo.tokens(2, 44)
+    if "learned" in policy:
+        give_profile(model)
     together = BudgetCache(model, policy, 20, **SMALL)
     got = decoded(together, model, ids, 12)
     assert together.shared.steps is not None  # else nothing is compared

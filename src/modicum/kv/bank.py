@@ -135,6 +135,8 @@ class Moment:
     """[H, G] learned logits that join the softmax, of the bank's heads; None for a model without."""
     rotary: Rotary | None = None
     """How the model turns, if the policy needs it."""
+    token_scores: Tensor | None = None
+    """[B, H, m] fp32: of the piece's tokens by the model's regression, if the policy needs them."""
 
 
 class Candidates(View):
@@ -229,6 +231,7 @@ class Bank:
         arena = self.arena
         turned_query, turned = self._turned(moment, query, key)
         state = self._token_state(setting, moment, turned, value)
+        slots = None if moment.token_scores is None else arena.next_slots()
         arena.append(*moment.stored, moment.piece.positions[self._line(moment)], state)
         n = arena.used
         valid = arena.valid(n)
@@ -241,6 +244,7 @@ class Bank:
         if whole or setting.policy.accumulates:
             positions = arena.positions if whole else arena.positions[:, :, :n]
             view = self._view(setting, moment, ((keys, values),), positions, valid, 1)
+            view.newcomer_slots = slots
             view.state = arena.state if whole else arena.state[:, :, :n]
             self._observe(setting, view)
             if whole:
@@ -394,6 +398,8 @@ class Bank:
             positions = positions.masked_fill(~valid, -1)
         parts = ((key, value),) if held is None else (held, (key, value))
         view = self._view(setting, moment, parts, positions, valid, m)
+        if moment.token_scores is not None:
+            view.newcomer_slots = torch.arange(n, n + m, device=key.device).expand(b, h, m)
         state = self._token_state(setting, moment, key, value)
         if state is not None:
             view.state = state if n == 0 else torch.cat([arena.state[:, :, :n], state], dim=2)
@@ -445,6 +451,7 @@ class Bank:
             query_positions=moment.query_positions,
             newcomers=newcomers,
             arrived=counts,
+            newcomer_scores=moment.token_scores,
             output_weight=moment.output_weight,
             sink_logits=moment.sink_logits,
             tally=self.arena.tally if self.arena.tally.shape[-1] else None,

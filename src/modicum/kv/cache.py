@@ -35,7 +35,8 @@ from modicum.kv.rotary import rotary_of, turning_of
 from modicum.kv.shape import Shape
 from modicum.kv.shared import Shared, lasting
 from modicum.kv.store import Store
-from modicum.kv.turning import check_numbering
+from modicum.kv.token_regression import TokenScorer, too_large, why_none
+from modicum.kv.turning import Turning, check_numbering
 from modicum.kv.unwrap import unwrap
 
 
@@ -127,6 +128,9 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         if self.policy.needs_rotary:
             refused = f"{self.policy} cannot read its queries before it"
             self.shared.rotary = rotary_of(model, refused, "use another policy")
+        if self.policy.needs_regression and self.shape.full:
+            profile = heads if isinstance(heads, HeadProfile) else _profile(model, self.policy)
+            self.shared.scorer = _scorer(model, self.policy, self.shape, profile)
         self.shared.spread = len({p.device for p in model.parameters()}) > 1 or is_offloaded(model)
         self.notes: dict[str, Any] = {}
         """What a caller keeps with the cache, such as its place in a conversation: JSON values, saved too."""
@@ -378,17 +382,44 @@ def _heads(model: PreTrainedModel, policy: Policy) -> HeadScores | HeadProfile |
         return head_store.head_scores(model) if policy.heads is None else HeadScores.load(policy.heads)
     if not isinstance(policy, Calibrated):
         return None
-    if policy.profile is not None:
-        given = HeadProfile.load(policy.profile)
-        given.check(given.heads, weights_digest(model))
-        return given
-    found = head_store.find_profile(model)
+    found = _profile(model, policy)
     if found is None and policy.required:
         raise PolicyError(
             f"{policy} needs a head profile, and there is none of these weights: make it once with "
             "modicum.calibrate(model, tokenizer), or modicum calibrate MODEL"
         )
     return found
+
+
+def _profile(model: PreTrainedModel, policy: Policy) -> HeadProfile | None:
+    """The calibration that the policy names, or the one that is known for the model."""
+    if isinstance(policy, Calibrated) and policy.profile is not None:
+        given = HeadProfile.load(policy.profile)
+        given.check(given.heads, weights_digest(model))
+        return given
+    return head_store.find_profile(model)
+
+
+def _scorer(model: PreTrainedModel, policy: Policy, shape: Shape, profile: HeadProfile | None) -> TokenScorer:
+    """What scores new tokens by the regression of the model's calibration."""
+    name = type(model).__name__
+    for index in shape.full:
+        reason = why_none(shape.layers[index])
+        if reason is not None:
+            raise ModelError(f"{policy} cannot score the tokens of layer {index} of {name}: {reason}")
+    if profile is None or profile.regression is None:
+        what = "none of these weights" if profile is None else "one without it"
+        raise PolicyError(
+            f"{policy} needs a calibration with a regression of token scores, and there is {what}: make it "
+            "once with modicum.calibrate(model, tokenizer), or modicum calibrate MODEL"
+            + (f". {too_large(shape.layers)}" if too_large(shape.layers) else "")
+        )
+    regression = profile.regression
+    regression.check(shape.layers, name)
+    if not regression.is_unrotated:
+        return TokenScorer(regression, None)
+    refused = f"{policy} cannot undo it as its calibration has done"
+    return TokenScorer(regression, Turning(rotary_of(model, refused, "calibrate it again"), model.dtype))
 
 
 def use_head_scores(model: PreTrainedModel, scores: HeadScores) -> None:

@@ -453,8 +453,12 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        setting, policy = self.setting, self.setting.policy
+        setting, policy, scorer = self.setting, self.setting.policy, self.shared.scorer
         b, h, g, m, _ = query.shape
+        scores = None
+        if scorer is not None:
+            turned_at = None if self.shared.turning is not None else piece.positions
+            scores = scorer.scores(setting.layer, key, value, turned_at)
         in_hand = key[:, :, :1].nbytes + value[:, :, :1].nbytes
         stored = self._stored(key, value)
         if self.store.is_coded:
@@ -484,6 +488,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     self.shared.turning,
                     None if by_head is None else by_head[bank.heads],
                     self.shared.rotary,
+                    None if scores is None else scores[bank.rows, bank.heads],
                 )
             )
         share = policy.head_shares()

@@ -20,6 +20,7 @@ from modicum.kv.together import Together
 
 if TYPE_CHECKING:
     from modicum.kv.layer import BudgetLayer
+    from modicum.kv.token_regression import TokenScorer
     from modicum.kv.turning import Rotary, Turning
 
 
@@ -62,6 +63,8 @@ class Shared:
     """With which keys are renumbered; None where they keep their original positions."""
     rotary: Rotary | None = None
     """How the model turns queries and keys, where the policy needs it."""
+    scorer: TokenScorer | None = None
+    """Scores of new tokens by the model's regression, where the policy needs them."""
     last_call: tuple[Any, ...] | None = None
     call: Call | None = field(default=None)
     layers: list[BudgetLayer] = field(default_factory=list)
@@ -86,6 +89,7 @@ class Shared:
         self.part()
         twin = replace(self, last_call=None, call=None, layers=[], stacks={}, steps=None, _joint=None)
         memo[id(self)] = twin
+        twin.scorer = None if self.scorer is None else self.scorer.twin()
         twin.layers = copy.deepcopy(self.layers, memo)
         return twin
 
@@ -221,6 +225,8 @@ class Shared:
         self.last_call = self.call = self._mask = None
         if self.turning is not None:
             self.turning.forget()
+        if self.scorer is not None:
+            self.scorer.forget()
 
 
 class Handle:

@@ -62,6 +62,10 @@ class View:
     """How many of the N tokens came with this call, pads included."""
     arrived: Tensor | None = None
     """[B] int64: how many came in each row, pads left out; None where that is `newcomers` in all of them."""
+    newcomer_scores: Tensor | None = None
+    """[B, H, newcomers] fp32: what the model's regression says of them, if the policy needs it."""
+    newcomer_slots: Tensor | None = None
+    """[B, H, newcomers] int64: where among the N tokens each of them lies."""
     sums: Tensor | None = None
     """[B, H, F] fp64: the policy's sums over the tokens there are, kept from step to step; None where they
     are to be made anew.

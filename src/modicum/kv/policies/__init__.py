@@ -10,6 +10,7 @@ from modicum.kv.policies import full as full
 from modicum.kv.policies import h2o as h2o
 from modicum.kv.policies import keydiff as keydiff
 from modicum.kv.policies import knorm as knorm
+from modicum.kv.policies import learned as learned
 from modicum.kv.policies import obcache as obcache
 from modicum.kv.policies import pyramidkv as pyramidkv
 from modicum.kv.policies import random as random
