@@ -95,6 +95,8 @@ class Layer:
     recent: int = 0
     group: int = 1
     renumbered: bool = False
+    again: int = 0
+    """Last queries of the call that are its first ones, read again, and that are not kept."""
     clarity: Clarity = field(default_factory=Clarity)
 
     def safe(self, token: Token) -> bool:
@@ -328,6 +330,28 @@ class H2O(Method):
 
     def score(self, layer: Layer, head: int) -> Scores:
         return [t.received for t in layer.heads[head]]
+
+
+@dataclass
+class Replay(Method):
+    """The largest a_ij that any query of a second reading, of any query head of the group, has given to j.
+
+    Rows over all that is held, the tokens read again included. In a call that is not read again, the largest
+    that any query after j has given to it.
+    """
+
+    window: int = 32
+
+    def observe(self, layer: Layer, new: list[Query]) -> None:
+        for query in new[-layer.again :] if layer.again else new:
+            for head, tokens in enumerate(layer.heads):
+                rows = [layer.row(query, member) for member in layer.members(head)]
+                for token, *weights in zip(tokens, *rows, strict=True):
+                    if token.position < query.position:
+                        token.mark = max(token.mark, *weights)
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return [t.mark for t in layer.heads[head]]
 
 
 @dataclass

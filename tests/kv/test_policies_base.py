@@ -21,6 +21,7 @@ from modicum.kv.policies.knorm import Knorm
 from modicum.kv.policies.learned import Learned
 from modicum.kv.policies.obcache import OBCache
 from modicum.kv.policies.random import Random
+from modicum.kv.policies.replay import Replay
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
 from modicum.kv.policies.tova import TOVA
@@ -77,6 +78,7 @@ POLICIES: list[Policy] = [
     TriAttention(window=4),
     TriAttention(window=1, group="mean"),
     Learned(),
+    Replay(window=3),
 ]
 
 VIEWS: dict[str, dict[str, object]] = {
@@ -413,6 +415,7 @@ def test_what_policies_ask_of_the_engine() -> None:
             Compactor(),
             TriAttention(),
             Learned(),
+            Replay(),
         )
     }
     assert asks == {
@@ -428,6 +431,7 @@ def test_what_policies_ask_of_the_engine() -> None:
         "compactor": (ALL, 32, True, 1, True),
         "triattention": (ALL, 128, True, 0, True),
         "learned": (0, 0, True, 1, True),
+        "replay": (ALL, 32, True, 1, True),
     }
     assert (H2O().kept_queries, SnapKV(window=8).kept_queries, Compactor(window=8).kept_queries) == (0, 8, 8)
     assert TOVA().per_head() == TOVA(heads="each")

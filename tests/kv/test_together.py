@@ -37,6 +37,7 @@ POLICIES = [
     "triattention(window=4)",
     "learned",
     "calibrated+learned",
+    "replay(window=4)",
     "caote+tova",
     "fastcaote+h2o",
     "razor",

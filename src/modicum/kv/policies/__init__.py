@@ -15,6 +15,7 @@ from modicum.kv.policies import obcache as obcache
 from modicum.kv.policies import pyramidkv as pyramidkv
 from modicum.kv.policies import random as random
 from modicum.kv.policies import razor as razor
+from modicum.kv.policies import replay as replay
 from modicum.kv.policies import snapkv as snapkv
 from modicum.kv.policies import streaming as streaming
 from modicum.kv.policies import tova as tova

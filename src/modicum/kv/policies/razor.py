@@ -143,6 +143,10 @@ class RazorAttention(Policy):
         return self.base.needs_regression
 
     @property
+    def replays(self) -> bool:
+        return self.base.replays
+
+    @property
     def window(self) -> int:
         return self.base.window
 
