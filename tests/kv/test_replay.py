@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 import modicum
 from modicum import BudgetCache, CacheError, ModelError
 from modicum.compat import cache_kwargs
+from modicum.kernels import dispatch
 from modicum.kv.call import cuts
 from modicum.kv.policies.replay import Replay
 from modicum.kv.view import Replay as SecondReading
@@ -120,6 +122,28 @@ def test_nothing_of_the_second_reading_is_held(name: str) -> None:
     later = [feed(model, c, ids, mask, (21, 22, 25), start=20) for c in (cache, plain)]
     assert_same_logits(model, later[0], later[1], 40)
     assert all_kept(cache) == all_kept(plain)
+
+
+def test_a_second_reading_through_the_kernels_is_the_same() -> None:
+    """By Triton (its interpreter, where there is no GPU) against plain torch, with pads and survivors."""
+    pytest.importorskip("triton")
+    model, ids = zoo.build("llama"), zoo.tokens(2, 24)
+    mask = torch.ones_like(ids[:, :12])
+    mask[1, :5] = 0
+    caches, logits = [], []
+    for how in (nullcontext, dispatch.interpreted):
+        cache = BudgetCache(model, "replay(window=4)", 16, chunk=24, n_sink=2, recent=4)
+        with how():
+            read_twice(model, cache, ids[:, :12], mask)
+            at = (mask.sum(1, keepdim=True) + torch.arange(24)).clamp_min(0)
+            more = {"attention_mask": torch.cat([mask, torch.ones(2, 24, dtype=torch.int64)], 1)}
+            with cache.replaying(12), torch.no_grad():
+                again = torch.cat([ids[:, 12:], ids[:, 12:]], 1)
+                made = model(again, **cache_kwargs(model, cache), use_cache=True, position_ids=at, **more)
+        caches.append(cache)
+        logits.append(made.logits)
+    assert_same_logits(model, logits[1], logits[0], 48)
+    assert all_kept(caches[1]) == all_kept(caches[0])
 
 
 def test_learned_sinks_take_their_share_in_the_second_reading_too() -> None:

@@ -245,12 +245,18 @@ def test_a_step_cut_short_changes_nothing(budget: int) -> None:
     assert_same_logits(model, torch.stack(got), wanted, 42)
 
 
-@pytest.mark.parametrize("store", ["model", "int8", "int4"])
-@pytest.mark.parametrize("policy", ["keydiff", "tova", "snapkv(window=4)", "razor"])
+KERNELS = [
+    (p, s) for p in ("keydiff", "tova", "snapkv(window=4)", "razor") for s in ("model", "int8", "int4")
+]
+
+
+@pytest.mark.parametrize(("policy", "store"), [*KERNELS, ("learned", "model"), ("replay(window=4)", "int8")])
 def test_a_cache_through_the_kernels_is_the_same(policy: str, store: str) -> None:
     """Prefill and decode by Triton (its interpreter, where there is no GPU) against plain torch."""
     pytest.importorskip("triton")
     model, ids = zoo.build("llama"), zoo.tokens(2, 33)
+    if "learned" in policy:
+        give_profile(model)
     plain = BudgetCache(model, policy, 20, **SMALL, store=store)
     wanted = decoded(plain, model, ids, 30)
     with dispatch.interpreted():

@@ -157,6 +157,21 @@ def test_a_profile_keeps_it_in_its_file_and_files_without_it_load(tmp_path: Path
         HeadProfile.load(path)
 
 
+def test_a_profile_in_a_file_brings_its_regression_along(tmp_path: Path) -> None:
+    model, ids = zoo.build("llama"), zoo.tokens(1, 60)
+    profile = give_profile(model)
+    profile.save(tmp_path / "p.safetensors")
+    fresh = zoo.build("llama")  # no profile is known for it
+    policy = modicum.Calibrated(modicum.Learned(), profile=str(tmp_path / "p.safetensors"))
+    cache = BudgetCache(fresh, policy, 24, n_sink=2, recent=4, chunk=8)
+    feed(fresh, cache, ids)
+    known = BudgetCache(model, "calibrated+learned", 24, n_sink=2, recent=4, chunk=8)
+    feed(model, known, ids)
+    assert all(torch.equal(cache.positions(i), known.positions(i)) for i in range(2))
+    cache.save(tmp_path / "saved")
+    assert BudgetCache.load(tmp_path / "saved", zoo.build("llama")).seen == 60
+
+
 def test_equal_means_the_same_numbers() -> None:
     model = zoo.shared("llama")
     one, other = random_regression(model), random_regression(model, seed=1)

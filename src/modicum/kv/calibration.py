@@ -61,8 +61,9 @@ def calibrate(
     """Measure a model's head profile and keep it in the user's cache folder, where `calibrated` policies find
     it by the model's weights.
 
-    Each piece of text is read twice, in one call of the model. Ctrl-C keeps what has been
-    measured; the next call with the same model and texts goes on from there.
+    The profile has a regression of token scores too, for the policy `learned`, where the model's layers can
+    have one. Each piece of text is read twice, in one call of the model. Ctrl-C keeps what has been measured;
+    the next call with the same model and texts goes on from there.
 
     Args:
         model: a transformers causal LM.
