@@ -14,6 +14,7 @@ from modicum import BudgetCache, Policy
 from modicum.compat import cache_kwargs
 from modicum.kv.arena import Arena
 from modicum.kv.layer import BudgetLayer
+from modicum.kv.token_regression import TokenRegression
 from modicum.kv.turning import Rotary
 
 
@@ -139,7 +140,8 @@ def _tensors(x: Any, name: str, known: set[int]) -> Iterator[tuple[str, Tensor]]
     if isinstance(x, Tensor):
         yield name, x
         return
-    if isinstance(x, PreTrainedConfig | Policy | Rotary | str | int | float | type(None)) or id(x) in known:
+    of_model = PreTrainedConfig | Policy | Rotary | TokenRegression
+    if isinstance(x, of_model | str | int | float | type(None)) or id(x) in known:
         return
     known.add(id(x))
     if isinstance(x, dict):

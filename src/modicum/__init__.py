@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from modicum.kv.policies.h2o import H2O
     from modicum.kv.policies.keydiff import KeyDiff
     from modicum.kv.policies.knorm import Knorm
+    from modicum.kv.policies.learned import Learned
     from modicum.kv.policies.obcache import OBCache
     from modicum.kv.policies.pyramidkv import PyramidKV
     from modicum.kv.policies.random import Random
     from modicum.kv.policies.razor import RazorAttention
+    from modicum.kv.policies.replay import Replay
     from modicum.kv.policies.snapkv import SnapKV
     from modicum.kv.policies.streaming import StreamingLLM
     from modicum.kv.policies.tova import TOVA
@@ -81,10 +83,12 @@ _HOMES = {
     "kv.policies.h2o": ("H2O",),
     "kv.policies.keydiff": ("KeyDiff",),
     "kv.policies.knorm": ("Knorm",),
+    "kv.policies.learned": ("Learned",),
     "kv.policies.obcache": ("OBCache",),
     "kv.policies.pyramidkv": ("PyramidKV",),
     "kv.policies.random": ("Random",),
     "kv.policies.razor": ("RazorAttention",),
+    "kv.policies.replay": ("Replay",),
     "kv.policies.snapkv": ("SnapKV",),
     "kv.policies.streaming": ("StreamingLLM",),
     "kv.policies.tova": ("TOVA",),
@@ -130,6 +134,8 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "SnapKV",
     "OBCache",
     "Compactor",
+    "Learned",
+    "Replay",
     "TriAttention",
     "Knorm",
     "PyramidKV",

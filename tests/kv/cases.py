@@ -48,6 +48,7 @@ STACKED = (
     "compactor(window=3, block=8)",
     "adakv+compactor(window=4)",
     "adakv+triattention(window=4)",
+    "calibrated+learned",
     "caote+razor(compactor(window=4))",
 )
 """Some that meet in the engine: states beside states, ragged heads and layers, several anchors."""
@@ -64,7 +65,7 @@ def shared(
 ) -> PreTrainedModel:
     """`zoo.shared`, with a head profile where the policy needs one."""
     model = zoo.shared(name, dtype, attention)
-    if policy.startswith("calibrated"):
+    if "calibrated" in policy or "learned" in policy:
         give_profile(model, seed)
     return model
 

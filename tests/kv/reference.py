@@ -73,6 +73,10 @@ class Decoder:
     def positions(self, layer: int) -> list[list[int]]:
         return [[t.position for t in head] for head in self.layers[layer].heads]
 
+    def forward_twice(self, ids: list[int]) -> np.ndarray:
+        """Logits [2 len(ids), vocab] of the ids and of the same ids once more, of which nothing is kept."""
+        return np.array(self.piece(ids + ids, again=len(ids)))
+
     def forward(self, ids: list[int]) -> np.ndarray:
         """Logits [len(ids), vocab]. A call is cut from its end: len mod chunk tokens, then whole chunks."""
         first, logits = len(ids) % self.rules.chunk, []
@@ -81,13 +85,13 @@ class Decoder:
             logits += self.piece(ids[start:stop])
         return np.array(logits)
 
-    def piece(self, ids: list[int]) -> list[Vector]:
+    def piece(self, ids: list[int], again: int = 0) -> list[Vector]:
         w, hidden = self.weights, [self.weights["model.embed_tokens.weight"][i] for i in ids]
         positions = range(self.seen, self.seen + len(ids))
-        self.seen += len(ids)
+        self.seen += len(ids) - again
         for layer in self.layers:
             at = f"model.layers.{layer.index}."
-            layer.seen = self.seen
+            layer.seen, layer.again = self.seen, again
             x = [self.rms(h, w[at + "input_layernorm.weight"]) for h in hidden]
             hidden = [h + a for h, a in zip(hidden, self.attention(layer, x, positions), strict=True)]
             for i, h in enumerate(hidden):
@@ -137,6 +141,10 @@ class Decoder:
             parts = [self.attend(layer, query, member) for member in range(len(query.heads))]
             outs.append(w["o"] @ np.concatenate(parts))
         self.method.observe(layer, new)
+        if layer.again:
+            layer.heads = [[t for t in head if t.position < layer.seen] for head in layer.heads]
+            del layer.queries[-layer.again :]
+            xs = xs[: -layer.again]
         if isinstance(self.method, AdaKV) and len(xs) > 1:
             self.compete(layer, self.method)
             return outs
@@ -148,12 +156,12 @@ class Decoder:
 
     def token(self, at: int, plain: Vector, value: Vector) -> Token:
         """As it lies in its slot; a key that is to be renumbered lies there as it was before RoPE."""
-        key = self.turned(plain, at)
+        key, given = self.turned(plain, at), (plain, value)
         if self.rules.store != "model":
             of_keys = in_4_bits if self.rules.store == "int4" else in_8_bits
             of_values = in_8_bits if self.rules.store == "int8" else in_4_bits
             plain, key, value = of_keys(plain), of_keys(key), of_values(value)
-        return Token(at, key, value, plain)
+        return Token(at, key, value, plain, given)
 
     def attend(self, layer: Layer, query: Query, member: int) -> Vector:
         """Σ a_j v_j over what is held and came no later; the virtual token weighs N times what one would."""

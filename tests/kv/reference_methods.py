@@ -26,12 +26,14 @@ FIRST = 1e30
 @dataclass(eq=False)
 class Token:
     """What a KV head holds of one token; `received` is the attention it got so far (H2O), `mark` its score as
-    it was last worked out (Compactor), `plain` the key before RoPE."""
+    it was last worked out (Compactor, Learned), `plain` the key before RoPE, `given` that and the value, not
+    coded."""
 
     position: int
     key: Vector
     value: Vector
     plain: Vector
+    given: tuple[Vector, Vector]
     received: float = 0.0
     mark: float = 0.0
 
@@ -93,6 +95,8 @@ class Layer:
     recent: int = 0
     group: int = 1
     renumbered: bool = False
+    again: int = 0
+    """Last queries of the call that are its first ones, read again, and that are not kept."""
     clarity: Clarity = field(default_factory=Clarity)
 
     def safe(self, token: Token) -> bool:
@@ -326,6 +330,47 @@ class H2O(Method):
 
     def score(self, layer: Layer, head: int) -> Scores:
         return [t.received for t in layer.heads[head]]
+
+
+@dataclass
+class Replay(Method):
+    """The largest a_ij that any query of a second reading, of any query head of the group, has given to j.
+
+    Rows over all that is held, the tokens read again included. In a call that is not read again, the largest
+    that any query after j has given to it.
+    """
+
+    window: int = 32
+
+    def observe(self, layer: Layer, new: list[Query]) -> None:
+        for query in new[-layer.again :] if layer.again else new:
+            for head, tokens in enumerate(layer.heads):
+                rows = [layer.row(query, member) for member in layer.members(head)]
+                for token, *weights in zip(tokens, *rows, strict=True):
+                    if token.position < query.position:
+                        token.mark = max(token.mark, *weights)
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return [t.mark for t in layer.heads[head]]
+
+
+@dataclass
+class Learned(Method):
+    """x·w_h + c_h, once, when a token comes; x its keys before RoPE and its values, of all KV heads."""
+
+    weights: dict[int, np.ndarray]
+    """Layer -> [F, H]"""
+    intercepts: dict[int, np.ndarray]
+
+    def observe(self, layer: Layer, new: list[Query]) -> None:
+        for query in new:
+            tokens = [next(t for t in head if t.position == query.position) for head in layer.heads]
+            x = np.concatenate([t.given[0] for t in tokens] + [t.given[1] for t in tokens])
+            for head, token in enumerate(tokens):
+                token.mark = dot(x, self.weights[layer.index][:, head]) + self.intercepts[layer.index][head]
+
+    def score(self, layer: Layer, head: int) -> Scores:
+        return [t.mark for t in layer.heads[head]]
 
 
 @dataclass

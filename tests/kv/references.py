@@ -12,8 +12,10 @@ from modicum.kv.policies.full import Full
 from modicum.kv.policies.h2o import H2O
 from modicum.kv.policies.keydiff import KeyDiff
 from modicum.kv.policies.knorm import Knorm
+from modicum.kv.policies.learned import Learned
 from modicum.kv.policies.obcache import OBCache
 from modicum.kv.policies.random import Random
+from modicum.kv.policies.replay import Replay
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
 from modicum.kv.policies.tova import TOVA
@@ -318,6 +320,58 @@ def deviation(x: Scores) -> float:
     return max(1e-6, math.sqrt(math.fsum((a - mean) ** 2 for a in x.values()) / max(1, len(x) - 1)))
 
 
+def replay(policy: Replay, head: Head) -> Scores:
+    """The best of what was kept and the largest weight of a query of the second reading, over the tokens at
+    hand and those of the reading itself; or, where there is none, of a query of the call after the token.
+    """
+    view = head.view
+    assert view.state is not None
+    assert view.query_positions is not None
+    best = {j: float(view.state[head.row, head.head, j, 0]) for j in head.slots}
+    for g in range(view.group):
+        rows = second_reading(head, g) if view.replay is not None else []
+        if view.replay is None:
+            for r, at in enumerate(view.query_positions[head.row].tolist()):
+                row = head.attention(g, r)
+                rows.append({j: a for j, a in row.items() if head.position[j] < at})
+        for row in rows:
+            for j, a in row.items():
+                best[j] = max(best[j], a)
+    return best
+
+
+def second_reading(head: Head, g: int) -> list[Scores]:
+    """The weights that the second reading's queries give to the tokens at hand."""
+    view, rows = head.view, []
+    assert view.replay is not None
+    queries = view.replay.queries[head.row, head.head, g].double().tolist()
+    keys = view.replay.keys[head.row, head.head].double().tolist()
+    there = [True] * len(keys) if view.replay.valid is None else view.replay.valid[head.row].tolist()
+    for i, query in enumerate(queries):
+        if not there[i]:
+            continue
+        every = {j: dot(query, head.key[j]) * view.scaling for j in head.slots}
+        # Numbers below 0 stand for the reading's own tokens, of which a query sees those up to its own.
+        every |= {-1 - c: dot(query, keys[c]) * view.scaling for c in range(i + 1) if there[c]}
+        if view.softcap is not None:
+            every = {j: view.softcap * math.tanh(z / view.softcap) for j, z in every.items()}
+        if view.sink_logits is not None:
+            every[-1 - len(keys)] = float(view.sink_logits[head.head, g])
+        rows.append({j: a for j, a in softmax(every).items() if j >= 0})
+    return rows
+
+
+def learned(policy: Learned, head: Head) -> Scores:
+    """What the newcomers are told to be, and what was kept beside the others."""
+    view = head.view
+    assert view.state is not None
+    assert view.newcomer_scores is not None
+    assert view.newcomer_slots is not None
+    told = view.newcomer_scores[head.row, head.head].tolist()
+    fresh = dict(zip(view.newcomer_slots[head.row, head.head].tolist(), told, strict=True))
+    return {j: fresh.get(j, float(view.state[head.row, head.head, j, 0])) for j in head.slots}
+
+
 def triattention(policy: TriAttention, head: Head) -> Scores:
     return join([z_scores(raw) for raw in triattention_parts(head)], policy.group) if head.slots else {}
 
@@ -388,6 +442,8 @@ REFERENCES: dict[str, Callable[..., Scores]] = {
     "obcache": obcache,
     "compactor": compactor,
     "triattention": triattention,
+    "learned": learned,
+    "replay": replay,
 }
 
 

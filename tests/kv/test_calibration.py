@@ -102,12 +102,12 @@ def test_an_interrupted_calibration_goes_on(
     whole = modicum.calibrate(model, tokenizer, tokens=40, most_texts=4)
     read, true = [], calibration._scores
 
-    def scores(model: Any, piece: list[int]) -> Any:
+    def scores(model: Any, piece: list[int], *more: Any) -> Any:
         if len(read) == 2:
             read.append(piece)
             raise KeyboardInterrupt
         read.append(piece)
-        return true(model, piece)
+        return true(model, piece, *more)
 
     monkeypatch.setattr(calibration, "_scores", scores)
     with pytest.raises(KeyboardInterrupt):

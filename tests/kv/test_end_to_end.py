@@ -12,6 +12,7 @@ import functools
 import random
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,8 +24,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from modicum import PolicyError
 from modicum.compat import cache_kwargs
+from modicum.kv import head_store
 from modicum.kv.cache import BudgetCache, use_head_scores
+from modicum.kv.head_profile import HeadProfile
 from modicum.kv.heads import HeadScores
+from modicum.kv.token_regression import TokenRegression
 from tests.bounds import LAMBDA, assert_within, logit_bound, network_error, softmax_bound
 from tests.kv.reference import Decoder
 from tests.kv.reference_methods import (
@@ -35,9 +39,11 @@ from tests.kv.reference_methods import (
     Full,
     KeyDiff,
     Knorm,
+    Learned,
     Method,
     OBCache,
     Random,
+    Replay,
     Rules,
     SnapKV,
     StreamingLLM,
@@ -51,6 +57,14 @@ SEEDS = 80
 
 ECHO = ((0.1, 0.7), (0.2, 0.3))
 INDUCTION = ((0.4, 0.3), (0.2, 0.6))
+
+
+_RNG = torch.Generator().manual_seed(3)
+REGRESSION = TokenRegression(
+    {i: torch.randn(2 * 2 * 8, 2, generator=_RNG).half() for i in range(2)},
+    {i: torch.randn(2, generator=_RNG) for i in range(2)},
+    is_unrotated=True,
+)
 
 
 class ExactNorm(nn.Module):
@@ -99,6 +113,8 @@ def model() -> LlamaForCausalLM:
                 setattr(parent, name, ExactNorm(child.weight + 0.3 * torch.randn_like(child.weight)))
     model.model.rotary_emb = ExactRotary()
     use_head_scores(model, HeadScores(ECHO, INDUCTION))
+    alike = (((0.5, 0.5), (0.5, 0.5)),)
+    head_store.use_profile(model, HeadProfile((0.5,), alike, regression=REGRESSION))
     return model
 
 
@@ -135,6 +151,11 @@ class Setup:
 
     rules: Rules
     calls: tuple[tuple[int, ...], ...]
+    twice: bool = False
+    """Whether calls of several columns are read again (`BudgetCache.replaying`)."""
+
+    def is_twice(self, call: int) -> bool:
+        return self.twice and max(self.calls[call]) > 1
 
 
 def script(*parts: tuple[tuple[int, ...], int]) -> tuple[tuple[int, ...], ...]:
@@ -177,6 +198,11 @@ def snap(window: int = 6, kernel: int = 3, **settings: Any) -> SnapKV:
     return SnapKV(window, kernel, **settings)
 
 
+def learned() -> Learned:
+    parts = (REGRESSION.weights, REGRESSION.intercepts)
+    return Learned(*({i: x.double().numpy() for i, x in part.items()} for part in parts))
+
+
 def razor(base: Method, *settings: Any) -> RazorAttention:
     return RazorAttention(base, (ECHO, INDUCTION), *settings)
 
@@ -207,6 +233,11 @@ POLICIES: dict[str, Callable[[], Method]] = {
     "compactor(window=6)": lambda: Compactor(window=6),
     "compactor(window=3, block=4, kernel=1, ridge=0.1)": lambda: Compactor(4, 3, 1, 0.1),
     "compactor(window=4, block=7, blending=0.5)": lambda: Compactor(7, 4, blending=0.5),
+    "replay(window=4)": lambda: Replay(4),
+    "learned": learned,
+    "adakv+learned": lambda: AdaKV(learned()),
+    "criticalkv+learned": lambda: CriticalKV(learned()),
+    "razor(learned, echo=0.25, induction=0)": lambda: razor(learned(), 0.25, 0),
     "caote+compactor(window=4)": lambda: CAOTE(Compactor(window=4)),
     "adakv+compactor(window=5)": lambda: AdaKV(Compactor(window=5)),
     "razor(compactor(window=4), echo=0.25, induction=0)": lambda: razor(Compactor(window=4), 0.25, 0),
@@ -302,7 +333,8 @@ def expected(
                     break
                 part, line = line[: counts[row]], line[counts[row] :]
                 ids[call].append(part)
-                after[call].logits.append(decoder.forward(part))
+                run = decoder.forward_twice if setup.is_twice(call) and part else decoder.forward
+                after[call].logits.append(run(part))
                 for layer in (0, 1):
                     after[call].positions[layer].append(decoder.positions(layer))
             near = near or decoder.clarity.least <= margin
@@ -337,12 +369,15 @@ def check(model: LlamaForCausalLM, policy: str, setup: Setup, make: Callable[[],
         width = max(len(part) for part in call)
         columns = torch.tensor([[0] * (width - len(part)) + part for part in call])
         valid = torch.tensor([[0] * (width - len(part)) + [1] * len(part) for part in call])
-        mask = torch.cat([mask, valid], dim=1)
-        inputs = {}
+        mask, inputs, reading = torch.cat([mask, valid], dim=1), {}, nullcontext()
+        given, told = mask, width
+        if setup.is_twice(number):
+            columns, given, told = torch.cat([columns] * 2, 1), torch.cat([mask, valid], 1), 2 * width
+            reading = cache.replaying(width)
         if rows > 1:
-            at = (mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
-            inputs = {"attention_mask": mask, "position_ids": at}
-        with torch.no_grad():
+            at = (given.cumsum(1) - 1).clamp_min(0)[:, -told:]
+            inputs = {"attention_mask": given, "position_ids": at}
+        with torch.no_grad(), reading:
             logits = model(columns, **cache_kwargs(model, cache), **inputs).logits.numpy()
         look = cache.copy()  # reading the positions of `cache` itself would put its slots in order
         look.check_integrity()
@@ -355,7 +390,9 @@ def check(model: LlamaForCausalLM, policy: str, setup: Setup, make: Callable[[],
             if part:
                 found, wanted = (torch.as_tensor(x) for x in (logits[row], expect.logits[row]))
                 bound = share * float(wanted.square().mean().sqrt())
-                assert_within(found[width - len(part) :], wanted, bound, f"{where}, row {row}: logits")
+                ends = range(width, told + 1, width)
+                found = torch.cat([found[end - len(part) : end] for end in ends])
+                assert_within(found, wanted, bound, f"{where}, row {row}: logits")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -410,3 +447,35 @@ def test_room_for_all(model: LlamaForCausalLM, policy: str) -> None:
     rules = Rules(budget=40, chunk=7, n_sink=2, recent=3)
     calls = script(((17, 9), 1), ((1, 1), 3), ((6, 2), 1), ((1, 1), 2))
     check(model, policy, Setup(rules, calls), {**POLICIES, "full": Full}[policy])
+
+
+TWICE = {
+    # chunks of which the last is odd, steps, a second turn
+    "long prompt": Setup(
+        Rules(budget=16, chunk=16, n_sink=2, recent=4),
+        script(((6,), 1), ((8,), 4), ((1,), 12), ((7,), 1), ((1,), 3)),
+        twice=True,
+    ),
+    # rows of unequal length, one that sits calls out, slack
+    "padded": Setup(
+        Rules(budget=15, chunk=18, n_sink=1, recent=4, evict_every=3),
+        script(((9, 5), 2), ((6, 9), 1), ((2, 1), 1), ((1, 1), 6), ((5, 0), 1), ((1, 1), 4)),
+        twice=True,
+    ),
+}
+READERS = {
+    "replay(window=4)": lambda: Replay(4),
+    "adakv+replay(window=4)": lambda: AdaKV(Replay(4)),
+    "criticalkv+replay(window=3)": lambda: CriticalKV(Replay(3)),
+    "razor(replay(window=4), echo=0.25, induction=0)": lambda: razor(Replay(4), 0.25, 0),
+}
+
+
+@pytest.mark.parametrize("policy", READERS)
+@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("more", [{}, {"renumbered": True}, {"store": "int8"}, {"store": "int4"}], ids=str)
+def test_engine_follows_reference_in_calls_read_twice(
+    model: LlamaForCausalLM, policy: str, name: str, more: dict[str, Any]
+) -> None:
+    setup = TWICE[name]
+    check(model, policy, replace(setup, rules=replace(setup.rules, **more)), READERS[policy])

@@ -26,6 +26,7 @@ from tests import zoo
 from tests.bounds import FUNCTION, assert_within, gamma
 from tests.driver import all_kept, budget_layers, check_limits, every, feed, full_cache
 from tests.kv.cases import EVERY, EVICTING, STACKED, WRAPPED, Case, cases, margins, shared
+from tests.kv.profiles import give_profile
 
 MORE = int(os.environ.get("MODICUM_EXAMPLES", "1"))
 
@@ -357,6 +358,8 @@ def test_a_saved_cache_goes_on_as_if_never_stopped(
     stop = data.draw(st.sampled_from(edges))
     path = tmp_path_factory.mktemp("saved") / "cache.safetensors"
     cache, model = case.cache(), zoo.build(case.model, case.dtype)
+    if "learned" in policy:
+        give_profile(model, case.seed)
     heard = None if mask is None else mask[:, :stop]
     feed(case.net, cache, ids[:, :stop], heard, [c for c in cuts if c < stop])
     before = all_kept(cache), cache.nbytes

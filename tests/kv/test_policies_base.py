@@ -18,8 +18,10 @@ from modicum.kv.policies.full import Full
 from modicum.kv.policies.h2o import H2O
 from modicum.kv.policies.keydiff import KeyDiff
 from modicum.kv.policies.knorm import Knorm
+from modicum.kv.policies.learned import Learned
 from modicum.kv.policies.obcache import OBCache
 from modicum.kv.policies.random import Random
+from modicum.kv.policies.replay import Replay
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.streaming import StreamingLLM
 from modicum.kv.policies.tova import TOVA
@@ -38,7 +40,15 @@ from tests.kv.references import (
     snapkv,
     triattention_parts,
 )
-from tests.kv.views import ScoreBound, make_view, score_bound, shuffle_slots, spoil_holes, with_parts
+from tests.kv.views import (
+    ScoreBound,
+    make_view,
+    score_bound,
+    shuffle_slots,
+    spoil_holes,
+    with_newcomer_scores,
+    with_parts,
+)
 
 POLICIES: list[Policy] = [
     Full(),
@@ -67,6 +77,8 @@ POLICIES: list[Policy] = [
     Compactor(window=2, block=4, ridge=0.1, blending=0.5),
     TriAttention(window=4),
     TriAttention(window=1, group="mean"),
+    Learned(),
+    Replay(window=3),
 ]
 
 VIEWS: dict[str, dict[str, object]] = {
@@ -97,6 +109,8 @@ def view_for(policy: Policy, **options: object) -> View:
     )
     if width := policy.tally_width(view.group, view.keys.shape[-1]):
         view = replace(view, tally=tally(view, width), rotary=rotary(view.group))
+    if policy.needs_regression:
+        view = with_newcomer_scores(view)
     return remembered(policy, view)
 
 
@@ -299,6 +313,7 @@ def test_a_row_is_itself(policy: Policy) -> None:
             for name in (
                 *("positions", "valid", "protected", "seen"),
                 *("queries", "query_positions", "state", "tally"),
+                *("newcomer_scores", "newcomer_slots"),
             )
         },
     )
@@ -399,6 +414,8 @@ def test_what_policies_ask_of_the_engine() -> None:
             OBCache(),
             Compactor(),
             TriAttention(),
+            Learned(),
+            Replay(),
         )
     }
     assert asks == {
@@ -413,6 +430,8 @@ def test_what_policies_ask_of_the_engine() -> None:
         "obcache": (32, 32, True, 0, False),
         "compactor": (ALL, 32, True, 1, True),
         "triattention": (ALL, 128, True, 0, True),
+        "learned": (0, 0, True, 1, True),
+        "replay": (ALL, 32, True, 1, True),
     }
     assert (H2O().kept_queries, SnapKV(window=8).kept_queries, Compactor(window=8).kept_queries) == (0, 8, 8)
     assert TOVA().per_head() == TOVA(heads="each")

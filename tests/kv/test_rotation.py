@@ -18,7 +18,7 @@ from tests import zoo
 from tests.bounds import assert_within, gamma
 from tests.kv.cases import EVERY
 from tests.kv.reference_methods import hadamard
-from tests.kv.views import make_view
+from tests.kv.views import make_view, with_newcomer_scores
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -85,6 +85,8 @@ def test_registered_policies_notice_no_rotation_or_are_refused(expression: str) 
             # Values meet the output projection rotated back: the engine hands them so (`Bank`).
             state = policy.token_state(view.keys, plain.values, view.group, plain.output_weight)
             view.state = state.clone() if state.shape[-1] else None
+            if policy.needs_regression:
+                view = with_newcomer_scores(view)
             if policy.accumulates:
                 view.state = policy.observe(view)
             scores.append(policy.score(view).double())

@@ -19,6 +19,7 @@ from modicum.kv.shared import Shared
 from tests import zoo
 from tests.bounds import FUNCTION, assert_same_logits, assert_within, gamma
 from tests.driver import budget_layers, check_limits
+from tests.kv.profiles import give_profile
 
 SMALL = {"chunk": 16, "n_sink": 2, "recent": 4}
 POLICIES = [
@@ -34,6 +35,9 @@ POLICIES = [
     "obcache(window=4)",
     "compactor(window=4)",
     "triattention(window=4)",
+    "learned",
+    "calibrated+learned",
+    "replay(window=4)",
     "caote+tova",
     "fastcaote+h2o",
     "razor",
@@ -63,6 +67,8 @@ def kept(cache: BudgetCache) -> list[Tensor]:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_together_is_what_apart_is(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = zoo.build("llama"), zoo.tokens(2, 44)
+    if "learned" in policy:
+        give_profile(model)
     together = BudgetCache(model, policy, 20, **SMALL)
     got = decoded(together, model, ids, 12)
     assert together.shared.steps is not None  # else nothing is compared
@@ -239,12 +245,18 @@ def test_a_step_cut_short_changes_nothing(budget: int) -> None:
     assert_same_logits(model, torch.stack(got), wanted, 42)
 
 
-@pytest.mark.parametrize("store", ["model", "int8", "int4"])
-@pytest.mark.parametrize("policy", ["keydiff", "tova", "snapkv(window=4)", "razor"])
+KERNELS = [
+    (p, s) for p in ("keydiff", "tova", "snapkv(window=4)", "razor") for s in ("model", "int8", "int4")
+]
+
+
+@pytest.mark.parametrize(("policy", "store"), [*KERNELS, ("learned", "model"), ("replay(window=4)", "int8")])
 def test_a_cache_through_the_kernels_is_the_same(policy: str, store: str) -> None:
     """Prefill and decode by Triton (its interpreter, where there is no GPU) against plain torch."""
     pytest.importorskip("triton")
     model, ids = zoo.build("llama"), zoo.tokens(2, 33)
+    if "learned" in policy:
+        give_profile(model)
     plain = BudgetCache(model, policy, 20, **SMALL, store=store)
     wanted = decoded(plain, model, ids, 30)
     with dispatch.interpreted():

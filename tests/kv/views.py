@@ -114,6 +114,15 @@ def make_view(
     )
 
 
+def with_newcomer_scores(view: View) -> View:
+    """The view with random scores of its newcomers, which lie in its last slots."""
+    b, h, n = view.positions.shape
+    slots = torch.arange(n - view.newcomers, n).expand(b, h, -1)
+    rng = torch.Generator().manual_seed(int(view.seen.sum()))
+    scores = torch.randn(slots.shape, generator=rng)
+    return replace(view, newcomer_scores=scores, newcomer_slots=slots)
+
+
 def with_parts(view: View, parts: tuple[tuple[Tensor, Tensor], ...]) -> View:
     """The view with other keys and values."""
     return replace(view, parts=parts)

@@ -47,6 +47,7 @@ def test_policies_that_run(policy: str, wrapper: str) -> None:
         ("pyramidkv+keydiff", "unequal budgets"),
         ("h2o", "adds up numbers"),
         ("compactor", "adds up numbers"),
+        ("learned", "adds up numbers"),
         ("triattention", "before the rotary embedding"),
         ("criticalkv+keydiff", "output projection"),
     ],

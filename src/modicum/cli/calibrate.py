@@ -40,7 +40,7 @@ def calibrate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how many of its tokens each KV head needs, for policies such as calibrated+keydiff.
+    """Measure how many of its tokens each KV head needs, and which, for policies such as calibrated+learned.
 
     Done once per model: the profile is kept in the user's cache folder and found again by the weights. Ctrl-C
     keeps what has been measured; the same command goes on from there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -86,7 +87,7 @@ class Reader:
             if interrupt.asked:
                 return False
             part = block.part(start, stop)
-            self.forward(ids[:, start:stop], part)
+            self.forward(ids[:, start:stop], part, again=self.cache.policy.replays)
             self.taken += sum(part.counts)
             tell(stop - start)
         self._set_turn(block.turn)
@@ -98,6 +99,8 @@ class Reader:
         A model whose recurrent layers begin anew in each call of several tokens takes its first block in one
         call, which the layers with attention cut for themselves, and later ones token by token.
         """
+        if self.cache.policy.replays:  # a call has its tokens twice
+            return cuts(length, max(1, self.chunk // 2))
         if self.cache.shape.continues:
             return cuts(length, self.chunk)
         return cuts(length, length if self.cache.seen == 0 else 1)
@@ -120,8 +123,11 @@ class Reader:
             self._mask = grown
 
     @torch.no_grad()
-    def forward(self, ids: Tensor, block: Block) -> None:
-        """One call of the model. ids: [B, m] on the model's device; block: the same on the CPU."""
+    def forward(self, ids: Tensor, block: Block, again: bool = False) -> None:
+        """One call of the model. ids: [B, m] on the model's device; block: the same on the CPU.
+
+        again: read them twice, the second time without keeping anything (`BudgetCache.replaying`).
+        """
         told, m = self.transcript, ids.shape[1]
         seen = told.length
         valid = block.valid
@@ -130,12 +136,17 @@ class Reader:
         if valid is not None and self._mask is None:
             self._mask = torch.ones(self.rows, seen, dtype=torch.int64, device=self.device)
         inputs: dict[str, Any] = {self._cache_argument: self.cache, **self._extra}
-        positions = torch.arange(seen, seen + m, device=self.device)[None]
+        columns = 2 * m if again else m
+        positions = torch.arange(seen, seen + columns, device=self.device)[None]
         if self._mask is not None:
             self.reserve(m)
             new = torch.ones_like(block.ids, dtype=torch.bool) if valid is None else valid
             self._mask[:, seen : seen + m] = new.to(self.device)
             inputs["attention_mask"] = self._mask[:, : seen + m]
+            if again:
+                there = self._mask[:, seen : seen + m]
+                inputs["attention_mask"] = torch.cat([inputs["attention_mask"], there], dim=1)
+                new = torch.cat([new, new], dim=1)
             # Positions count tokens, not columns: so a row is at the positions it would have alone.
             positions = (self.counts[:, None] + new.cumsum(1) - 1).clamp_min(0).to(self.device)
         if self._positions:
@@ -146,8 +157,13 @@ class Reader:
             run, ids = compiled(self.model), ids.flatten().clone()[:, None]
             if "attention_mask" in inputs:
                 inputs["attention_mask"] = inputs["attention_mask"][:, -1:].clone()
-        out = run(input_ids=ids, use_cache=True, return_dict=True, **inputs)
-        logits = out.logits[:, -1]
+        if again:
+            ids = torch.cat([ids, ids], dim=1)
+            if self._extra:
+                inputs["logits_to_keep"] = torch.tensor([m - 1], device=self.device)
+        with self.cache.replaying(m) if again else nullcontext():
+            out = run(input_ids=ids, use_cache=True, return_dict=True, **inputs)
+        logits = out.logits[:, m - 1 if again and not self._extra else -1]
         if valid is not None and told.logits is not None:
             # A row that ends in padding goes on from where it was.
             logits = torch.where(valid[:, -1:].to(self.device), logits, told.logits)

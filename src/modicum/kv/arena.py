@@ -105,6 +105,13 @@ class Arena:
         mask = torch.arange(slots, device=self.keys.device) < live  # [B, 1, slots]
         return mask.expand(-1, self.keys.shape[1], -1)
 
+    def next_slots(self) -> Tensor:
+        """[B, H, 1] int64: the slots that `append` writes to next."""
+        if self.hole is not None:
+            return self.hole.unsqueeze(-1)
+        live = torch.tensor(self.live, device=self.keys.device)
+        return live[:, None, None].expand(-1, self.keys.shape[1], -1)
+
     def append(self, key: Tensor, value: Tensor, position: Tensor, state: Tensor | None) -> None:
         """Write one token per row into a free slot.
 

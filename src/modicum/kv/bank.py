@@ -20,7 +20,7 @@ from modicum.kv.scoring import level, observed
 from modicum.kv.stack import Stack
 from modicum.kv.store import Store
 from modicum.kv.turning import Rotary, Turning
-from modicum.kv.view import View
+from modicum.kv.view import Replay, View
 
 _INFINITY = torch.tensor(math.inf)  # a tensor costs less than a number that becomes one at each step
 
@@ -135,6 +135,10 @@ class Moment:
     """[H, G] learned logits that join the softmax, of the bank's heads; None for a model without."""
     rotary: Rotary | None = None
     """How the model turns, if the policy needs it."""
+    has_replay: bool = False
+    """Whether behind the piece's columns come as many more, its tokens read again."""
+    token_scores: Tensor | None = None
+    """[B, H, m] fp32: of the piece's tokens by the model's regression, if the policy needs them."""
 
 
 class Candidates(View):
@@ -207,7 +211,7 @@ class Bank:
         """Take a piece in: attend, then evict. query [B, H, G, m, Dk], key [B, H, m, Dk] -> [B, H, G,
         m, Dv].
         """
-        if moment.piece.length == 1 and moment.piece.valid is None:
+        if moment.piece.length == 1 and moment.piece.valid is None and not moment.has_replay:
             return self._step(setting, moment, query, key, value)
         out, view = self.look(setting, moment, query, key, value)
         counts = moment.piece.counts[self.rows]
@@ -220,7 +224,9 @@ class Bank:
         else:
             goal = torch.tensor(live, device=key.device)[:, None]
             keep = best(self.score(setting, view), view.positions, goal)
-            self._fold(~keep if view.valid is None else ~keep & view.valid, key, value)
+            fresh = slice(0, moment.piece.length)
+            gone = ~keep if view.valid is None else ~keep & view.valid
+            self._fold(gone, key[:, :, fresh], value[:, :, fresh])
         self.take(keep, live, moment, view.state)
         return out
 
@@ -229,6 +235,7 @@ class Bank:
         arena = self.arena
         turned_query, turned = self._turned(moment, query, key)
         state = self._token_state(setting, moment, turned, value)
+        slots = None if moment.token_scores is None else arena.next_slots()
         arena.append(*moment.stored, moment.piece.positions[self._line(moment)], state)
         n = arena.used
         valid = arena.valid(n)
@@ -241,6 +248,7 @@ class Bank:
         if whole or setting.policy.accumulates:
             positions = arena.positions if whole else arena.positions[:, :, :n]
             view = self._view(setting, moment, ((keys, values),), positions, valid, 1)
+            view.newcomer_slots = slots
             view.state = arena.state if whole else arena.state[:, :, :n]
             self._observe(setting, view)
             if whole:
@@ -295,7 +303,10 @@ class Bank:
     def look(
         self, setting: Setting, moment: Moment, query: Tensor, key: Tensor, value: Tensor
     ) -> tuple[Tensor, Candidates]:
-        """Attend with a piece of several tokens and show the candidates; nothing is stored yet."""
+        """Attend with a piece of several tokens and show the candidates; nothing is stored yet.
+
+        query, key and value have the columns of a replay behind the piece's, if there are any.
+        """
         arena, piece = self.arena, moment.piece
         arena.settle()
         n = arena.used
@@ -305,7 +316,7 @@ class Bank:
             keys, values = self.held(n)
             held = self._ranked(moment, keys, held_valid), values
         query, key = self._turned(moment, query, key)
-        fresh_valid = None if piece.valid is None else piece.valid[self.rows]
+        fresh_valid = self._fresh_valid(moment)
         if kernels.on(key.device):
             count = None if held_valid is None else torch.tensor(arena.live, device=key.device)
             out, lse = kernels.chunk(
@@ -322,18 +333,31 @@ class Bank:
             out, lse = both[0].view(out.shape), both[1].view(lse.shape)
         if moment.sink_logits is not None:
             out = attend.with_sinks(out, lse, moment.sink_logits)
+        replay, m = None, piece.length
+        if moment.has_replay:
+            again = None if fresh_valid is None else fresh_valid[:, m:]
+            replay = Replay(query[:, :, :, m:], key[:, :, m:], again)
+            key, value = key[:, :, :m], value[:, :, :m]
+            fresh_valid = None if fresh_valid is None else fresh_valid[:, :m]
         view = self._chunk_view(setting, moment, held, held_valid, key, value, fresh_valid)
+        view.replay = replay
         self._observe(setting, view)
         return out, view
+
+    def _fresh_valid(self, moment: Moment) -> Tensor | None:
+        """[b, m] which of a piece's columns, and of those of its replay, hold a token; None if all do."""
+        valid = moment.piece.valid
+        if valid is None:
+            return None
+        return (torch.cat([valid, valid], dim=1) if moment.has_replay else valid)[self.rows]
 
     def _turned(self, moment: Moment, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """A piece's queries [B, H, G, m, Dk] and keys [B, H, m, Dk] at their ranks, after those held."""
         if moment.turning is None:
             return query, key
-        piece = moment.piece
-        valid = None if piece.valid is None else piece.valid[self.rows]
-        ranks = turning.fresh_ranks(self.arena.live, piece.length, valid, key.device)[:, None]  # [B, 1, m]
-        most = self.arena.used + piece.length
+        length, valid = key.shape[2], self._fresh_valid(moment)
+        ranks = turning.fresh_ranks(self.arena.live, length, valid, key.device)[:, None]  # [B, 1, m]
+        most = self.arena.used + length
         return moment.turning.grouped(query, ranks, most), moment.turning.to(key, ranks, most)
 
     def held(self, n: int) -> tuple[Tensor, Tensor]:
@@ -394,6 +418,8 @@ class Bank:
             positions = positions.masked_fill(~valid, -1)
         parts = ((key, value),) if held is None else (held, (key, value))
         view = self._view(setting, moment, parts, positions, valid, m)
+        if moment.token_scores is not None:
+            view.newcomer_slots = torch.arange(n, n + m, device=key.device).expand(b, h, m)
         state = self._token_state(setting, moment, key, value)
         if state is not None:
             view.state = state if n == 0 else torch.cat([arena.state[:, :, :n], state], dim=2)
@@ -445,6 +471,7 @@ class Bank:
             query_positions=moment.query_positions,
             newcomers=newcomers,
             arrived=counts,
+            newcomer_scores=moment.token_scores,
             output_weight=moment.output_weight,
             sink_logits=moment.sink_logits,
             tally=self.arena.tally if self.arena.tally.shape[-1] else None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, SupportsIndex
 
@@ -35,7 +37,8 @@ from modicum.kv.rotary import rotary_of, turning_of
 from modicum.kv.shape import Shape
 from modicum.kv.shared import Shared, lasting
 from modicum.kv.store import Store
-from modicum.kv.turning import check_numbering
+from modicum.kv.token_regression import TokenScorer, too_large, why_none
+from modicum.kv.turning import Turning, check_numbering
 from modicum.kv.unwrap import unwrap
 
 
@@ -127,6 +130,11 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         if self.policy.needs_rotary:
             refused = f"{self.policy} cannot read its queries before it"
             self.shared.rotary = rotary_of(model, refused, "use another policy")
+        if self.policy.replays:
+            _check_replay(model, self.policy, self.shape)
+        if self.policy.needs_regression and self.shape.full:
+            profile = heads if isinstance(heads, HeadProfile) else _profile(model, self.policy)
+            self.shared.scorer = _scorer(model, self.policy, self.shape, profile)
         self.shared.spread = len({p.device for p in model.parameters()}) > 1 or is_offloaded(model)
         self.notes: dict[str, Any] = {}
         """What a caller keeps with the cache, such as its place in a conversation: JSON values, saved too."""
@@ -194,6 +202,12 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         key_states, value_states = in_cache_dtype(key_states, value_states, dtype)
         if layer_idx == self._first and not torch.compiler.is_compiling():
             self._check_in_step()
+            again, columns = self.shared.replayed, key_states.shape[2]
+            if again and columns != 2 * again:
+                raise CacheError(
+                    f"a call of {columns} columns was to have {again} of them read again: give "
+                    f"{2 * again}, the first {again} twice"
+                )
             check_settings(kwargs.get("kwargs") or {}, self.shared.config, self._hides_use_cache)
             if key_states.dtype.itemsize > self.shape.dtype.itemsize:
                 raise CacheError(
@@ -205,6 +219,30 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's
     def _update_outside_graphs(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return self._update(*args, **kwargs)
+
+    @contextmanager
+    def replaying(self, columns: int) -> Iterator[None]:
+        """Inside, the last `columns` columns of a call are its first ones read again: they attend and are
+        scored by, for a policy that `replays`, and nothing of them is held or counted as seen.
+
+        A call then has 2 · `columns` columns, no more than `chunk`; their positions and its mask go on over
+        both. `modicum.generate` and `modicum.prefill` make such calls; a loop of one's own may.
+
+        Raises:
+            CacheError: the policy has no use for it, or both readings do not fit into a chunk.
+        """
+        if not self.policy.replays:
+            raise CacheError(f"{self.policy} does not ask for a second reading: call the model plainly")
+        if not 1 <= columns <= self.budget.chunk // 2:
+            raise CacheError(
+                f"two readings of {columns} columns do not fit into a chunk of {self.budget.chunk}: give a "
+                f"chunk of at least {2 * columns}, or fewer columns"
+            )
+        self.shared.replayed = columns
+        try:
+            yield
+        finally:
+            self.shared.replayed = 0
 
     def prepare(self) -> bool:
         """Make ready for a compiled call with one token of every row; False where there can be none (yet).
@@ -378,17 +416,56 @@ def _heads(model: PreTrainedModel, policy: Policy) -> HeadScores | HeadProfile |
         return head_store.head_scores(model) if policy.heads is None else HeadScores.load(policy.heads)
     if not isinstance(policy, Calibrated):
         return None
-    if policy.profile is not None:
-        given = HeadProfile.load(policy.profile)
-        given.check(given.heads, weights_digest(model))
-        return given
-    found = head_store.find_profile(model)
+    found = _profile(model, policy)
     if found is None and policy.required:
         raise PolicyError(
             f"{policy} needs a head profile, and there is none of these weights: make it once with "
             "modicum.calibrate(model, tokenizer), or modicum calibrate MODEL"
         )
     return found
+
+
+def _check_replay(model: PreTrainedModel, policy: Policy, shape: Shape) -> None:
+    """Raise unless the model's calls may have tokens that no layer keeps."""
+    reason = None
+    for i, layer in enumerate(shape.layers):
+        if layer.num_states:
+            reason = f"layer {i} keeps recurrent states, which a second reading would change"
+        elif layer.num_readers or layer.is_latent:
+            reason = f"layer {i} keeps latents, or is read by other layers"
+        if reason is not None:
+            raise ModelError(f"{policy} cannot read the chunks of {type(model).__name__} again: {reason}")
+
+
+def _profile(model: PreTrainedModel, policy: Policy) -> HeadProfile | None:
+    """The calibration that the policy names, or the one that is known for the model."""
+    if isinstance(policy, Calibrated) and policy.profile is not None:
+        given = HeadProfile.load(policy.profile)
+        given.check(given.heads, weights_digest(model))
+        return given
+    return head_store.find_profile(model)
+
+
+def _scorer(model: PreTrainedModel, policy: Policy, shape: Shape, profile: HeadProfile | None) -> TokenScorer:
+    """What scores new tokens by the regression of the model's calibration."""
+    name = type(model).__name__
+    for index in shape.full:
+        reason = why_none(shape.layers[index])
+        if reason is not None:
+            raise ModelError(f"{policy} cannot score the tokens of layer {index} of {name}: {reason}")
+    if profile is None or profile.regression is None:
+        what = "none of these weights" if profile is None else "one without it"
+        raise PolicyError(
+            f"{policy} needs a calibration with a regression of token scores, and there is {what}: make it "
+            "once with modicum.calibrate(model, tokenizer), or modicum calibrate MODEL"
+            + (f". {too_large(shape.layers)}" if too_large(shape.layers) else "")
+        )
+    regression = profile.regression
+    regression.check(shape.layers, name)
+    if not regression.is_unrotated:
+        return TokenScorer(regression, None)
+    refused = f"{policy} cannot undo it as its calibration has done"
+    return TokenScorer(regression, Turning(rotary_of(model, refused, "calibrate it again"), model.dtype))
 
 
 def use_head_scores(model: PreTrainedModel, scores: HeadScores) -> None:

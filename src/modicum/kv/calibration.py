@@ -1,10 +1,11 @@
-"""Calibration: measures how many of its tokens each KV head of a model needs, for `HeadProfile`.
+"""Calibration: measures how many of its tokens each KV head of a model needs, and which, for `HeadProfile`.
 
 The model reads a text twice. A token's score in a KV head is the largest attention weight that it gets from
 any query of the second reading in the head's group, as in KVzip (Kim et al. 2025, arXiv 2505.23416), which
 puts a request to repeat the text in between; without it the shares come out the same (docs/calibration.md).
 What is made of the scores is ours: over all layers, heads and tokens of a text the share f of highest scores
-is marked, and a head's share at f is the part of its tokens that is marked, averaged over texts.
+is marked, and a head's share at f is the part of its tokens that is marked, averaged over texts. A ridge
+regression per layer from a token's keys and values to log(score + 1e-6) is made on the way.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,22 @@ from modicum.kv import head_store
 from modicum.kv.attention_override import attention_override
 from modicum.kv.fingerprint import weights_digest
 from modicum.kv.head_profile import HeadProfile
+from modicum.kv.layer_shape import LayerShape
 from modicum.kv.observed_attention import observed_attention
 from modicum.kv.offload import execution_device
 from modicum.kv.precision import without_autocast
+from modicum.kv.regression_sums import RegressionSums
+from modicum.kv.rotary import rotary_of
 from modicum.kv.shape import Shape
+from modicum.kv.token_regression import features, too_large, why_none
+from modicum.kv.turning import Turning
 from modicum.kv.unwrap import unwrap
 from modicum.progress import Progress, reporting
 
 FRACTIONS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 _SINKS = 4  # first tokens, which every cache keeps: they would take the places of others
 _LEAST = 32  # tokens of a text that say anything about a head
+_FLOOR = 1e-6  # added to scores before their logarithm
 
 
 def calibrate(
@@ -55,8 +61,9 @@ def calibrate(
     """Measure a model's head profile and keep it in the user's cache folder, where `calibrated` policies find
     it by the model's weights.
 
-    Each piece of text is read twice, in one call of the model. Ctrl-C keeps what has been
-    measured; the next call with the same model and texts goes on from there.
+    The profile has a regression of token scores too, for the policy `learned`, where the model's layers can
+    have one. Each piece of text is read twice, in one call of the model. Ctrl-C keeps what has been measured;
+    the next call with the same model and texts goes on from there.
 
     Args:
         model: a transformers causal LM.
@@ -75,12 +82,13 @@ def calibrate(
     length = _length(model, tokens)
     pieces = _pieces(tokenizer, texts, length, most_texts)
     digest = weights_digest(model)
-    sums = _Sums.begin(model, digest, pieces, tuple(fractions))
+    turning = _turning(model)
+    sums = _Sums.begin(model, digest, pieces, tuple(fractions), turning is not None)
     with reporting(progress, len(pieces), "calibrating", "texts") as tell:
         tell(sums.count)
         try:
             for piece in pieces[sums.count :]:
-                sums.add(_scores(model, piece))
+                sums.add(_scores(model, piece, turning))
                 tell(1)
         except BaseException:
             sums.keep()
@@ -131,6 +139,14 @@ def _pieces(tokenizer: Any, texts: Sequence[str] | None, length: int, most: int)
     return [found[int((i + 0.5) * len(found) / most)] for i in range(most)]
 
 
+def _turning(model: PreTrainedModel) -> Turning | None:
+    """With which the model's keys are turned back; None where it turns none, or it is not known how."""
+    try:
+        return Turning(rotary_of(model, "", ""), model.dtype)
+    except ModelError:
+        return None
+
+
 @dataclass
 class _Largest:
     """The largest weight that each token of the text gets from any query of its second reading."""
@@ -152,40 +168,74 @@ class _Largest:
         self.scores[layer] = found if known is None else torch.maximum(known, found)
 
 
-def _scores(model: PreTrainedModel, piece: list[int]) -> list[Tensor | None]:
-    """Per layer [KV heads, tokens without sinks]; None for a layer without full attention."""
-    shapes = Shape.of(model).layers
-    largest = _Largest(len(piece), len(piece))
+@dataclass
+class _Reading:
+    """What a text says of one layer, its first tokens left out."""
+
+    scores: Tensor
+    """[KV heads, tokens]"""
+    x: Tensor | None
+    """[tokens, F] `features`, on the model's device; None where the layer has no regression."""
+
+
+def _scores(model: PreTrainedModel, piece: list[int], turning: Turning | None) -> list[_Reading | None]:
+    """Per layer; None for a layer without full attention."""
+    shapes, length = Shape.of(model).layers, len(piece)
+    largest, x = _Largest(length, length), {}
     device = execution_device(model)
     # Without its first token the second time: most often a special one, which never stands in a text.
     ids = torch.tensor([piece + piece[1:]], device=device)
-    attention = partial(observed_attention, observer=largest)
+    scorable = (
+        set() if too_large(shapes) else {i for i, s in enumerate(shapes) if s.is_full and not why_none(s)}
+    )
+    positions = torch.arange(length, device=device)[None]
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        layer = getattr(module, "layer_idx", None)
+        if layer in scorable:
+            first = key[:, :, :length].to(torch.promote_types(key.dtype, torch.float32))
+            first = first if turning is None else turning.back(first, positions.to(key.device))
+            x[layer] = features(first, value[:, :, :length].to(first.dtype))[0, _SINKS:]
+        return observed_attention(module, query, key, value, *args, observer=largest, **kwargs)
+
     with attention_override(model, attention, "calibrated"), torch.no_grad(), without_autocast(device):
         model.base_model(input_ids=ids, use_cache=False)
-    found: list[Tensor | None] = []
+    found: list[_Reading | None] = []
     for index, shape in enumerate(shapes):
         scores = largest.scores.get(index) if shape.is_full else None
-        if scores is not None:
-            if not bool(scores.isfinite().all()):
-                raise ModelError(
-                    f"layer {index} has attention weights that are no numbers: the model's weights or its "
-                    "dtype are broken; load it in float32 and try again"
-                )
-            # Heads that read one latent share one KV head.
-            scores = torch.unflatten(scores, 0, (shape.kv_heads, -1)).amax(1)[:, _SINKS:].cpu()
-        found.append(scores)
-    if not any(scores is not None for scores in found):
+        if scores is None:
+            found.append(None)
+            continue
+        if not bool(scores.isfinite().all()):
+            raise ModelError(
+                f"layer {index} has attention weights that are no numbers: the model's weights or its "
+                "dtype are broken; load it in float32 and try again"
+            )
+        # Heads that read one latent share one KV head.
+        scores = torch.unflatten(scores, 0, (shape.kv_heads, -1)).amax(1)[:, _SINKS:].cpu()
+        found.append(_Reading(scores, x.get(index)))
+    if not any(found):
         raise ModelError(f"{type(model).__name__} showed no attention to calibrate")
     return found
 
 
 class _Sums:
-    """Shares added up over texts; kept in a file when interrupted."""
+    """Shares, and what regressions are made of, added up over texts; kept in a file when interrupted."""
 
-    def __init__(self, heads: list[int], skipped: list[int], fractions: tuple[float, ...], path: Path | None):
-        self.heads, self.skipped, self.fractions, self.path = heads, skipped, fractions, path
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        fractions: tuple[float, ...],
+        path: Path | None,
+        is_unrotated: bool,
+    ) -> None:
+        self.heads = [layer.kv_heads for layer in layers]
+        self.skipped = [i for i, layer in enumerate(layers) if not layer.is_full]
+        self.fractions, self.path, self.is_unrotated = fractions, path, is_unrotated
         self.count = 0
-        self.total = torch.zeros(len(fractions), sum(heads), dtype=torch.float64)
+        self.total = torch.zeros(len(fractions), sum(self.heads), dtype=torch.float64)
+        self.regression = RegressionSums(layers)
+        self._is_whole = True  # but while a text is added
 
     @classmethod
     def begin(
@@ -194,25 +244,27 @@ class _Sums:
         digest: str,
         pieces: list[list[int]],
         fractions: tuple[float, ...],
+        is_unrotated: bool,
     ) -> _Sums:
         """From nothing, or from what an interrupted calibration with the same texts has kept."""
-        layers = Shape.of(model).layers
-        skipped = [i for i, layer in enumerate(layers) if not layer.is_full]
         path = None
         if digest:
-            what = json.dumps([digest, pieces, fractions]).encode()
+            what = json.dumps([digest, pieces, fractions, is_unrotated]).encode()
             name = f"{digest}-{hashlib.sha256(what).hexdigest()[:16]}.part.safetensors"
             path = head_store.folder() / name
-        made = cls([layer.kv_heads for layer in layers], skipped, fractions, path)
+        made = cls(Shape.of(model).layers, fractions, path, is_unrotated)
         if path is not None and path.is_file():
             with suppress(SafetensorError, OSError, KeyError, ValueError):
                 kept = load_file(path)
                 if kept["total"].shape == made.total.shape:
+                    made.regression.load(kept)
                     made.total, made.count = kept["total"], int(kept["count"])
         return made
 
-    def add(self, scores: list[Tensor | None]) -> None:
+    def add(self, readings: list[_Reading | None]) -> None:
         """Of one text."""
+        self._is_whole = False
+        scores = [None if reading is None else reading.scores for reading in readings]
         joined = torch.cat([s.flatten() for s in scores if s is not None])
         ordered = joined.sort().values
         for f, fraction in enumerate(self.fractions):
@@ -222,15 +274,20 @@ class _Sums:
                 for n, s in zip(self.heads, scores, strict=True)
             ]
             self.total[f] += torch.cat(parts)
+        for layer, reading in enumerate(readings):
+            if reading is not None and reading.x is not None:
+                self.regression.add(layer, reading.x, (reading.scores.double().T + _FLOOR).log())
         self.count += 1
+        self._is_whole = True
 
     def keep(self) -> None:
         """Write what there is, for a later run to go on from; without it that one begins anew."""
-        if self.path is None or not self.count:
+        if self.path is None or not self.count or not self._is_whole:
             return
         with suppress(OSError, SafetensorError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"total": self.total, "count": torch.tensor(self.count)}, self.path)
+            sums = {"total": self.total, "count": torch.tensor(self.count), **self.regression.tensors}
+            save_file(sums, self.path)
 
     def drop(self) -> None:
         """The file is no longer needed."""
@@ -251,4 +308,5 @@ class _Sums:
             model_type=config.model_type,
             texts=self.count,
             tokens=tokens,
+            regression=self.regression.solve(self.is_unrotated),
         )

@@ -26,7 +26,7 @@ def take_in(
     query [B, H, G, m, Dk], key [B, H, m, Dk], value [B, H, m, Dv] -> [B, H, G, m, Dv]. Each head is sure of
     its `sure` best tokens. Head budgets are settled here; in decode each head lets one of its own go.
     """
-    heads, m = key.shape[1:3]
+    heads, m = key.shape[1], moments[0].piece.length
     out = value.new_empty(*query.shape[:-1], value.shape[-1])
     for row in range(query.shape[0]):
         block = [

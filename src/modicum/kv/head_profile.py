@@ -23,9 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modicum.errors import BudgetError, InputError, SnapshotError
+from modicum.kv.token_regression import TokenRegression
 
 SUFFIX = ".safetensors"
-_FORMAT, _VERSION, _KEY = "modicum head profile", 1, "modicum"
+_FORMAT, _VERSION, _KEY = "modicum head profile", 2, "modicum"
+_READABLE = (1, 2)  # 1 has no regression
 
 _LEVELS = 5  # sizes above the least
 Table = tuple[tuple[float, ...], ...]
@@ -53,6 +55,8 @@ class HeadProfile:
     """Texts that it was measured on."""
     tokens: int = 0
     """Tokens of all those texts."""
+    regression: TokenRegression | None = None
+    """Of token scores, for the policy `learned`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fractions", tuple(float(f) for f in self.fractions))
@@ -150,9 +154,13 @@ class HeadProfile:
             "tokens": self.tokens,
         }
         flat = [[x for row in table for x in row] for table in self.shares]
+        tensors = {"shares": torch.tensor(flat)}
+        if self.regression is not None:
+            header["regression"] = {"is_unrotated": self.regression.is_unrotated}
+            tensors |= self.regression.tensors
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            save_file({"shares": torch.tensor(flat)}, part, metadata={_KEY: json.dumps(header)})
+            save_file(tensors, part, metadata={_KEY: json.dumps(header)})
             part.replace(path)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
@@ -175,13 +183,16 @@ class HeadProfile:
                 header = json.loads((file.metadata() or {}).get(_KEY, "null"))
                 if not isinstance(header, dict) or header.get("format") != _FORMAT:
                     raise SnapshotError(f"{path} does not hold a head profile: {remedy}")
-                if header.get("version") != _VERSION:
+                if header.get("version") not in _READABLE:
                     raise SnapshotError(
-                        f"{path} has version {header.get('version')!r}, this modicum reads {_VERSION}: "
+                        f"{path} has version {header.get('version')!r}, this modicum reads up to {_VERSION}: "
                         f"update modicum, or {remedy}"
                     )
-                shares: Tensor = file.get_tensor("shares")
-            return cls(shares=_tables(shares, header["heads"]), **_fields(header))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            shares = _tables(tensors.pop("shares"), header["heads"])
+            how = header.pop("regression", None)
+            regression = None if how is None else TokenRegression.of(tensors, how["is_unrotated"])
+            return cls(shares=shares, regression=regression, **_fields(header))
         except (SafetensorError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise SnapshotError(
                 f"{path} is truncated or no head profile at all ({error}): {remedy}"

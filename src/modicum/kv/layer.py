@@ -405,14 +405,20 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                 )
             query, key = (self.shared.turning.back(x, positions) for x in (query, key))
         grouped = query.reshape(b, h, -1, q, query.shape[-1])  # [B, H, G, q, Dk]
+        again = self.shared.replayed
         call = self.shared.read(
-            self.row_seen, q, self.setting.budget.chunk, self.setting.recent, mask, self.device
+            self.row_seen,
+            q - again,
+            self.setting.budget.chunk,
+            self.setting.recent,
+            self.shared.without_replay(mask),
+            self.device,
         )
         if not self.setting.policy.evicts:
             admission.check_room(max(call.after), self.shared.room)
         outs = []
         for piece in call.pieces:
-            part = slice(piece.start, piece.stop)
+            part = slice(piece.start, piece.stop + again)
             outs.append(
                 self._piece(
                     module,
@@ -425,7 +431,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     sinks,
                 )
             )
-        self.seen += q
+        self.seen += q - again
         self.row_seen = call.after
         if self.setting.layer == self.shared.last:
             self.shared.forget()
@@ -453,8 +459,13 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        setting, policy = self.setting, self.setting.policy
+        setting, policy, scorer = self.setting, self.setting.policy, self.shared.scorer
         b, h, g, m, _ = query.shape
+        fresh = piece.length  # the columns behind are a replay's
+        scores = None
+        if scorer is not None:
+            turned_at = None if self.shared.turning is not None else piece.positions
+            scores = scorer.scores(setting.layer, key, value, turned_at)
         in_hand = key[:, :, :1].nbytes + value[:, :, :1].nbytes
         stored = self._stored(key, value)
         if self.store.is_coded:
@@ -464,7 +475,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         kept = 0 if self.reads is None else self.reads.add(piece, self.banks, key, value)
         self.shared.in_hand(m * in_hand + kept)
         by_head = None if sinks is None else sinks.view(h, g)
-        every_query, at = self._asked(query, piece)
+        stored = (stored[0][:, :, :fresh], stored[1][:, :, :fresh])
+        every_query, at = self._asked(query[:, :, :, :fresh], piece)
         weight = self._output_weight(module) if policy.needs_output_weight else None
         moments = []
         for bank in self.banks:
@@ -484,6 +496,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     self.shared.turning,
                     None if by_head is None else by_head[bank.heads],
                     self.shared.rotary,
+                    m > fresh,
+                    None if scores is None else scores[bank.rows, bank.heads],
                 )
             )
         share = policy.head_shares()

@@ -126,6 +126,16 @@ class Policy:
         """Whether `view.rotary` must be there: the model is one with a rotary embedding."""
         return False
 
+    @property
+    def needs_regression(self) -> bool:
+        """Whether `view.newcomer_scores` must be there: the model's calibration has a `TokenRegression`."""
+        return False
+
+    @property
+    def replays(self) -> bool:
+        """Whether a prompt's chunks are to be read a second time, storing nothing, for `view.replay`."""
+        return False
+
     def probe(self, sums: Tensor) -> Tensor | None:
         """A vector [B, H, Dk] whose product with each key the score needs, if the sums say it; else None."""
         return None
@@ -240,6 +250,14 @@ class Wrapper(Policy):
     @property
     def needs_rotary(self) -> bool:
         return self.base.needs_rotary
+
+    @property
+    def needs_regression(self) -> bool:
+        return self.base.needs_regression
+
+    @property
+    def replays(self) -> bool:
+        return self.base.replays
 
     def probe(self, sums: Tensor) -> Tensor | None:
         return self.base.probe(sums)

@@ -20,6 +20,7 @@ from modicum.kv.together import Together
 
 if TYPE_CHECKING:
     from modicum.kv.layer import BudgetLayer
+    from modicum.kv.token_regression import TokenScorer
     from modicum.kv.turning import Rotary, Turning
 
 
@@ -62,6 +63,10 @@ class Shared:
     """With which keys are renumbered; None where they keep their original positions."""
     rotary: Rotary | None = None
     """How the model turns queries and keys, where the policy needs it."""
+    replayed: int = 0
+    """Last columns of the call under way that are its tokens read again, and are not held."""
+    scorer: TokenScorer | None = None
+    """Scores of new tokens by the model's regression, where the policy needs them."""
     last_call: tuple[Any, ...] | None = None
     call: Call | None = field(default=None)
     layers: list[BudgetLayer] = field(default_factory=list)
@@ -79,6 +84,7 @@ class Shared:
     has_readers: bool = False
     """Whether some layers read other layers' keys and values."""
     _joint: Together | Filling | None = None  # of the step under way
+    _cut: tuple[Tensor, Tensor] | None = None  # of the call under way: its mask, and without the replay's
     _mask: tuple[Tensor, Tensor] | None = None  # of the call under way: what the model was given, and [B, N]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
@@ -86,6 +92,7 @@ class Shared:
         self.part()
         twin = replace(self, last_call=None, call=None, layers=[], stacks={}, steps=None, _joint=None)
         memo[id(self)] = twin
+        twin.scorer = None if self.scorer is None else self.scorer.twin()
         twin.layers = copy.deepcopy(self.layers, memo)
         return twin
 
@@ -189,6 +196,14 @@ class Shared:
             return self._mask[1]
         return given
 
+    def without_replay(self, mask: Tensor | None) -> Tensor | None:
+        """The padding mask [B, N] of the columns that are held; the same tensor for all layers of a call."""
+        if mask is None or not self.replayed:
+            return mask
+        if self._cut is None or self._cut[0] is not mask:
+            self._cut = mask, mask[:, : -self.replayed]
+        return self._cut[1]
+
     def change(self, nbytes: int) -> None:
         """Count bytes allocated (or freed, if negative)."""
         self.now += nbytes
@@ -218,9 +233,11 @@ class Shared:
 
     def forget(self) -> None:
         """Let the layout of the call go: it holds a position per token, and the caller's mask."""
-        self.last_call = self.call = self._mask = None
+        self.last_call = self.call = self._mask = self._cut = None
         if self.turning is not None:
             self.turning.forget()
+        if self.scorer is not None:
+            self.scorer.forget()
 
 
 class Handle:

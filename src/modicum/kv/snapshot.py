@@ -80,6 +80,8 @@ def save(cache: BudgetCache, path: Path) -> None:
         "streaming": cache.plan.streaming,
         "notes": cache.notes,
     }
+    if cache.shared.scorer is not None:
+        header["regression"] = cache.shared.scorer.regression.checksum
     header["checksum"] = _checksum(header, tensors)
     tensors = tensors or {"empty": torch.zeros(1)}
     temporary = path.with_name(path.name + ".part")
@@ -106,6 +108,12 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
         if header["capacities"] != cache.plan.capacities or header["streaming"] != cache.plan.streaming:
             raise SnapshotError(
                 f"{path} was saved with other slots per head: use the same head scores as then"
+            )
+        scorer = cache.shared.scorer
+        if scorer is not None and header["regression"] != scorer.regression.checksum:
+            raise SnapshotError(
+                f"{path} holds token scores of another calibration than the model has now: prefill the text "
+                "again"
             )
         if header["batch"]:
             _fill(cache, header, tensors, execution_device(model))

@@ -85,6 +85,8 @@ class Together:
         self.entered = False
         self._marked = False
         self._fresh: list[Tensor] = []  # the step's queries, where a policy reads those of its call
+        self._scores: list[Tensor] = []  # [b, H, 1] of each layer's newcomers, where there is a scorer
+        self._at: Tensor | None = None  # [b, 1] the newcomers' positions, for the scorer
 
     @classmethod
     def of(cls, layers: Sequence[BudgetLayer]) -> Together | None:
@@ -210,12 +212,17 @@ class Together:
         b, h = key.shape[:2]
         grouped = query.reshape(b, h, -1, query.shape[-1])
         if index == 0:
-            self._fresh = []
+            self._fresh, self._scores = [], []
         taken = None if mask is None or not self.static else mask[:, -1].to(torch.bool)
         if layer.ring is not None:
             self._note(layer, grouped)
         elif self.policy.query_rows == ALL:
             self._fresh.append(grouped)
+        scorer = self.shared.scorer
+        if scorer is not None:
+            if index == 0:
+                self._at = self.clock[:, None]
+            self._scores.append(scorer.scores(layer.setting.layer, key, value, self._at))
         outs = []
         for place in places:
             heads = place.bank.heads
@@ -320,7 +327,9 @@ class Together:
                 torch.add(group.hole, group.first, out=group.at)
         self.clock.add_(1 if taken is None else taken)
         self.columns.add_(1)
-        self._fresh = []
+        self._fresh, self._scores, self._at = [], [], None
+        if self.shared.scorer is not None:
+            self.shared.scorer.forget()
         for places in self.places:
             for place in places:
                 place.dots = place.logits = None
@@ -408,6 +417,12 @@ class Together:
         heads, slots = span.positions.shape[1:]
         dots = [place.dots.view(-1, heads, slots) for place in made if place.dots is not None]
         logits = [x.logits.view(-1, heads, self.group, 1, slots) for x in made if x.logits is not None]
+        scores = None
+        if self._scores:
+            each = zip(span.layers, span.banks, strict=True)
+            parts = [self._scores[layer][bank.rows, bank.heads] for layer, bank in each]
+            joint = parts[0] if len(parts) == 1 else torch.cat([x.flatten() for x in parts])
+            scores = joint.reshape(-1, heads, 1)
         valid = None
         if self.static:
             slot = torch.arange(slots, device=self.device)
@@ -430,6 +445,8 @@ class Together:
             state=span.state if span.state.shape[-1] else None,
             newcomers=1,
             arrived=None if taken is None else span.per_row(taken.to(torch.int64)),
+            newcomer_scores=scores,
+            newcomer_slots=None if scores is None else span.hole.unsqueeze(-1),
             sums=span.sums if span.counted else None,
             tally=span.tally if span.tally.shape[-1] else None,
             rotary=self.shared.rotary,

@@ -45,7 +45,7 @@ class Turning:
 
     def __init__(self, rotary: Rotary, dtype: torch.dtype) -> None:
         self.rotary = rotary
-        self._dtype = dtype
+        self.dtype = dtype
         self._known: tuple[Tensor, Tensor, Tensor] | None = None
         self._table: tuple[Tensor, Tensor] | None = None
 
@@ -87,7 +87,7 @@ class Turning:
         """Cosines and sines [..., R / 2] at positions [...], rounded as the model has them."""
         speed = self.rotary.speed.to(positions.device)
         angles = positions[..., None].to(speed.dtype) * speed
-        return tuple((part * self.rotary.scale).to(self._dtype) for part in (angles.cos(), angles.sin()))  # type: ignore[return-value]  # two of them
+        return tuple((part * self.rotary.scale).to(self.dtype) for part in (angles.cos(), angles.sin()))  # type: ignore[return-value]  # two of them
 
     def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [B, H, n, D] with its pairs turned by [B|1, H|1, n, R / 2]."""

@@ -20,6 +20,18 @@ _TILE = 4096  # tokens turned to fp32 at a time: scoring scratch stays small bes
 _ROW_BYTES = 32 * 2**20  # attention rows made at a time
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Tokens of the call that are read again after it, m' columns, and are not held."""
+
+    queries: Tensor
+    """[B, H, G, m', Dk]"""
+    keys: Tensor
+    """[B, H, m', Dk]"""
+    valid: Tensor | None
+    """[B, m'] bool, False for a pad; None where there is none."""
+
+
 @dataclass
 class View:
     """The candidates among which a policy chooses: B rows, H KV heads of G query heads each, N tokens per
@@ -62,6 +74,12 @@ class View:
     """How many of the N tokens came with this call, pads included."""
     arrived: Tensor | None = None
     """[B] int64: how many came in each row, pads left out; None where that is `newcomers` in all of them."""
+    replay: Replay | None = None
+    """The second reading of the call's tokens, if the policy asks for one and the caller gave it."""
+    newcomer_scores: Tensor | None = None
+    """[B, H, newcomers] fp32: what the model's regression says of them, if the policy needs it."""
+    newcomer_slots: Tensor | None = None
+    """[B, H, newcomers] int64: where among the N tokens each of them lies."""
     sums: Tensor | None = None
     """[B, H, F] fp64: the policy's sums over the tokens there are, kept from step to step; None where they
     are to be made anew.

@@ -33,6 +33,12 @@ class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # transform
         before, continues = self.kv_nbytes, self.seen > 0
         with without_autocast(key_states.device):
             keys, values = super().update(key_states, value_states)
+        again = self.shared.replayed
+        if again:  # columns that attend and are not kept
+            self.cumulative_length -= again
+            end = keys.shape[2] - again
+            kept = slice(max(0, end - self.sliding_window + 1), end)
+            self.keys, self.values = keys[:, :, kept], values[:, :, kept]
         # What is kept is a view of all that came: copy it, so that the rest is really freed.
         self.keys, self.values = self.keys.detach().clone(), self.values.detach().clone()
         self.shared.change(self.kv_nbytes - before)

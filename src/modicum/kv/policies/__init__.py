@@ -10,10 +10,12 @@ from modicum.kv.policies import full as full
 from modicum.kv.policies import h2o as h2o
 from modicum.kv.policies import keydiff as keydiff
 from modicum.kv.policies import knorm as knorm
+from modicum.kv.policies import learned as learned
 from modicum.kv.policies import obcache as obcache
 from modicum.kv.policies import pyramidkv as pyramidkv
 from modicum.kv.policies import random as random
 from modicum.kv.policies import razor as razor
+from modicum.kv.policies import replay as replay
 from modicum.kv.policies import snapkv as snapkv
 from modicum.kv.policies import streaming as streaming
 from modicum.kv.policies import tova as tova

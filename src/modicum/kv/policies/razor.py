@@ -139,6 +139,14 @@ class RazorAttention(Policy):
         return self.base.needs_rotary
 
     @property
+    def needs_regression(self) -> bool:
+        return self.base.needs_regression
+
+    @property
+    def replays(self) -> bool:
+        return self.base.replays
+
+    @property
     def window(self) -> int:
         return self.base.window
 
