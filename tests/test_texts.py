@@ -13,7 +13,7 @@ import pytest
 
 import modicum
 from modicum.errors import InputError
-from modicum.texts import sample_text
+from modicum.texts import calibration_texts, sample_text
 
 
 @pytest.fixture
@@ -86,3 +86,15 @@ def test_needs_no_model_library() -> None:
         "import modicum.tasks; assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_texts_to_calibrate_on_are_our_own_and_excerpts_of_the_sample_text_in_turns() -> None:
+    texts = calibration_texts()
+    assert len(set(texts)) == len(texts) == 8
+    sample = modicum.sample_text()
+    for own, excerpt in zip(texts[::2], texts[1::2], strict=True):
+        assert own not in sample
+        assert len(own) > 2_500
+        start = sample.index(excerpt)
+        assert start == 0 or sample[:start].endswith("\n\n")
+        assert len(excerpt) == 6_000

@@ -1,14 +1,16 @@
-"""Texts: the sample text, which is read from Python's own help topics."""
+"""Texts: the sample text, which is read from Python's own help topics, and texts to calibrate on."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib.resources import files
 
 from modicum.errors import InputError
 
 _NUM_CHARS = 100_000
+_EXCERPT_CHARS = 6_000  # more than 900 tokens
 _FIRST_TOPIC = "objects"  # it reads well without the others
 _MIN_WORDS = 9
 _NOT_PROSE = re.compile(r"::=|>>>|->|==|https?:|[|{}=<>\\@]|^(?:Added|New|Changed|Deprecated|Removed) in ver")
@@ -45,6 +47,24 @@ def sample_text() -> str:
         if num_chars > _NUM_CHARS:
             break
     return "\n\n".join(kept) + "\n"
+
+
+@cache
+def calibration_texts() -> tuple[str, ...]:
+    """English texts of several kinds, each of about 900 tokens or more: four of our own (a story, letters,
+    notes with numbers, talk) and four excerpts of `sample_text`, in turns.
+
+    Raises:
+        InputError: see `sample_text`.
+    """
+    folder = files("modicum") / "calibration_texts"
+    own = sorted((file for file in folder.iterdir() if file.name.endswith(".txt")), key=lambda file: file.name)
+    sample = sample_text()
+    texts: list[str] = []
+    for i, file in enumerate(own):
+        start = sample.find("\n\n", i * len(sample) // len(own)) + 2 if i else 0
+        texts += [file.read_text(encoding="utf-8"), sample[start : start + _EXCERPT_CHARS]]
+    return tuple(texts)
 
 
 def _paragraphs(topic: str) -> Iterator[str]:

@@ -356,7 +356,9 @@ class Replay(Method):
 
 @dataclass
 class Learned(Method):
-    """x·w_h + c_h, once, when a token comes; x its keys before RoPE and its values, of all KV heads."""
+    """x·w_h + c_h, once, when a token comes; x its keys before RoPE and its values in all KV heads, and the L2
+    norms of these.
+    """
 
     weights: dict[int, np.ndarray]
     """Layer -> [F, H]"""
@@ -365,7 +367,8 @@ class Learned(Method):
     def observe(self, layer: Layer, new: list[Query]) -> None:
         for query in new:
             tokens = [next(t for t in head if t.position == query.position) for head in layer.heads]
-            x = np.concatenate([t.given[0] for t in tokens] + [t.given[1] for t in tokens])
+            parts = [t.given[0] for t in tokens] + [t.given[1] for t in tokens]
+            x = np.concatenate([*parts, [dot(part, part) ** 0.5 for part in parts]])
             for head, token in enumerate(tokens):
                 token.mark = dot(x, self.weights[layer.index][:, head]) + self.intercepts[layer.index][head]
 

@@ -55,7 +55,7 @@ def seen_by_hooks(model: Any, piece: list[int]) -> tuple[list[Tensor], list[Tens
         hook.remove()
     xs, ys = [], []
     for i, weights in enumerate(maps):
-        xs.append(torch.cat([kept[i, "k_proj"], kept[i, "v_proj"]], dim=1)[4:])
+        xs.append(with_norms(torch.cat([kept[i, "k_proj"], kept[i, "v_proj"]], dim=1)[4:], 2 * heads))
         y = torch.zeros(n - 4, heads, dtype=torch.float64)
         for j in range(4, n):
             for head in range(heads):
@@ -64,6 +64,13 @@ def seen_by_hooks(model: Any, piece: list[int]) -> tuple[list[Tensor], list[Tens
                 y[j - 4, head] = math.log(most + 1e-6)
         ys.append(y)
     return xs, ys
+
+
+def with_norms(x: Tensor, count: int) -> Tensor:
+    """x [n, count·D] and the L2 norm of each of its `count` vectors a row."""
+    vectors = x.reshape(len(x), count, -1)
+    norms = [[math.sqrt(sum(float(a) ** 2 for a in vector)) for vector in row] for row in vectors]
+    return torch.cat([x, torch.tensor(norms, dtype=x.dtype)], dim=1)
 
 
 def test_the_fit_is_that_of_the_normal_equations() -> None:
@@ -109,6 +116,7 @@ def test_scores_of_a_cache_are_the_regression_of_projections_whatever_the_positi
         hook.remove()
     for i, layer in budget_layers(cache):
         x = torch.cat([kept[i, "k_proj"], kept[i, "v_proj"]], dim=1).double()
+        x = with_norms(x, 2 * model.config.num_key_value_heads)
         wanted = x @ regression.weights[i].double() + regression.intercepts[i].double()
         arena = layer.banks[0].arena
         order = arena.positions[0, 0, :30].argsort()
@@ -207,7 +215,7 @@ def test_a_regression_of_another_model_is_refused() -> None:
         BudgetCache(model, "learned", 64)
     narrow = TokenRegression({i: w[1:] for i, w in weights.items()}, intercepts, True)
     head_store.use_profile(model, replace(profile, regression=narrow))
-    with pytest.raises(ModelError, match=r"one of shape \(63, 2\) and not \(64, 2\)"):
+    with pytest.raises(ModelError, match=r"one of shape \(67, 2\) and not \(68, 2\)"):
         BudgetCache(model, "learned", 64)
 
 

@@ -20,7 +20,7 @@ def calibrate(
     text: Annotated[
         Path | None,
         typer.Option(
-            help="Text file, or folder of .txt files, to calibrate on; by default prose that Python ships.",
+            help="Text file, or folder of .txt files, to calibrate on; by default texts of several kinds.",
             metavar="FOLDER",
         ),
     ] = None,

@@ -68,7 +68,7 @@ def calibrate(
     Args:
         model: a transformers causal LM.
         tokenizer: its tokenizer.
-        texts: to calibrate on; None for prose that Python ships (`modicum.sample_text`).
+        texts: to calibrate on; None for `modicum.texts.calibration_texts`: prose of our own and of Python's.
         tokens: of a piece of text; less where the model's context does not hold it twice.
         most_texts: pieces that are read, evenly spaced over all there are.
         fractions: shares of all tokens for which to measure the heads' shares.
@@ -114,9 +114,9 @@ def _length(model: PreTrainedModel, tokens: int) -> int:
 def _pieces(tokenizer: Any, texts: Sequence[str] | None, length: int, most: int) -> list[list[int]]:
     """Token ids of the pieces, each with the tokenizer's special tokens."""
     if texts is None:
-        from modicum.texts import sample_text
+        from modicum.texts import calibration_texts
 
-        texts = [sample_text()]
+        texts = calibration_texts()
     if isinstance(texts, str) or not texts:
         raise InputError("calibration needs a list of texts, or None for its own")
     bare, written = (list(tokenizer("a", add_special_tokens=on)["input_ids"]) for on in (False, True))

@@ -1,4 +1,4 @@
-"""TokenRegression: a token's score in each KV head, predicted from its keys and values, linearly per layer.
+"""TokenRegression: a token's score in each KV head, predicted linearly from its keys, values and their norms.
 
 The score is the calibration's: the largest attention weight that the token gets when the text is read again
 (KVzip, Kim et al. 2025, arXiv 2505.23416). What it is predicted from, and that it is predicted, is ours.
@@ -25,15 +25,18 @@ _MOST_NBYTES = 2 * 2**30  # of all layers' sums in memory
 
 
 def features(keys: Tensor, values: Tensor) -> Tensor:
-    """What a token's score is predicted from: keys [B, H, m, Dk], values [B, H, m, Dv] -> [B, m, H·(Dk+Dv)],
-    the keys of all heads, then the values of all heads.
+    """What a token's score is predicted from: keys [B, H, m, Dk], values [B, H, m, Dv] ->
+    [B, m, H·(Dk+Dv+2)], the keys of all heads, the values of all heads, the L2 norm of each key, and of each
+    value.
     """
-    return torch.cat([keys.transpose(1, 2).flatten(2), values.transpose(1, 2).flatten(2)], dim=-1)
+    parts = [x.transpose(1, 2).flatten(2) for x in (keys, values)]
+    norms = [x.norm(dim=-1).transpose(1, 2) for x in (keys, values)]
+    return torch.cat([*parts, *norms], dim=-1)
 
 
 def num_features(shape: LayerShape) -> int:
     """F of a layer: the length of `features`."""
-    return shape.kv_heads * (shape.key_dim + shape.value_dim)
+    return shape.kv_heads * (shape.key_dim + shape.value_dim + 2)
 
 
 def sums_nbytes(layers: Sequence[LayerShape]) -> int:
