@@ -58,7 +58,9 @@ def calibration_texts() -> tuple[str, ...]:
         InputError: see `sample_text`.
     """
     folder = files("modicum") / "calibration_texts"
-    own = sorted((file for file in folder.iterdir() if file.name.endswith(".txt")), key=lambda file: file.name)
+    own = sorted(
+        (file for file in folder.iterdir() if file.name.endswith(".txt")), key=lambda file: file.name
+    )
     sample = sample_text()
     texts: list[str] = []
     for i, file in enumerate(own):

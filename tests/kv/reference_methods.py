@@ -356,8 +356,8 @@ class Replay(Method):
 
 @dataclass
 class Learned(Method):
-    """x·w_h + c_h, once, when a token comes; x its keys before RoPE and its values in all KV heads, and the L2
-    norms of these.
+    """x·w_h + c_h, once, when a token comes; x its keys before RoPE, its values and the norms of these, in
+    all KV heads.
     """
 
     weights: dict[int, np.ndarray]
