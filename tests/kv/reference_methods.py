@@ -368,7 +368,7 @@ class Learned(Method):
         for query in new:
             tokens = [next(t for t in head if t.position == query.position) for head in layer.heads]
             parts = [t.given[0] for t in tokens] + [t.given[1] for t in tokens]
-            x = np.concatenate([*parts, [dot(part, part) ** 0.5 for part in parts]])
+            x = np.concatenate([*parts, [norm(part) for part in parts]])
             for head, token in enumerate(tokens):
                 token.mark = dot(x, self.weights[layer.index][:, head]) + self.intercepts[layer.index][head]
 

@@ -61,7 +61,7 @@ INDUCTION = ((0.4, 0.3), (0.2, 0.6))
 
 _RNG = torch.Generator().manual_seed(3)
 REGRESSION = TokenRegression(
-    {i: torch.randn(2 * 2 * 8, 2, generator=_RNG).half() for i in range(2)},
+    {i: torch.randn(2 * 2 * (8 + 1), 2, generator=_RNG).half() for i in range(2)},
     {i: torch.randn(2, generator=_RNG) for i in range(2)},
     is_unrotated=True,
 )
