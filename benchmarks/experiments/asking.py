@@ -18,6 +18,8 @@ import torch
 
 from modicum import BudgetCache
 from modicum.compat import cache_kwargs
+from modicum.evaluation.runner import as_turn
+from modicum.generation.chat import Chat
 from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.reader import Reader
@@ -63,25 +65,26 @@ class Outcome:
     """What a full cache of the context holds."""
 
 
-def ruler(
-    tokenizer: Any, task: str, count: int, length: int, seed: int, *, first: int = 0, plain: bool = False
-) -> list[Context]:
+def ruler(tokenizer: Any, task: str, count: int, length: int, seed: int, *, first: int = 0) -> list[Context]:
     """Contexts of a task of RULER's kinds from `first` on, each with all the questions that the task asks
-    about it; answers in the order of the sample's. `plain`: the model's answers do not begin with the key.
+    about it; answers in the order of the sample's. Where the tokenizer has a chat template, context and
+    question are the user's turn, as in `modicum eval`; else questions end as the reference model's do.
     """
     (made,) = parse_task(task)
+    chat = Chat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
     per = getattr(made, "questions", 1)
     contexts = []
     for context in range(first, first + count):
         samples = [made.sample(context * per + i, length, tokenizer, seed) for i in range(per)]
-        questions = [
-            Question(
-                _ids(tokenizer, sample.question if plain else led(sample.question)),
-                [_ids(tokenizer, f" {answer}") for answer in sample.answers],
-            )
+        texts = [
+            (sample.context, led(sample.question)) if chat is None else as_turn(chat, sample)
             for sample in samples
         ]
-        contexts.append(Context(_ids(tokenizer, samples[0].context, special=True), questions))
+        questions = [
+            Question(_ids(tokenizer, asked), [_ids(tokenizer, f" {answer}") for answer in sample.answers])
+            for sample, (_, asked) in zip(samples, texts, strict=True)
+        ]
+        contexts.append(Context(_ids(tokenizer, texts[0][0], special=chat is None), questions))
     return contexts
 
 

@@ -115,7 +115,6 @@ def run(
     model, tokenizer = modicum.load(model_name)
     wide = model.dtype.itemsize / 2
     done = {(*row.key, row.context) for row in read(path)}
-    plain = model_name != "reference"  # whose answers begin with the key
     for first in range(0, contexts, BATCH):
         for task in tasks:
             made = None
@@ -128,7 +127,7 @@ def run(
                 if time.monotonic() > end:
                     return
                 if made is None:
-                    made = ruler(tokenizer, TASKS[task], BATCH, length, 0, first=first, plain=plain)
+                    made = ruler(tokenizer, TASKS[task], BATCH, length, 0, first=first)
                 mine = [made[i - first] for i in wanted]
                 room = budget if budget != "full" else length + 64
                 saying = Saying() if task == "answer" else None

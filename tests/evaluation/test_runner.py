@@ -18,8 +18,10 @@ from modicum.evaluation.runner import Prompt, run
 from modicum.loading import load
 from modicum.tasks import parse_task
 from modicum.tasks.sample import Sample
+from tests import zoo
 from tests.bounds import logits_bound
 from tests.evaluation.colours import Colours, Continued, has
+from tests.generation.test_chat import CHATML, letters
 from tests.tiny_model import TINY_MODEL
 
 TIGHT = {"chunk": 32, "recent": 8, "n_sink": 4}
@@ -81,6 +83,28 @@ def test_a_seen_question_is_read_with_its_context_and_has_the_same_tokens(tiny: 
     )[0, ids.shape[1] :]
     row = answered(tiny, sample, cell("h2o", question="seen"))
     assert row.output == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_a_chat_template_writes_context_and_question_as_one_turn_and_the_answer_begins_the_next() -> None:
+    """Unless asked for the text alone; a loss is always of the text alone."""
+    model, tokenizer = zoo.build("llama"), letters(CHATML)
+    plain = Sample(
+        "own", 0, "Bears sleep.", "\nWho? They are", ("bears",), "in", 4, answer_prefix=" They are"
+    )
+    turn = {"role": "user", "content": "Bears sleep.\nWho?"}
+    header = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    prompt = Prompt.of(plain, model, tokenizer)
+    assert tokenizer.decode(prompt.context + prompt.question) == header + "They are"
+    assert tokenizer.decode(prompt.context).endswith("Bears sleep.")
+    alone = Prompt.of(replace(plain, context=""), model, tokenizer)
+    only = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "\nWho?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert (alone.context, tokenizer.decode(alone.question)) == ([], only + "They are")
+    raw = Prompt.of(plain, model, tokenizer, raw=True)
+    assert tokenizer.decode(raw.context + raw.question) == "<s>Bears sleep.\nWho? They are"
+    loss = replace(plain, question="", answer_prefix="", metric="loss", target="They snore.")
+    assert tokenizer.decode(Prompt.of(loss, model, tokenizer).context) == "<s>Bears sleep."
 
 
 def test_seeing_the_question_changes_what_is_kept(tiny: Any) -> None:

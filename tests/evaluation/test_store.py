@@ -178,9 +178,9 @@ def test_a_folder_whose_settings_are_lost_or_broken_is_refused(folder: Path) -> 
 
 
 def test_a_folder_of_a_later_format_is_refused(folder: Path) -> None:
-    known = json.loads((folder / "grid.json").read_text()) | {"format": 2}
+    known = json.loads((folder / "grid.json").read_text()) | {"format": 3}
     (folder / "grid.json").write_text(json.dumps(known))
-    with pytest.raises(InputError, match="format 2"):
+    with pytest.raises(InputError, match="format 3"):
         admit(folder)
 
 

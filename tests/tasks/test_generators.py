@@ -49,6 +49,9 @@ def test_every_kind_comes_as_near_to_the_length_as_one_more_piece_allows(
     assert length - piece < taken(tokenizer, sample) <= length
     assert sample.question.startswith("\n")
     assert sample.question == sample.question.rstrip()
+    assert sample.question == sample.asked + sample.answer_prefix
+    assert sample.asked[-1] in "?."
+    assert sample.answer_prefix.startswith(" ")
     assert sample.task == task.name
     assert sample.metric == "string_match_all"
 

@@ -84,6 +84,9 @@ def evaluate(
     stop_at_newline: Annotated[
         bool, typer.Option("--stop-at-newline", help="End answers at the first line break.")
     ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Read samples as they are, without the model's chat template.")
+    ] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -114,6 +117,7 @@ def evaluate(
         store=store,
         dtype=dtype,
         stop_at_newline=stop_at_newline,
+        raw=raw,
     )
     summaries = _run(grid, tasks, out, device)
     if as_json:

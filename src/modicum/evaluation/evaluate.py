@@ -70,7 +70,7 @@ def evaluate(
             {f"{name} {fact.dtype}": fact.mark for name, fact in facts.items()},
             {name: mark for fact in facts.values() for name, mark in fact.samples.items()},
             grid.to_dict() | {"tasks": [task.name for task in chosen]},
-            {"stop_at_newline": grid.stop_at_newline} | dict(settings or {}),
+            {"stop_at_newline": grid.stop_at_newline, "raw": grid.raw} | dict(settings or {}),
         )
         batches = [b for name in grid.models for b in _batches(grid, name, facts[name].dtype, chosen)]
         meter = _Meter(store, batches, progress)
@@ -81,7 +81,7 @@ def evaluate(
             model, tokenizer = models.get(batch.cells[0].model)
             samples = {index: batch.sample(index, tokenizer) for index in batch.indices}
             prompts = {
-                index: Prompt.of(sample, model, tokenizer, endless=grid.endless)
+                index: Prompt.of(sample, model, tokenizer, endless=grid.endless, raw=grid.raw)
                 for index, sample in samples.items()
             }
             total = max(prompts[index].total(sample) for index, sample in samples.items())
@@ -208,7 +208,7 @@ def _check(
     samples = {}
     for task, length, seed in product(tasks, grid.lengths, grid.seeds):
         sample = task.sample(0, length, tokenizer, seed)
-        Prompt.of(sample, model, tokenizer, endless=grid.endless)
+        Prompt.of(sample, model, tokenizer, endless=grid.endless, raw=grid.raw)
         judge = judges[sample.metric]
         if judge is not None:
             judge("", sample.answers)  # says what it lacks, if it lacks a package

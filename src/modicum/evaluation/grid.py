@@ -54,6 +54,8 @@ class Grid:
     """Of the weights; "auto" for what the model was saved in."""
     stop_at_newline: bool = False
     """End answers at the first line break; benchmarks end them at end-of-sequence or their length."""
+    raw: bool = False
+    """Read samples as they are, without the model's chat template."""
 
     def __post_init__(self) -> None:
         def keep(name: str, values: Iterable[Any]) -> None:

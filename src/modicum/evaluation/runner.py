@@ -13,6 +13,7 @@ from modicum.errors import InputError
 from modicum.evaluation.allowance import Allowance
 from modicum.evaluation.grid import HIDDEN
 from modicum.evaluation.row import Cell, Row
+from modicum.generation.chat import Chat
 from modicum.generation.inputs import Block, encode
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.likelihood import log_likelihoods
@@ -38,8 +39,17 @@ class Prompt:
     target: list[int]
 
     @classmethod
-    def of(cls, sample: Sample, model: Any, tokenizer: Any, *, endless: bool = False) -> Prompt:
-        """Encode the three texts apart from each other; `endless`: the model's positions are no limit.
+    def of(
+        cls, sample: Sample, model: Any, tokenizer: Any, *, endless: bool = False, raw: bool = False
+    ) -> Prompt:
+        """Encode the three texts apart from each other.
+
+        Where the tokenizer has a chat template, context and question are the user's turn, and the answer's
+        turn begins with what the sample puts in its mouth. A loss is always of text as it is.
+
+        Args:
+            endless: the model's positions are no limit.
+            raw: leave the chat template out.
 
         Raises:
             InputError: there is nothing to read, or it is too long for the model.
@@ -53,9 +63,13 @@ class Prompt:
                 return []
             return encode(tokenizer, [text], "sample", special=special, vocabulary=size)[0]
 
+        plain = raw or sample.metric == "loss" or getattr(tokenizer, "chat_template", None) is None
+        context, question = sample.context, sample.question
+        if not plain:
+            context, question = as_turn(Chat(tokenizer), sample)
         made = cls(
-            tokens(sample.context, True),
-            tokens(sample.question, not sample.context),
+            tokens(context, plain),
+            tokens(question, plain and not context),
             tokens(sample.target, False),
         )
         made._check(sample, None if endless else max_positions(model))
@@ -81,6 +95,18 @@ class Prompt:
                 f"sample {sample.index} of {sample.task} takes {total} tokens with its answer, the model has "
                 f"{most} positions: give a length of at most {most}"
             )
+
+
+def as_turn(chat: Chat, sample: Sample) -> tuple[str, str]:
+    """The sample's context and question as the template writes them, in one turn of the user's; behind them
+    the answer's turn begins.
+    """
+    if not sample.context:
+        parts, _ = chat.prompt([sample.asked], None, closing=True)
+        return "", parts[0].text + sample.answer_prefix.lstrip()
+    parts, turn = chat.prompt([sample.context], None, closing=False)
+    asked, _ = chat.question(sample.asked, turn, 1)
+    return parts[0].text, asked[0].text + sample.answer_prefix.lstrip()
 
 
 def max_positions(model: Any) -> int | None:

@@ -17,7 +17,7 @@ if sys.platform != "win32":
     import fcntl
 
 ROWS, GRID, LOCK = "rows.jsonl", "grid.json", ".lock"
-_FORMAT = 1
+_FORMAT = 2
 
 Key = tuple[Cell, int]
 

@@ -65,11 +65,13 @@ class Chains(Generated):
         if self.shots:
             before = self._example(rng, min(EXAMPLE, length // 4), tokenizer) + BEFORE
         values, names = self._draw(5, rng)
+        question = AFTER.format(query=values[0], num_v=self.hops + 1)
         return Draft(
             build=self._builder(before, values, names, rng.random()),
             least=self._least,
-            question=AFTER.format(query=values[0], num_v=self.hops + 1),
+            question=question,
             answers=tuple(names[0]),
+            answer_prefix=question[question.index(" Answer:") :],
         )
 
     @property

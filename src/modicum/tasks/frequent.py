@@ -83,7 +83,13 @@ class CommonWords(Generated):
             taken = words[: self.common + n]
             return Body(before + COMMON[0] + self._listed(taken, often, seldom, order))
 
-        return Draft(build=build, least=1, question=question, answers=tuple(words[: self.common]))
+        return Draft(
+            build=build,
+            least=1,
+            question=question,
+            answers=tuple(words[: self.common]),
+            answer_prefix=question[question.index(" Answer:") :],
+        )
 
     def shorter(self) -> str:
         return super().shorter() + (", or shots=0" if self.shots else "")
@@ -139,7 +145,10 @@ class FrequentWords(Generated):
             random.Random(f"{order}").shuffle(coded)
             return Body(CODED[0] + " ".join(coded))
 
-        return Draft(build=build, least=least, question=CODED[1], answers=tuple(words[1:4]))
+        prefix = CODED[1][CODED[1].index(" Answer:") :]
+        return Draft(
+            build=build, least=least, question=CODED[1], answers=tuple(words[1:4]), answer_prefix=prefix
+        )
 
 
 def _counter(alpha: float, words: int) -> Callable[[int], list[int]]:

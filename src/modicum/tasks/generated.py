@@ -58,6 +58,8 @@ class Draft:
     others: tuple[str, ...] = ()
     """Questions of other samples about the same context: it leaves room for the longest."""
     most: int = 2**24
+    answer_prefix: str = ""
+    """The end of the question that begins the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ class Generated(Named, ABC):
             max_new_tokens=self.max_new_tokens,
             needles=body.needles,
             depth=body.depth,
+            answer_prefix=draft.answer_prefix,
         )
 
     @abstractmethod

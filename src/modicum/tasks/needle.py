@@ -142,6 +142,7 @@ class Needle(Generated):
             least=1 if self.hay == "essay" else len(needles),
             question=question,
             others=others,
+            answer_prefix=question[question.index("? ") + 1 :],
             answers=tuple(value for i in asked for value in facts[i][1]),
         )
 

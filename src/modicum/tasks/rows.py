@@ -37,6 +37,8 @@ class Entry:
     metric: str
     max_new_tokens: int
     needles: tuple[tuple[int, int], ...] = ()
+    answer_prefix: str = ""
+    """The end of the question that begins the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,7 @@ class Rows(Named, ABC):
             max_new_tokens=room_new,
             needles=needles,
             depth=needles[0][0] / len(context) if needles else None,
+            answer_prefix=entry.answer_prefix,
         )
 
     def entry(self, index: int) -> Entry:

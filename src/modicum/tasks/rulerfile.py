@@ -44,12 +44,14 @@ class RulerFile(Rows):
             if not places:
                 raise ValueError("no question of RULER's wording in the field 'input'")
             context, question = whole[: max(places)], whole[max(places) :]
+        prefix = prefix.rstrip(" ")
         question = (question + prefix).rstrip(" ")
         metric, new_tokens = next(
             (how for p, how in _QUESTIONS.items() if re.match(r"\s*" + p, question)),
             ("string_match_all", 128),
         )
-        return Entry(context, question, answers, metric, new_tokens, _needles(context, answers))
+        needles = _needles(context, answers)
+        return Entry(context, question, answers, metric, new_tokens, needles, prefix)
 
 
 def _needles(context: str, answers: tuple[str, ...]) -> tuple[tuple[int, int], ...]:

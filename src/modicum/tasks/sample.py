@@ -33,6 +33,13 @@ class Sample:
     """Where in `context` the answers' sentences are: character ranges (start, end)."""
     depth: float | None = None
     """Place of the first needle in the context, 0 to 1."""
+    answer_prefix: str = ""
+    """The end of `question` that begins the answer: a model with a chat template finds it in its own turn."""
+
+    @property
+    def asked(self) -> str:
+        """`question` without the beginning of the answer."""
+        return self.question.removesuffix(self.answer_prefix)
 
 
 class Task(Protocol):
