@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,9 @@ def test_other_families(name: str) -> None:
         ("caote+calibrated+snapkv", "write it first"),
         ("calibrated(keydiff, fraction=2)", "from 0 to 1"),
         ("calibrated(keydiff, profile=3)", "path of a profile"),
+        ("calibrated(keydiff, otherwise=3)", "it is a policy"),
+        ("calibrated(keydiff, otherwise=razor(keydiff))", "divides the budget over heads"),
+        ("calibrated(keydiff, otherwise=calibrated(keydiff))", "divides the budget over heads"),
     ],
 )
 def test_what_does_not_go_together_is_refused(policy: str, says: str) -> None:
@@ -219,6 +223,31 @@ def test_bytes_bound_calibrated_heads_too() -> None:
     feed(model, cache, zoo.tokens(1, 300), cuts=(100, 200, 298, 299))
     assert plain.plan.nbytes - plain.plan.nbytes // plain.plan.tokens < cache.plan.nbytes <= 64 * 1024
     check_limits(cache)
+
+
+def test_otherwise_stands_in_where_a_calibration_has_not_what_is_needed(tmp_path: Path) -> None:
+    """As the policy where there is no profile; as the base where there is one without a regression."""
+    model, ids = zoo.build("llama"), zoo.tokens(1, 60)
+
+    def chosen(text: str) -> str:
+        cache = BudgetCache(model, text, 20, n_sink=2, recent=4, chunk=16)
+        feed(model, cache, ids)
+        cache.save(tmp_path / "saved")
+        assert str(BudgetCache.load(tmp_path / "saved", model).policy) == str(cache.policy)
+        return str(cache.policy)
+
+    assert chosen("calibrated(learned, otherwise=knorm)") == "knorm"
+    assert chosen("calibrated(keydiff, otherwise=knorm)") == "knorm"
+    assert chosen("auto") == "keydiff(metric='l2')"
+    profile = give_profile(model)
+    assert chosen("calibrated(learned, otherwise=knorm)") == "calibrated(learned)"
+    assert chosen("auto(fraction=0.5)") == "calibrated(learned, fraction=0.5)"
+    head_store.use_profile(model, replace(profile, regression=None))
+    assert chosen("calibrated(learned, otherwise=snapkv(window=4))") == "calibrated(snapkv(window=4))"
+    assert chosen("calibrated(keydiff, otherwise=knorm)") == "calibrated(keydiff)"
+    profile.save(tmp_path / "own")
+    whole = modicum.Calibrated(modicum.Learned(), profile=str(tmp_path / "own"), otherwise=modicum.Knorm())
+    assert isinstance(BudgetCache(model, whole, 20, n_sink=2, recent=4).policy, modicum.Calibrated)
 
 
 def test_a_saved_cache_keeps_its_slots_whatever_the_profile_is_by_now(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from modicum.kv import registry
 from modicum.kv.policies.calibrated import Calibrated
 from modicum.kv.policies.keydiff import KeyDiff
 from modicum.kv.policies.knorm import Knorm
+from modicum.kv.policies.learned import Learned
 from modicum.kv.policies.random import Random
 from modicum.kv.policies.snapkv import SnapKV
 from modicum.kv.policies.tova import TOVA
@@ -80,8 +81,8 @@ def refusal(text: object) -> str:
         ("manifoldkv", KeyDiff(metric="l2")),
         ("ManifoldKV(anchor_window=4096)", KeyDiff(metric="l2", anchor_window=4096)),
         ("snapkv(window=16, floor=True, over=max)", SnapKV(window=16, floor=True, over="max")),
-        ("auto", Calibrated(KeyDiff(metric="l2"), required=False)),
-        ("auto(fraction=0.5)", Calibrated(KeyDiff(metric="l2"), required=False, fraction=0.5)),
+        ("auto", Calibrated(Learned(), otherwise=KeyDiff(metric="l2"))),
+        ("auto(fraction=0.5)", Calibrated(Learned(), otherwise=KeyDiff(metric="l2"), fraction=0.5)),
         ("random(seed=7)", Random(seed=7)),
         ("tova(heads=each)", TOVA(heads="each")),
     ],

@@ -35,6 +35,7 @@ from modicum.errors import InputError
 if TYPE_CHECKING:
     from modicum.generation.generate import Generation
     from modicum.kv.budget import Budget
+    from modicum.kv.policy import Policy
 
 
 def run(
@@ -87,8 +88,7 @@ def run(
 
     The prompt is an argument, a file, stdin, or the first sample of a task, whose right answer is shown too.
     A model with a chat template reads it as the user's turn, and a question in the same turn, once the prompt
-    has been compressed; a task's sample is read as it is, as by modicum eval. Ctrl-C stops the answer and
-    shows what there is.
+    has been compressed. Ctrl-C stops the answer and shows what there is.
     """
     questions = list(question or [])
     if task is None:
@@ -98,7 +98,7 @@ def run(
     settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile)
     lm, tokenizer = load(model, dtype, device)
     if task is not None:
-        text, asked_by_task, expected = _task_sample(task, length, tokenizer)
+        text, asked_by_task, expected = _task_sample(task, length, tokenizer, raw)
         questions = [asked_by_task] if asked_by_task else []
     import torch
 
@@ -107,7 +107,7 @@ def run(
     common: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "generation_config": _sampling(temperature, top_p, top_k),
-        "chat": False if raw or task is not None else None,
+        "chat": False if raw else None,
     }
     head = {"model": model, "policy": str(settings["policy"]), "budget": budget}
     if len(questions) <= 1:
@@ -135,7 +135,7 @@ def run(
         if expected is not None:
             print(f"\nExpected: {', '.join(expected)}", flush=True)
         _report(answers, head)
-        if _wants_calibration(lm, answers):
+        if _wants_calibration(settings["policy"], answers):
             print(f"every KV head had as many slots; to give each what it needs: modicum calibrate {model}")
         if whole:
             _report(whole, {**head, "policy": "full", "budget": "everything"})
@@ -143,15 +143,16 @@ def run(
         raise typer.Exit(130)
 
 
-def _wants_calibration(lm: Any, answers: list[Generation]) -> bool:
-    """Whether tokens were evicted by a policy that does better with a head profile, and there is none."""
-    from modicum.kv import head_store
+def _wants_calibration(policy: str | Policy, answers: list[Generation]) -> bool:
+    """Whether tokens were evicted, by what stands in where the model has no calibration."""
     from modicum.kv.policies.calibrated import Calibrated
+    from modicum.kv.registry import parse_policy
 
     cache = answers[0].cache if answers else None
-    if cache is None or not isinstance(cache.policy, Calibrated) or cache.policy.required:
+    asked = parse_policy(policy)
+    if cache is None or not isinstance(asked, Calibrated):
         return False
-    return cache.seen > cache.plan.tokens and head_store.find_profile(lm) is None
+    return cache.seen > cache.plan.tokens and not isinstance(cache.policy, Calibrated)
 
 
 def _context(prompt: str | None, path: Path | None, sample: bool, questions: list[str]) -> str:
@@ -175,12 +176,13 @@ def _context(prompt: str | None, path: Path | None, sample: bool, questions: lis
     return sample_text()
 
 
-def _task_sample(expression: str, length: int, tokenizer: Any) -> tuple[str, str, list[str]]:
+def _task_sample(expression: str, length: int, tokenizer: Any, raw: bool) -> tuple[str, str, list[str]]:
     """The context, the question and the right answers of a task's first sample."""
     from modicum.tasks import parse_task
 
     sample = parse_task(expression)[0].sample(0, length, tokenizer)
-    return sample.context, sample.question, list(sample.answers)
+    templated = not raw and getattr(tokenizer, "chat_template", None) is not None
+    return sample.context, sample.asked if templated else sample.question, list(sample.answers)
 
 
 def _sampling(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:

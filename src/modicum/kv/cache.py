@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, SupportsIndex
 
@@ -97,12 +97,12 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         model = unwrap(model)
         self.numbering = check_numbering(positions)
         self.store = Store(store, self.numbering == "renumbered")
-        self.policy = parse_policy(policy)
+        self.shape = Shape.of(model)
+        self.policy = _settled(model, parse_policy(policy), self.shape)
         self.budget = budget_for(
             self.policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
         )
         self.budget = self.budget.of_text(length, fewest(self.policy, self.budget))
-        self.shape = Shape.of(model)
         self.weights = weight_checksums(model)
         """By which a saved cache recognises its model."""
         if self.store.is_coded:
@@ -410,6 +410,18 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         return f"BudgetCache({self.policy}, budget={held}{how}, seen={self.seen}, nbytes={self.nbytes})"
 
 
+def _settled(model: PreTrainedModel, policy: Policy, shape: Shape) -> Policy:
+    """The policy, or what it names for models without the calibration that it needs."""
+    if not isinstance(policy, Calibrated) or policy.otherwise is None:
+        return policy
+    profile = _profile(model, policy)
+    has_regression = False
+    if profile is not None and policy.base.needs_regression and shape.full:
+        with suppress(PolicyError, ModelError):
+            has_regression = _scorer(model, policy, shape, profile) is not None
+    return policy.settled(profile is not None, has_regression)
+
+
 def _heads(model: PreTrainedModel, policy: Policy) -> HeadScores | HeadProfile | None:
     """What the policy needs to know of the model's heads."""
     if isinstance(policy, RazorAttention):
@@ -417,7 +429,7 @@ def _heads(model: PreTrainedModel, policy: Policy) -> HeadScores | HeadProfile |
     if not isinstance(policy, Calibrated):
         return None
     found = _profile(model, policy)
-    if found is None and policy.required:
+    if found is None:
         raise PolicyError(
             f"{policy} needs a head profile, and there is none of these weights: make it once with "
             "modicum.calibrate(model, tokenizer), or modicum calibrate MODEL"

@@ -154,10 +154,8 @@ def _slots(
             heads.check([layer.kv_heads for layer in shape.layers])
             slots = policy.head_budgets(heads, tokens, least, length, shape.full)
             capacities = [slots[i] for i in shape.full]
-        elif policy.required:
-            raise PolicyError(f"{policy} needs a head profile: run modicum.calibrate(model, tokenizer) first")
         else:
-            capacities = [[tokens] * layer.kv_heads for layer in full]
+            raise PolicyError(f"{policy} needs a head profile: run modicum.calibrate(model, tokenizer) first")
         streaming = [[False] * layer.kv_heads for layer in full]
     else:
         budgets = policy.layer_budgets(tokens, len(full), least) if full else []

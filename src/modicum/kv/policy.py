@@ -191,7 +191,7 @@ class Policy:
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Policy):
-                shown.append(str(value))
+                shown.append(str(value) if f.name == "base" else f"{f.name}={value}")
             elif value != f.default:
                 shown.append(f"{f.name}={value!r}")
         label = self.name or type(self).__name__

@@ -15,6 +15,7 @@ P = TypeVar("P", bound=type[Policy])
 
 _REGISTRY: dict[str, type[Policy]] = {}
 _ALIASES: dict[str, str] = {}
+_POLICIES = ("base", "otherwise")  # settings whose value is a policy
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _build(node: ast.expr, text: str, base: Policy | None) -> Policy:
 
 
 def _value(key: str, node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.Call | ast.BinOp) or (isinstance(node, ast.Name) and key == "base"):
+    if isinstance(node, ast.Call | ast.BinOp) or (isinstance(node, ast.Name) and key in _POLICIES):
         return _build(node, text, None)
     if isinstance(node, ast.Name):
         return node.id

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from modicum.errors import PolicyError
 from modicum.kv.head_profile import HeadProfile
 from modicum.kv.policies.razor import RazorAttention
-from modicum.kv.policy import Divider, Policy, check_between, check_flag
+from modicum.kv.policy import Divider, Policy, check_between
 from modicum.kv.registry import alias, register
 
 DEFAULT_FRACTION = 0.125
@@ -34,8 +34,9 @@ class Calibrated(Divider):
     fraction: float | None = None
     """Share of tokens for which to read the profile; None: budget / length of the text where that is known,
     else 1/8."""
-    required: bool = True
-    """False: without a profile every head holds as many."""
+    otherwise: Policy | None = None
+    """What stands in where the model has no profile; as the base, where its profile has no regression and the
+    base needs one. None: such models are refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,21 +44,24 @@ class Calibrated(Divider):
             raise PolicyError(
                 f"calibrated: profile is {self.profile!r}; it is the path of a profile, or None"
             )
-        check_flag(self, required=self.required)
+        if self.otherwise is not None and not isinstance(self.otherwise, Policy):
+            raise PolicyError(
+                f"calibrated: otherwise is {self.otherwise!r}; it is a policy, such as manifoldkv, or None"
+            )
         if self.fraction is not None:
             check_between(self, 0, 1, fraction=self.fraction)
-        if self.base.head_shares() is not None or isinstance(self.base, RazorAttention):
-            raise PolicyError(
-                f"calibrated: {self.base} divides the budget over heads by itself; give a base that only "
-                "scores, such as 'keydiff'"
-            )
-        if len(set(self.base.layer_budgets(64, 4, 1))) > 1:
-            raise PolicyError(
-                f"calibrated: {self.base} divides the budget over layers by itself; give a base that only "
-                "scores, such as 'keydiff'"
-            )
-        if not self.base.evicts:
-            raise PolicyError(f"calibrated: {self.base} never evicts, so there is no budget to divide")
+        for base in (self.base, self.otherwise):
+            if base is not None:
+                _check_base(base)
+
+    def settled(self, has_profile: bool, has_regression: bool) -> Policy:
+        """What serves a model, by what its calibration has; itself where it has all that is needed."""
+        if self.otherwise is None:
+            return self
+        if not has_profile:
+            return self.otherwise
+        base = self.otherwise if self.base.needs_regression and not has_regression else self.base
+        return replace(self, base=base, otherwise=None)
 
     def per_head(self) -> Policy:
         raise PolicyError(
@@ -78,4 +82,19 @@ class Calibrated(Divider):
         return profile.capacities(tokens, fraction, least, layers)
 
 
-alias("auto", "calibrated(base=manifoldkv,required=False)")  # the best of docs/experiments/budgets.md
+def _check_base(base: Policy) -> None:
+    """Raise unless it does nothing but score tokens."""
+    for what, divides in (
+        ("heads", base.head_shares() is not None or isinstance(base, RazorAttention | Calibrated)),
+        ("layers", len(set(base.layer_budgets(64, 4, 1))) > 1),
+    ):
+        if divides:
+            raise PolicyError(
+                f"calibrated: {base} divides the budget over {what} by itself; give a base that only scores, "
+                "such as 'keydiff'"
+            )
+    if not base.evicts:
+        raise PolicyError(f"calibrated: {base} never evicts, so there is no budget to divide")
+
+
+alias("auto", "calibrated(base=learned,otherwise=manifoldkv)")  # the best of docs/experiments/budgets.md
