@@ -34,8 +34,7 @@ from modicum.generation.reader import Reader
 from modicum.kv.registry import parse_policy
 
 RECENT, CHUNK, BATCH = 16, 512, 4
-SCORES = ("keydiff", "manifoldkv", "compactor(window=16)")
-SHARES = ("12.5%", "6.25%", "25%")
+SCORES = ("keydiff", "manifoldkv", "compactor(window=16)", "replay", "learned")
 
 Cell = tuple[str, str, str]
 """A policy, what its slots are stored in, and the budget."""
@@ -50,17 +49,27 @@ FULL: Cell = ("full", "model", "full")
 GROUPS: dict[str, list[Cell]] = {
     "auto": [
         FULL,
-        *cells(["auto"], "model", "50%", "25%", "12.5%", "6.25%"),
-        *cells(["auto"], "int8", "12.5%", "6.25%"),
-        *cells(["auto"], "int4", "25%", "12.5%", "6.25%"),
-        *cells(["keydiff", "snapkv(window=16)", "streamingllm"], "model", "25%", "12.5%"),
+        *cells(["auto"], "model", "25%", "12.5%"),
+        *cells(["auto"], "int8", "24%"),
+        *cells(["auto"], "k8v4", "32%"),
+        *cells(["keydiff"], "model", "12.5%"),
+    ],
+    "bytes": [
+        *cells(["auto"], "model", "50%", "6.25%"),
+        *cells(["auto"], "int8", "48%", "12%"),
+        *cells(["auto"], "k8v4", "16%", "8%"),
+        *cells(["auto"], "int4", "45%", "22%", "11%"),
     ],
     "scores": [
         FULL,
-        *cells([f"calibrated+{score}" for score in SCORES], "model", "12.5%", "6.25%"),
-        *cells([f"calibrated+{score}" for score in SCORES], "int4", "12.5%", "6.25%"),
+        *cells([f"calibrated+{score}" for score in SCORES], "model", "25%", "12.5%"),
     ],
-    "alike": cells([*SCORES, "razor(base=keydiff)"], "model", "25%", "12.5%"),
+    "alike": cells(
+        ["learned", "keydiff", "manifoldkv", "snapkv(window=16)", "streamingllm", "razor(base=keydiff)"],
+        "model",
+        "25%",
+        "12.5%",
+    ),
 }
 """Settings that are compared with each other."""
 TASKS = {
@@ -83,6 +92,7 @@ class Row:
     model: str
     length: int
     task: str
+    haystack: str
     policy: str
     store: str
     budget: str
@@ -99,7 +109,15 @@ class Row:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return (self.model, self.length, self.task, self.policy, self.store, self.budget)
+        return (
+            self.model,
+            self.length,
+            self.task,
+            self.haystack,
+            self.policy,
+            self.store,
+            self.budget,
+        )
 
 
 def read(path: Path) -> list[Row]:
@@ -107,27 +125,28 @@ def read(path: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run(
-    model_name: str, length: int, contexts: int, path: Path, minutes: float, group: str, tasks: Sequence[str]
-) -> Iterator[Row]:
+def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
     """The rows that are missing, some contexts at a time, until there are all or the time is over."""
-    end = time.monotonic() + 60 * minutes
-    model, tokenizer = modicum.load(model_name)
+    end = time.monotonic() + 60 * asked.minutes
+    model_name, length, haystack = asked.model, asked.length, asked.haystack
+    model, tokenizer = modicum.load(model_name, dtype=asked.dtype)
+    hidden_in = "" if haystack is None else Path(haystack).stem
+    text = "" if haystack is None else f",haystack={json.dumps(haystack)}"
     wide = model.dtype.itemsize / 2
     done = {(*row.key, row.context) for row in read(path)}
     for first in range(0, contexts, BATCH):
-        for task in tasks:
+        for task in asked.tasks:
             made = None
-            for policy, store, budget in GROUPS[group]:
+            for policy, store, budget in GROUPS[asked.group]:
                 name = str(parse_policy(policy))  # what auto stands for may change
-                key = (model_name, length, task, name, store, budget)
+                key = (model_name, length, task, hidden_in, name, store, budget)
                 wanted = [i for i in range(first, min(first + BATCH, contexts)) if (*key, i) not in done]
                 if not wanted:
                     continue
                 if time.monotonic() > end:
                     return
                 if made is None:
-                    made = ruler(tokenizer, TASKS[task], BATCH, length, 0, first=first)
+                    made = ruler(tokenizer, TASKS[task] + text, BATCH, length, 0, first=first)
                 mine = [made[i - first] for i in wanted]
                 room = budget if budget != "full" else length + 64
                 saying = Saying() if task == "answer" else None
@@ -170,9 +189,9 @@ class Saying:
         self.losses += (total / (valid.sum(1) - 1)).tolist()
 
 
-def results(rows: list[Row], model: str, length: int) -> str:
+def results(rows: list[Row], model: str, length: int, haystack: str) -> str:
     """The page's table: right answers of each policy and store at each budget, and the bytes held."""
-    own = [row for row in rows if (row.model, row.length) == (model, length)]
+    own = [row for row in rows if (row.model, row.length, row.haystack) == (model, length, haystack)]
     tasks = [task for task in TASKS if any(row.task == task for row in own)]
     lines = []
     for policy, store, budget in dict.fromkeys((r.policy, r.store, r.budget) for r in own):
@@ -182,7 +201,8 @@ def results(rows: list[Row], model: str, length: int) -> str:
         lines.append([f"`{policy}`", store, budget, f"{share:.1%}", *shown])
     lines.sort(key=lambda line: (line[0] != "`full`", line[0], line[1], -float(line[3][:-1])))
     head = ["policy", "store", "budget", "bytes, of 16-bit", *tasks]
-    return f"**{model}**, {length} tokens:\n\n{table(head, lines)}"
+    where = f" of {haystack}" if haystack else ""
+    return f"**{model}**, {length} tokens{where}:\n\n{table(head, lines)}"
 
 
 def _right(rows: list[Row]) -> str:
@@ -211,6 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--model", default="reference")
     parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--dtype", default="auto", help="of the weights")
+    parser.add_argument("--haystack", help="a text to hide needles in; else the sample text")
     parser.add_argument("--group", default="auto", choices=sorted(GROUPS))
     parser.add_argument("--tasks", nargs="+", default=["single", "keys"], choices=sorted(TASKS))
     parser.add_argument("--contexts", type=int, default=50, help="of each cell")
@@ -223,17 +245,19 @@ def main() -> None:
         path = Path(passing if asked.quick else asked.folder) / "rows.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         contexts = 1 if asked.quick else asked.contexts
-        for row in run(asked.model, asked.length, contexts, path, asked.minutes, asked.group, asked.tasks):
+        for row in run(asked, contexts, path):
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
             print(
                 f"{row.task} {row.policy} {row.store} {row.budget}: context {row.context}, {row.right:g}",
                 file=sys.stderr,
             )
-        text = results(read(path), asked.model, asked.length)
+        haystack = "" if asked.haystack is None else Path(asked.haystack).stem
+        text = results(read(path), asked.model, asked.length, haystack)
         print(text)
         if not asked.quick:
-            put_results(DOCS / "budgets.md", f"{asked.model} {asked.length}", text)
+            name = " ".join(filter(None, [asked.model, str(asked.length), haystack]))
+            put_results(DOCS / "budgets.md", name, text)
 
 
 if __name__ == "__main__":
