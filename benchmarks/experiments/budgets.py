@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ablation import Ablation
 from asking import ask, ruler
 from common import DOCS, table
 from torch.nn.functional import cross_entropy
@@ -31,16 +32,17 @@ import modicum
 from modicum.evaluation.summary import confidence
 from modicum.generation.inputs import Block
 from modicum.generation.reader import Reader
+from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 
 RECENT, CHUNK, BATCH = 16, 512, 4
 SCORES = ("keydiff", "manifoldkv", "compactor(window=16)", "replay", "learned")
 
-Cell = tuple[str, str, str]
+Cell = tuple[str | Policy, str, str]
 """A policy, what its slots are stored in, and the budget."""
 
 
-def cells(policies: Sequence[str], store: str, *budgets: str) -> list[Cell]:
+def cells(policies: Sequence[str | Policy], store: str, *budgets: str) -> list[Cell]:
     """Each policy at each budget."""
     return [(policy, store, budget) for policy in policies for budget in budgets]
 
@@ -70,8 +72,22 @@ GROUPS: dict[str, list[Cell]] = {
         "25%",
         "12.5%",
     ),
+    "papers": [
+        FULL,
+        *cells(
+            [
+                *("keydiff", "snapkv", "tova(heads=each)", "h2o", "streamingllm"),
+                *("ahakv", Ablation(step=False), Ablation(values=False), Ablation(recent=False)),
+                *("caote+snapkv", "caote+tova(heads=each)", "caote+h2o"),
+                *(f"razor(base=keydiff,induction={part})" for part in (0.07, 0.14, 0.28, 0.42)),
+            ],
+            "model",
+            "50%",
+            "25%",
+        ),
+    ],
 }
-"""Settings that are compared with each other."""
+"""Settings that are compared with each other; "papers": what the four papers say."""
 TASKS = {
     "single": "niah_single_2:max_new_tokens=16",
     "keys": "niah_multikey_1:each=true,max_new_tokens=16",
@@ -106,6 +122,8 @@ class Row:
     """A full cache's, in 16 bits."""
     loss: float | None = None
     """Of the tokens of a long answer, mean, in nats."""
+    tokens: float | None = None
+    """Share of the answers' tokens that ranked first, each given those before it."""
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -162,11 +180,13 @@ def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
                     n_sink=0 if budget == "full" else 4,
                 )
                 losses = saying.losses if saying else [None] * len(mine)
-                for i, context, right, loss in zip(wanted, mine, got.right, losses, strict=True):
+                for i, context, right, loss, hits in zip(
+                    wanted, mine, got.right, losses, got.tokens, strict=True
+                ):
                     per = len(context.questions)
                     full = round(got.full_nbytes / wide)
                     held = got.nbytes if store != "model" else round(got.nbytes / wide)
-                    yield Row(*key, i, per, right * per, held, full, loss)
+                    yield Row(*key, i, per, right * per, held, full, loss, hits)
 
 
 class Saying:
@@ -189,9 +209,15 @@ class Saying:
         self.losses += (total / (valid.sum(1) - 1)).tolist()
 
 
-def results(rows: list[Row], model: str, length: int, haystack: str) -> str:
-    """The page's table: right answers of each policy and store at each budget, and the bytes held."""
-    own = [row for row in rows if (row.model, row.length, row.haystack) == (model, length, haystack)]
+def results(rows: list[Row], model: str, length: int, haystack: str, groups: Sequence[str]) -> str:
+    """A table of some groups: right answers of each policy and store at each budget, and the bytes held."""
+    shown_cells = {(str(parse_policy(p)), s, b) for group in groups for p, s, b in GROUPS[group]}
+    own = [
+        row
+        for row in rows
+        if (row.model, row.length, row.haystack) == (model, length, haystack)
+        and (row.policy, row.store, row.budget) in shown_cells
+    ]
     tasks = [task for task in TASKS if any(row.task == task for row in own)]
     lines = []
     for policy, store, budget in dict.fromkeys((r.policy, r.store, r.budget) for r in own):
@@ -211,8 +237,13 @@ def _right(rows: list[Row]) -> str:
         return "–"
     count, right = sum(row.questions for row in rows), sum(row.right for row in rows)
     low, high, _ = confidence([row.right / row.questions for row in rows])
-    losses = [row.loss for row in rows if row.loss is not None]
-    said = f", loss {sum(losses) / len(losses):.3f}" if losses else ""
+    means = {}
+    for name in ("tokens", "loss"):
+        values = [getattr(row, name) for row in rows if getattr(row, name) is not None]
+        if values:
+            means[name] = sum(values) / len(values)
+    said = f", tokens {means['tokens']:.0%}" if "tokens" in means else ""
+    said += f", loss {means['loss']:.3f}" if "loss" in means else ""
     return f"{right:g} of {count} [{low:.0%}, {high:.0%}]{said}"
 
 
@@ -253,11 +284,13 @@ def main() -> None:
                 file=sys.stderr,
             )
         haystack = "" if asked.haystack is None else Path(asked.haystack).stem
-        text = results(read(path), asked.model, asked.length, haystack)
+        groups = [name for name in GROUPS if (name == "papers") == (asked.group == "papers")]
+        text = results(read(path), asked.model, asked.length, haystack, groups)
         print(text)
         if not asked.quick:
+            page = "papers.md" if asked.group == "papers" else "budgets.md"
             name = " ".join(filter(None, [asked.model, str(asked.length), haystack]))
-            put_results(DOCS / "budgets.md", name, text)
+            put_results(DOCS / page, name, text)
 
 
 if __name__ == "__main__":
