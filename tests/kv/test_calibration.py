@@ -32,26 +32,46 @@ def tiny() -> tuple[Any, Any]:
     return modicum.load(TINY_MODEL, dtype="float64")
 
 
-def by_loops(model: Any, pieces: list[list[int]], fraction: float) -> list[list[float]]:
-    """Shares from whole attention maps."""
+def largest(model: Any, piece: list[int]) -> dict[tuple[int, int, int], float]:
+    """(layer, KV head, token j) -> score, from whole attention maps: the largest a_ij · ‖W v_j‖ / ‖h_i‖ over
+    the queries i of the second reading in the head's group, W of the query head, h_i the input of the layer.
+    """
     model.set_attn_implementation("eager")
-    config = model.config
+    config, n = model.config, len(piece)
     group = config.num_attention_heads // config.num_key_value_heads
-    layers, heads = config.num_hidden_layers, config.num_key_value_heads
+    size = config.hidden_size // config.num_attention_heads
+    values: list[torch.Tensor] = []
+    hooks = [
+        layer.self_attn.v_proj.register_forward_hook(lambda _, __, out: values.append(out[0]))
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        told = model(torch.tensor([piece + piece[1:]]), output_attentions=True, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    best = {}
+    for layer, maps in enumerate(told.attentions):
+        output = model.model.layers[layer].self_attn.o_proj.weight.detach()
+        stream = told.hidden_states[layer][0].norm(dim=-1).tolist()
+        for head in range(config.num_key_value_heads):
+            parts = [output[:, h * size : (h + 1) * size] for h in range(head * group, (head + 1) * group)]
+            for token in range(4, n):
+                value = values[layer][token, head * size : (head + 1) * size]
+                norms = [float((part @ value).norm()) for part in parts]
+                best[layer, head, token] = max(
+                    float(maps[0, head * group + g, query, token]) * norms[g] / stream[query]
+                    for g in range(group)
+                    for query in range(n, 2 * n - 1)
+                )
+    return best
+
+
+def by_loops(model: Any, pieces: list[list[int]], fraction: float) -> list[list[float]]:
+    """Shares by the scores of `largest`."""
+    layers, heads = model.config.num_hidden_layers, model.config.num_key_value_heads
     sums = [[0.0] * heads for _ in range(layers)]
     for piece in pieces:
-        n = len(piece)
-        with torch.no_grad():
-            maps = model(torch.tensor([piece + piece[1:]]), output_attentions=True).attentions
-        best = {}
-        for layer in range(layers):
-            for head in range(heads):
-                for token in range(4, n):
-                    best[layer, head, token] = max(
-                        float(maps[layer][0, head * group + g, query, token])
-                        for g in range(group)
-                        for query in range(n, 2 * n - 1)
-                    )
+        n, best = len(piece), largest(model, piece)
         ordered = sorted(best.values())
         threshold = ordered[min(len(ordered) - 1, int((1 - fraction) * len(ordered)))]
         for (layer, head, _), score in best.items():

@@ -26,6 +26,7 @@ from modicum.texts import sample_text
 from tests import zoo
 from tests.driver import budget_layers, feed
 from tests.kv.profiles import give_profile, random_regression
+from tests.kv.test_calibration import largest
 from tests.tiny_model import TINY_MODEL
 
 
@@ -36,10 +37,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def seen_by_hooks(model: Any, piece: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Per layer x [n, F] of the projections' outputs and y [n, H] of whole attention maps, without the first
-    four tokens.
-    """
-    model.set_attn_implementation("eager")
+    """Per layer x [n, F] of the projections' outputs and y [n, H] of `largest`, but for four first tokens."""
     config, n = model.config, len(piece)
     heads, kept, hooks = config.num_key_value_heads, {}, []
     for i, layer in enumerate(model.model.layers):
@@ -50,18 +48,17 @@ def seen_by_hooks(model: Any, piece: list[int]) -> tuple[list[Tensor], list[Tens
 
             hooks.append(getattr(layer.self_attn, name).register_forward_hook(note))
     with torch.no_grad():
-        maps = model(torch.tensor([piece + piece[1:]]), output_attentions=True).attentions
+        model(torch.tensor([piece + piece[1:]]))
     for hook in hooks:
         hook.remove()
+    best = largest(model, piece)
     xs, ys = [], []
-    for i, weights in enumerate(maps):
+    for i in range(config.num_hidden_layers):
         xs.append(with_norms(torch.cat([kept[i, "k_proj"], kept[i, "v_proj"]], dim=1)[4:], 2 * heads))
         y = torch.zeros(n - 4, heads, dtype=torch.float64)
         for j in range(4, n):
             for head in range(heads):
-                group = range(head * weights.shape[1] // heads, (head + 1) * weights.shape[1] // heads)
-                most = max(float(weights[0, g, i, j]) for g in group for i in range(n, 2 * n - 1))
-                y[j - 4, head] = math.log(most + 1e-6)
+                y[j - 4, head] = math.log(best[i, head, j] + 1e-6)
         ys.append(y)
     return xs, ys
 

@@ -1,8 +1,11 @@
 """Calibration: measures how many of its tokens each KV head of a model needs, and which, for `HeadProfile`.
 
 The model reads a text twice. A token's score in a KV head is the largest attention weight that it gets from
-any query of the second reading in the head's group, as in KVzip (Kim et al. 2025, arXiv 2505.23416), which
-puts a request to repeat the text in between; without it the shares come out the same (docs/calibration.md).
+any query of the second reading in the head's group, times the length of what its value adds to the residual
+stream, as a share of the length of that stream at the query. That is the score of KVzip+ (Kim et al. 2025,
+arXiv 2505.23416; github.com/NVIDIA/kvpress, kvzip_press.py), which divides by the length of the layer's
+normalised input instead. KVzip puts a request to repeat the text in between; without it the shares come out
+the same (docs/calibration.md).
 What is made of the scores is ours: over all layers, heads and tokens of a text the share f of highest scores
 is marked, and a head's share at f is the part of its tokens that is marked, averaged over texts. A ridge
 regression per layer from a token's keys and values to log(score + 1e-6) is made on the way.
@@ -13,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +25,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modicum.errors import InputError, ModelError
@@ -33,8 +36,10 @@ from modicum.kv.head_profile import HeadProfile
 from modicum.kv.layer_shape import LayerShape
 from modicum.kv.observed_attention import observed_attention
 from modicum.kv.offload import execution_device
+from modicum.kv.output_weight import output_weight
 from modicum.kv.precision import without_autocast
 from modicum.kv.regression_sums import RegressionSums
+from modicum.kv.residual_norms import residual_norms
 from modicum.kv.rotary import rotary_of
 from modicum.kv.shape import Shape
 from modicum.kv.token_regression import features, too_large, why_none
@@ -46,6 +51,7 @@ FRACTIONS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 _SINKS = 4  # first tokens, which every cache keeps: they would take the places of others
 _LEAST = 32  # tokens of a text that say anything about a head
 _FLOOR = 1e-6  # added to scores before their logarithm
+_TINY = 1e-12  # of a vector's length
 
 
 def calibrate(
@@ -149,23 +155,63 @@ def _turning(model: PreTrainedModel) -> Turning | None:
 
 @dataclass
 class _Largest:
-    """The largest weight that each token of the text gets from any query of its second reading."""
+    """The largest weight that each token of the text gets from any query of its second reading, and the
+    largest contribution that it makes to one.
+    """
 
     first: int
     """Position of the first query of the second reading."""
     length: int
     """Tokens of the text."""
-    scores: dict[int, Tensor] = field(default_factory=dict)
+    residuals: Mapping[int, Tensor] = field(default_factory=dict)
+    """Layer -> [n], see `residual_norms`."""
+    value_norms: dict[int, Tensor] = field(default_factory=dict)
+    """Layer -> [H, G, length]: L2 norms of values after the output projection, of the layer being read."""
+    weights: dict[int, Tensor] = field(default_factory=dict)
     """Layer -> [H, length]."""
-    skipped: set[int] = field(default_factory=set)
+    contributions: dict[int, Tensor] = field(default_factory=dict)
+    """The same, of the layers of which residuals and lengths are known."""
+
+    @property
+    def scores(self) -> dict[int, Tensor]:
+        """Contributions where all layers have them: they and weights do not compare."""
+        return self.contributions if self.contributions.keys() == self.weights.keys() else self.weights
 
     def skip(self, layer: int) -> None:
-        self.skipped.add(layer)
+        self.value_norms.pop(layer, None)
 
     def observe(self, layer: int, weights: Tensor, first: int) -> None:
-        found = weights[:, :, max(0, self.first - first) :, : self.length].amax((1, 2))
-        known = self.scores.get(layer)
-        self.scores[layer] = found if known is None else torch.maximum(known, found)
+        start = max(0, self.first - first)
+        seen = weights[:, :, start:, : self.length]
+        _raise_to(self.weights, layer, seen.amax((1, 2)))
+        residual, norms = self.residuals.get(layer), self.value_norms.get(layer)
+        if residual is None or norms is None:
+            return
+        asking = residual[first + start : first + weights.shape[2], None].clamp_min(_TINY).to(seen.device)
+        _raise_to(self.contributions, layer, (seen * norms[:, :, None] / asking).amax((1, 2)))
+
+
+def _raise_to(known: dict[int, Tensor], layer: int, found: Tensor) -> None:
+    """Let no entry of a layer's be below what was found."""
+    before = known.get(layer)
+    known[layer] = found if before is None else torch.maximum(before, found)
+
+
+def _value_norms(module: nn.Module, values: Tensor, shape: LayerShape) -> Tensor | None:
+    """[H, G, n]: L2 norms of values [H, n, Dv] after the output projection of each query head; None where the
+    layer has none that is a plain matrix.
+    """
+    try:
+        weight = output_weight(module, shape, values.device, "calibration")
+    except ModelError:
+        return None
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    # One query head at a time: all of them would take group times hidden numbers a token.
+    rows = [
+        torch.stack([(own @ part.to(own.dtype)).norm(dim=-1) for part in parts])
+        for own, parts in zip(values, weight, strict=True)
+    ]
+    return torch.stack(rows)
 
 
 @dataclass
@@ -181,7 +227,7 @@ class _Reading:
 def _scores(model: PreTrainedModel, piece: list[int], turning: Turning | None) -> list[_Reading | None]:
     """Per layer; None for a layer without full attention."""
     shapes, length = Shape.of(model).layers, len(piece)
-    largest, x = _Largest(length, length), {}
+    x: dict[int, Tensor] = {}
     device = execution_device(model)
     # Without its first token the second time: most often a special one, which never stands in a text.
     ids = torch.tensor([piece + piece[1:]], device=device)
@@ -192,17 +238,30 @@ def _scores(model: PreTrainedModel, piece: list[int], turning: Turning | None) -
 
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         layer = getattr(module, "layer_idx", None)
+        if layer is not None and shapes[layer].is_full:
+            norms = _value_norms(module, value[0, :, :length], shapes[layer])
+            if norms is not None:
+                largest.value_norms[layer] = norms
         if layer in scorable:
             first = key[:, :, :length].to(torch.promote_types(key.dtype, torch.float32))
             first = first if turning is None else turning.back(first, positions.to(key.device))
             x[layer] = features(first, value[:, :, :length].to(first.dtype))[0, _SINKS:]
-        return observed_attention(module, query, key, value, *args, observer=largest, **kwargs)
+        done = observed_attention(module, query, key, value, *args, observer=largest, **kwargs)
+        largest.value_norms.clear()
+        return done
 
-    with attention_override(model, attention, "calibrated"), torch.no_grad(), without_autocast(device):
+    with (
+        residual_norms(model) as residuals,
+        attention_override(model, attention, "calibrated"),
+        torch.no_grad(),
+        without_autocast(device),
+    ):
+        largest = _Largest(length, length, residuals)
         model.base_model(input_ids=ids, use_cache=False)
     found: list[_Reading | None] = []
+    all_scores = largest.scores
     for index, shape in enumerate(shapes):
-        scores = largest.scores.get(index) if shape.is_full else None
+        scores = all_scores.get(index) if shape.is_full else None
         if scores is None:
             found.append(None)
             continue

@@ -23,13 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modicum.errors import BudgetError, InputError, SnapshotError
+from modicum.kv.few_sizes import few_sizes
 from modicum.kv.token_regression import TokenRegression
 
 SUFFIX = ".safetensors"
 _FORMAT, _VERSION, _KEY = "modicum head profile", 2, "modicum"
 _READABLE = (1, 2)  # 1 has no regression
 
-_LEVELS = 5  # sizes above the least
+_SIZES = 8  # of heads: those of one size are scored together, and each size costs time of its own
 Table = tuple[tuple[float, ...], ...]
 
 
@@ -223,34 +224,5 @@ def _divide(weights: Sequence[float], total: int, least: int) -> list[int]:
         if not below:
             break
         free -= below
-    return _in_levels([max(least, weights[i] * scale) for i in range(len(weights))], total, least)
-
-
-def _in_levels(exact: list[float], total: int, least: int) -> list[int]:
-    """Whole numbers near those given, of few sizes in even steps of the logarithm: heads of one size are
-    scored together, and each size costs time of its own. Their sum is `total`, less what no level can share.
-    """
-    most = max(exact, default=0)  # there are none in a model whose layers all have windows
-    if most <= least:
-        return _spread([least] * len(exact), [0] * len(exact), total)
-    step = math.log(most / least) / _LEVELS
-    level = [round(math.log(x / least) / step) for x in exact]
-    raised = [x for x in level if x > 0]
-    fixed = least * (len(exact) - len(raised))
-    scale = (total - fixed) / sum(least * math.exp(step * x) for x in raised)
-    slots = [max(least, int(least * math.exp(step * x) * scale)) if x else least for x in level]
-    while sum(slots) > total:  # a low level was held up by the least: what is largest gives way
-        biggest = max(slots)
-        slots = [n - 1 if n == biggest else n for n in slots]
-    return _spread(slots, level, total)
-
-
-def _spread(slots: list[int], level: list[int], total: int) -> list[int]:
-    """Give what is left of the total to whole levels, the highest first."""
-    slots, left = list(slots), total - sum(slots)
-    for x in sorted(set(level), reverse=True):
-        members = [i for i, y in enumerate(level) if y == x]
-        for i in members:
-            slots[i] += left // len(members)
-        left %= len(members)
-    return slots
+    exact = [max(float(least), weights[i] * scale) for i in range(len(weights))]
+    return few_sizes(exact, total, _SIZES, least)

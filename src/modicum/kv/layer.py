@@ -18,7 +18,7 @@ from modicum.kv.call import Piece
 from modicum.kv.filling import Filling
 from modicum.kv.latent import absorbed_query, announce, expanded_output
 from modicum.kv.layer_shape import LayerShape
-from modicum.kv.offload import offloaded_value
+from modicum.kv.output_weight import output_weight
 from modicum.kv.policy import ALL
 from modicum.kv.ring import QueryRing
 from modicum.kv.room import stacks
@@ -26,8 +26,6 @@ from modicum.kv.shared import OURS, BudgetLength, Handle, Shared, lasting
 from modicum.kv.shared_reads import SharedReads
 from modicum.kv.stack import Stack
 from modicum.kv.store import PLAIN, Store
-
-_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 
 
 def _block(both: tuple[Tensor, Tensor], bank: Bank) -> tuple[Tensor, Tensor]:
@@ -543,25 +541,8 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         return ring.queries, ring.positions
 
     def _output_weight(self, module: torch.nn.Module) -> Tensor:
-        """[H, G, Dv, hidden]: the output projection's slice of each query head, a view of the weight."""
-        if self.shape.is_latent:
-            raise ModelError(
-                f"{self.setting.policy} needs the output projection of values, and {type(module).__name__} "
-                "keeps latents in their place: use another policy"
-            )
-        for name in _PROJECTIONS:
-            projection: Any = getattr(module, name, None)
-            weight = getattr(projection, "weight", None)
-            if isinstance(weight, Tensor) and weight.is_meta:
-                kept = offloaded_value(projection, "weight", from_disk=True)
-                weight = kept if kept is None else kept.to(self.device)
-            if isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() == 2:
-                h, g = self.shape.kv_heads, self.shape.group
-                return weight.detach().t().reshape(h, g, self.shape.value_dim, -1)
-        raise ModelError(
-            f"{self.setting.policy} needs the output projection, and {type(module).__name__} has none "
-            f"by the names {', '.join(_PROJECTIONS)} that is a plain matrix: use another policy"
-        )
+        """[H, G, Dv, hidden]: the output projection's slice of each query head."""
+        return output_weight(module, self.shape, self.device, str(self.setting.policy))
 
     def check(self) -> str | None:
         """What is wrong, or None."""
