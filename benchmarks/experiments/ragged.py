@@ -21,7 +21,7 @@ from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.reader import Reader
 
-POLICIES = ("keydiff", "calibrated+keydiff", "manifoldkv", "auto", "razor(base=keydiff)")
+POLICIES = ("keydiff", "calibrated+keydiff", "manifoldkv", "auto")
 BASE = "keydiff"
 WARM, STEPS = 2, 8
 

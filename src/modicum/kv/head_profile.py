@@ -30,7 +30,11 @@ SUFFIX = ".safetensors"
 _FORMAT, _VERSION, _KEY = "modicum head profile", 2, "modicum"
 _READABLE = (1, 2)  # 1 has no regression
 
-_SIZES = 8  # of heads: those of one size are scored together, and each size costs time of its own
+_SIZES = (
+    4,
+    12,
+)  # least and most sizes of heads: those of one size are scored together, and each takes its time
+_HEADS_A_SIZE = 8
 Table = tuple[tuple[float, ...], ...]
 
 
@@ -225,4 +229,5 @@ def _divide(weights: Sequence[float], total: int, least: int) -> list[int]:
             break
         free -= below
     exact = [max(float(least), weights[i] * scale) for i in range(len(weights))]
-    return few_sizes(exact, total, _SIZES, least)
+    sizes = min(max(len(weights) // _HEADS_A_SIZE, _SIZES[0]), _SIZES[1])
+    return few_sizes(exact, total, sizes, least)

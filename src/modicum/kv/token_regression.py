@@ -1,7 +1,7 @@
 """TokenRegression: a token's score in each KV head, predicted linearly from its keys, values and their norms.
 
-The score is the calibration's: the largest attention weight that the token gets when the text is read again
-(KVzip, Kim et al. 2025, arXiv 2505.23416). What it is predicted from, and that it is predicted, is ours.
+The score is the calibration's: the largest contribution that the token makes when the text is read again
+(KVzip+, Kim et al. 2025, arXiv 2505.23416). What it is predicted from, and that it is predicted, is ours.
 """
 
 from __future__ import annotations

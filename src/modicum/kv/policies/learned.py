@@ -18,10 +18,11 @@ from modicum.kv.view import View
 class Learned(Policy):
     """s_hj = x_j · w_h + c_h, x_j the keys (before RoPE) and values of token j in all KV heads of the layer.
 
-    w_h and c_h [F] come from the model's calibration (`TokenRegression`), where they predict the logarithm of
-    the largest attention weight that a token gets when the text is read again (KVzip's score). A token is
-    scored from the keys and values that the model gives, before they are coded or renumbered. Its score is
-    kept beside it (one fp32 number) and never changes, so a decode step reads no keys to decide what goes.
+    x has the L2 norms of these keys and values too. w_h and c_h [F] come from the model's calibration
+    (`TokenRegression`), where they predict the logarithm of the largest contribution that a token makes when
+    the text is read again (KVzip+'s score). A token is scored from the keys and values that the model gives,
+    before they are coded or renumbered. Its score is kept beside it (one fp32 number) and never changes, so a
+    decode step reads no keys to decide what goes.
 
     The regression is ours; the score that it predicts is of arXiv 2505.23416.
     """
