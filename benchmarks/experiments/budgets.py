@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +37,14 @@ from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 
 RECENT, CHUNK, BATCH = 16, 512, 4
+PRESSES = (
+    "KVzipPress",
+    "KVzipPress(kvzip_plus_normalization=True)",
+    "CompactorPress",
+    "KeyDiffPress",
+    "AdaKVPress(ExpectedAttentionPress)",
+    "SnapKVPress",
+)
 SCORES = ("keydiff", "manifoldkv", "compactor(window=16)", "replay", "learned")
 
 Cell = tuple[str | Policy, str, str]
@@ -189,6 +198,59 @@ def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
                     yield Row(*key, i, per, right * per, held, full, loss, hits)
 
 
+def run_kvpress(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
+    """The same contexts and questions through kvpress' presses, one shot, in its own environment."""
+    model, tokenizer = modicum.load(asked.model, dtype=asked.dtype)
+    hidden_in = "" if asked.haystack is None else Path(asked.haystack).stem
+    text = "" if asked.haystack is None else f",haystack={json.dumps(asked.haystack)}"
+    known = {(row.task, row.policy) for row in read(path) if row.length == asked.length}
+    for task in asked.tasks:
+        presses = [press for press in PRESSES if (task, f"kvpress: {press}") not in known]
+        made = ruler(tokenizer, TASKS[task] + text, contexts, asked.length, 0)
+        job = {
+            "model": model.name_or_path,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "presses": presses,
+            "shares": [0.25, 0.125],
+            "contexts": [
+                {
+                    "ids": context.ids,
+                    "questions": [
+                        {"ids": q.ids, "answer": [t for answer in q.answers for t in answer]}
+                        for q in context.questions
+                    ],
+                }
+                for context in made
+            ],
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "job.json"
+            file.write_text(json.dumps(job))
+            script = Path(__file__).resolve().parents[1] / "peers" / "kvpress_asked.py"
+            with subprocess.Popen(
+                [asked.kvpress, str(script), str(file)], stdout=subprocess.PIPE, text=True
+            ) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    told = json.loads(line)
+                    yield Row(
+                        asked.model,
+                        asked.length,
+                        task,
+                        hidden_in,
+                        f"kvpress: {told['press']}",
+                        "model",
+                        f"{100 * told['share']:g}%",
+                        told["context"],
+                        len(made[0].questions),
+                        told["right"],
+                        told["nbytes"],
+                        told["full_nbytes"],
+                        None,
+                        told["tokens"],
+                    )
+
+
 class Saying:
     """Reads token by token, and notes the mean loss of each row's tokens."""
 
@@ -216,7 +278,10 @@ def results(rows: list[Row], model: str, length: int, haystack: str, groups: Seq
         row
         for row in rows
         if (row.model, row.length, row.haystack) == (model, length, haystack)
-        and (row.policy, row.store, row.budget) in shown_cells
+        and (
+            (row.policy, row.store, row.budget) in shown_cells
+            or (row.policy.startswith("kvpress") and "papers" not in groups)
+        )
     ]
     tasks = [task for task in TASKS if any(row.task == task for row in own)]
     lines = []
@@ -264,6 +329,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--dtype", default="auto", help="of the weights")
     parser.add_argument("--haystack", help="a text to hide needles in; else the sample text")
+    parser.add_argument(
+        "--kvpress", metavar="PYTHON", help="of an environment with kvpress: run its presses, one shot"
+    )
     parser.add_argument("--group", default="auto", choices=sorted(GROUPS))
     parser.add_argument("--tasks", nargs="+", default=["single", "keys"], choices=sorted(TASKS))
     parser.add_argument("--contexts", type=int, default=50, help="of each cell")
@@ -276,7 +344,7 @@ def main() -> None:
         path = Path(passing if asked.quick else asked.folder) / "rows.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         contexts = 1 if asked.quick else asked.contexts
-        for row in run(asked, contexts, path):
+        for row in (run_kvpress if asked.kvpress else run)(asked, contexts, path):
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
             print(
