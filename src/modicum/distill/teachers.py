@@ -1,0 +1,113 @@
+"""Teachers: language models by their names, checked against a student and opened as an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.distill import sequences
+from modicum.distill.ensemble import Classifier, Ensemble
+from modicum.errors import ModelError
+from modicum.kv.fingerprint import weights_digest
+from modicum.loading import load
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Checked teachers.
+
+    Attributes:
+        digests: of each one's weights.
+        num_classes: tokens of the vocabulary, as many as a model gives logits.
+        ensemble: their mean; for ids [n, T] it gives probabilities [n, T - 1, C], of each token but the
+        first.
+    """
+
+    digests: tuple[str, ...]
+    num_classes: int
+    ensemble: Ensemble
+
+
+def open_teachers(
+    names: Sequence[str], tokenizer: Any, ids: Tensor, *, temperature: float = 1.0, device: str = "auto"
+) -> Teachers:
+    """Load each teacher once to check it. A single one stays in memory; of several, one at a time.
+
+    Args:
+        names: as `modicum.load` takes them.
+        tokenizer: the student's.
+        ids: [n, T] the tokens that will be read; some of them are decoded and encoded again by each teacher.
+
+    Raises:
+        ModelError: a teacher cannot be loaded, or has another vocabulary than the student or another teacher.
+    """
+    digests, widths = [], []
+    kept: Classifier | None = None
+    for name in names:
+        model, own = load(name, device=device)
+        _check_vocabulary(name, own, tokenizer, ids)
+        digest = weights_digest(model)
+        if not digest:
+            raise ModelError(
+                f"the weights of {name} cannot be read here, so that its targets could not be told from "
+                "another teacher's: give a model whose weights are in memory"
+            )
+        digests.append(digest)
+        widths.append(_width(model))
+        if widths[-1] != widths[0]:
+            raise ModelError(
+                f"teacher {names[0]} gives logits for {widths[0]:,} tokens, {name} for {widths[-1]:,}: give "
+                "teachers of one vocabulary"
+            )
+        kept = _reader(model) if len(names) == 1 else None
+    loaders: list[Callable[[], Classifier]] = [_loader(name, device) for name in names]
+    ensemble = Ensemble(loaders, temperature) if kept is None else Ensemble.of([kept], temperature)
+    return Teachers(tuple(digests), widths[0] if widths else 0, ensemble)
+
+
+def _width(model: Any) -> int:
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def _loader(name: str, device: str) -> Callable[[], Classifier]:
+    return lambda: _reader(load(name, device=device)[0])
+
+
+def _reader(model: Any) -> Classifier:
+    def read(ids: Tensor) -> Tensor:
+        logits: Tensor = model(ids.to(model.device), use_cache=False).logits
+        return logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
+
+    return read
+
+
+def _check_vocabulary(name: str, teacher: Any, student: Any, ids: Tensor) -> None:
+    remedy = "give a teacher with the student's tokenizer"
+    theirs, ours = teacher.get_vocab(), student.get_vocab()
+    if theirs != ours:
+        differing = sorted(
+            token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)
+        )
+        raise ModelError(
+            f"teacher {name} has {len(theirs):,} tokens and the student {len(ours):,}, and "
+            f"{len(differing):,} of them differ, such as {differing[0]!r}: {remedy}"
+        )
+    # The same tokens may be put together by other rules.
+    for row in ids[:: max(1, len(ids) // 8)]:
+        text = student.decode(row)
+        found, expected = (
+            list(t(text, add_special_tokens=False, verbose=False)["input_ids"]) for t in (teacher, student)
+        )
+        if found != expected:
+            raise ModelError(
+                f"teacher {name} has the student's tokens and divides text into them otherwise: {remedy}"
+            )
+
+
+def about(teachers: Teachers, ids: Tensor) -> dict[str, str]:
+    """What tells a recording of these teachers on these tokens from any other."""
+    return {"teacher": "+".join(teachers.digests), "text": sequences.digest(ids)}
