@@ -134,14 +134,15 @@ def parse_rule(text: str) -> Rule:
         raise InputError(
             f"keep is {text!r}; give topk=16, threshold=0.01 or mass=0.95, with a number of your own"
         )
+    number = int if name == "topk" else float
     try:
-        if name == "topk":
-            return TopK(int(value))
-        number = float(value)
+        parsed = number(value)
     except ValueError as error:
         kind = "a whole number" if name == "topk" else "a number"
         raise InputError(f"keep is {text!r}, and {value!r} is not {kind}: give one, as in topk=16") from error
-    return Threshold(number) if name == "threshold" else Mass(number)
+    if name == "topk":
+        return TopK(int(parsed))
+    return Threshold(parsed) if name == "threshold" else Mass(parsed)
 
 
 def _check(probabilities: Tensor) -> None:
