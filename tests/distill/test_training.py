@@ -316,12 +316,12 @@ def test_models_that_do_not_fit(students: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_loss_that_is_no_number_is_an_error(students: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_is_an_error_that_a_lower_rate_mends(students: Path, tmp_path: Path) -> None:
+    arguments = (students / "packed", [str(TINY_MODEL)], [TEXT], tmp_path / "out")
     training = replace(FEW.training, learning_rate=1e30, epochs=20)
     with pytest.raises(ModelError, match="give a lower learning rate than 1e"):
-        distill(
-            students / "packed", [str(TINY_MODEL)], [TEXT], tmp_path / "out", replace(FEW, training=training)
-        )
+        distill(*arguments, replace(FEW, training=training))
+    assert len(distill(*arguments, FEW).losses) == 4
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,13 @@ def distill(
     student: Annotated[
         str, typer.Option(help="The model that learns: a folder, packed or dense.", metavar="FOLDER")
     ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the trained student goes.", metavar="FOLDER")
+    ],
     text: Annotated[
         Path | None,
         typer.Option(help="Text to learn from: a file or a folder of .txt files; else the sample text."),
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where the trained student goes.", metavar="FOLDER")
-    ] = Path("distilled"),
     keep: Annotated[
         str, typer.Option(help="Classes kept of each token: topk=16, threshold=0.01 or mass=0.95.")
     ] = "topk=16",

@@ -96,6 +96,10 @@ class TrainingCheckpoint:
             ) from error
         return Progressed(told["step"], told["losses"])
 
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        self.path.unlink(missing_ok=True)
+
     def _fill(self, model: nn.Module, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in model.named_parameters():
             parameter.data.copy_(tensors[f"{name}.weight"])

@@ -74,9 +74,8 @@ class Student:
             masks, format = _zeros(model), "dense"
         if isinstance(source, Path) and (source / REPORT).is_file():
             report = json.loads((source / REPORT).read_text(encoding="utf-8"))
-        module: torch.nn.Module = model
-        module.to(torch.float32)
-        device_of = next(module.parameters()).device
+        _cast(model, torch.float32)
+        device_of = next(model.parameters()).device
         masks = {name: mask.to(device_of) for name, mask in masks.items()}
         return cls(model, tokenizer, format, masks, dtype, stored, about, report)
 
@@ -117,8 +116,7 @@ class Student:
             if bool(parameter[is_removed].count_nonzero()):
                 raise ModelError("a removed weight is not 0: train the student with its masks")
         self.round()
-        module: torch.nn.Module = self.model
-        module.to(self.dtype)
+        _cast(self.model, self.dtype)
         try:
             with new_files(folder) as staged:
                 masks = self.masks if self.format == "packed" else {}
@@ -128,8 +126,15 @@ class Student:
                 told |= {"distilled": dict(details)}
                 (staged / REPORT).write_text(json.dumps(told, indent=1, default=str) + "\n", encoding="utf-8")
         finally:
-            module.to(torch.float32)
+            _cast(self.model, torch.float32)
         return nbytes
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast parameters, and no buffers: rotary frequencies would lose digits on the way to 16 bits and "
+    "back."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _zeros(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -48,25 +48,33 @@ def open_teachers(
     digests, widths = [], []
     kept: Classifier | None = None
     for name in names:
-        model, own = load(name, device=device)
-        _check_vocabulary(name, own, tokenizer, ids)
-        digest = weights_digest(model)
-        if not digest:
-            raise ModelError(
-                f"the weights of {name} cannot be read here, so that its targets could not be told from "
-                "another teacher's: give a model whose weights are in memory"
-            )
+        # In a call of its own, so that one model is gone before the next is loaded.
+        digest, width, reader = _open(name, tokenizer, ids, device)
         digests.append(digest)
-        widths.append(_width(model))
-        if widths[-1] != widths[0]:
+        widths.append(width)
+        if width != widths[0]:
             raise ModelError(
-                f"teacher {names[0]} gives logits for {widths[0]:,} tokens, {name} for {widths[-1]:,}: give "
+                f"teacher {names[0]} gives logits for {widths[0]:,} tokens, {name} for {width:,}: give "
                 "teachers of one vocabulary"
             )
-        kept = _reader(model) if len(names) == 1 else None
+        kept = reader if len(names) == 1 else None
+        del reader
     loaders: list[Callable[[], Classifier]] = [_loader(name, device) for name in names]
     ensemble = Ensemble(loaders, temperature) if kept is None else Ensemble.of([kept], temperature)
     return Teachers(tuple(digests), widths[0] if widths else 0, ensemble)
+
+
+def _open(name: str, tokenizer: Any, ids: Tensor, device: str) -> tuple[str, int, Classifier]:
+    """A checked teacher: the digest of its weights, how many logits it gives, and what gives them."""
+    model, own = load(name, device=device)
+    _check_vocabulary(name, own, tokenizer, ids)
+    digest = weights_digest(model)
+    if not digest:
+        raise ModelError(
+            f"the weights of {name} cannot be read here, so that its targets could not be told from "
+            "another teacher's: give a model whose weights are in memory"
+        )
+    return digest, _width(model), _reader(model)
 
 
 def _width(model: Any) -> int:

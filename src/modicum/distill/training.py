@@ -79,6 +79,10 @@ class TrainingSettings:
         return order[number * self.batch : (number + 1) * self.batch]
 
 
+class _LossError(ModelError):
+    """The loss is not a number: what the training has made of the student is worth nothing."""
+
+
 def train(
     student: Student,
     ids: Tensor,
@@ -114,7 +118,7 @@ def train(
             f"{targets.folder} holds targets of {len(targets):,} tokens, and {len(ids):,} sequences have "
             f"{len(ids) * frames:,}: record targets of these sequences"
         )
-    model = student.model
+    model, removed = student.model, student.removed()
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     progressed = Progressed() if checkpoint is None else checkpoint.load(model, optimizer)
     total = settings.num_steps(len(ids))
@@ -127,10 +131,13 @@ def train(
             rows = settings.rows(progressed.step, len(ids))
             loss = _backward(student, ids[rows], rows, targets, settings)
             if not math.isfinite(loss):
-                raise ModelError(
+                raise _LossError(
                     f"the loss of step {progressed.step + 1} is {loss}: give a lower learning rate than "
                     f"{settings.learning_rate:g}"
                 )
+            for parameter, is_removed in removed:
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(is_removed, 0.0)
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_norm)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(progressed.step, total)
@@ -144,10 +151,14 @@ def train(
                 checkpoint.save(model, optimizer, progressed)
                 saved = progressed.step
             tell(progressed.step, total)
-    except BaseException:
-        if checkpoint is not None and is_whole and progressed.step > saved:
+    except BaseException as error:
+        if checkpoint is not None and isinstance(error, _LossError):
+            checkpoint.remove()
+        elif checkpoint is not None and is_whole and progressed.step > saved:
             checkpoint.save(model, optimizer, progressed)
         raise
+    if checkpoint is not None and progressed.step > saved:  # where the student cannot be written, this stays
+        checkpoint.save(model, optimizer, progressed)
     return progressed.losses
 
 
@@ -170,7 +181,4 @@ def _backward(
             temperature=targets.header.temperature,
         ) / len(rows)
     loss.backward()
-    for parameter, is_removed in student.removed():
-        if parameter.grad is not None:
-            parameter.grad.masked_fill_(is_removed, 0.0)
     return float(loss.detach())
