@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -368,6 +373,29 @@ def test_the_command(students: Path, tmp_path: Path) -> None:
     assert "of the probability" in out.replace("\n", " ")
     assert "perplexity of held-back text" in out
     assert f"use it as --model {tmp_path / 'two'}" in err
+
+
+def test_ctrl_c_leaves_the_recording_and_a_checkpoint(students: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = [sys.executable, "-m", "modicum", "distill", "--teacher", str(TINY_MODEL)]
+    words += ["--student", str(students / "packed"), "--text", str(tmp_path / "text.txt"), "--device", "cpu"]
+    words += ["--sequences", "4", "--length", "8", "--epochs", "100000", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    state = tmp_path / "out" / "state"
+    until = time.monotonic() + 120
+    while not (state / "training.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err.strip().endswith("interrupted")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["state"]
+    assert len(SparseTargets(state / "targets")) == 4 * 7
+    with safe_open(state / "training.safetensors", framework="pt") as file:
+        told = json.loads(file.metadata()["modicum"])
+    assert told["step"] == len(told["losses"]) >= 100
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,8 @@ class TrainingCheckpoint:
     def _fill(self, model: nn.Module, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in model.named_parameters():
             parameter.data.copy_(tensors[f"{name}.weight"])
+            if f"{name}.step" not in tensors:
+                continue  # it had no gradient yet
             # Adam counts steps in a tensor that stays on the host.
             state: dict[str, Any] = {"step": tensors[f"{name}.step"]}
             for key in ("exp_avg", "exp_avg_sq"):
