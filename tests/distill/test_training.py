@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -343,6 +345,40 @@ def test_a_loss_that_is_no_number_is_an_error_that_a_lower_rate_mends(students: 
 def test_bad_settings(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainingSettings(**change)  # type: ignore[arg-type]
+
+
+@given(num=st.integers(1, 40), batch=st.integers(1, 12), epochs=st.integers(1, 3), seed=st.integers(0, 99))
+def test_an_epoch_has_each_sequence_once_and_rates_rise_and_fall(
+    num: int, batch: int, epochs: int, seed: int
+) -> None:
+    settings = TrainingSettings(epochs=epochs, batch=batch, seed=seed, learning_rate=0.5)
+    total = settings.num_steps(num)
+    rows = [settings.rows(step, num).tolist() for step in range(total)]
+    steps = total // epochs
+    for epoch in range(epochs):
+        of_epoch = [row for some in rows[epoch * steps : (epoch + 1) * steps] for row in some]
+        assert sorted(of_epoch) == list(range(num))
+    rates = [settings.rate(step, total) for step in range(total)]
+    assert max(rates) == 0.5
+    top = rates.index(0.5)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert min(rates) > 0
+
+
+def test_a_kept_weight_of_a_dense_student_does_not_become_zero(students: Path, tmp_path: Path) -> None:
+    student = Student.load(students / "dense", "cpu")
+    name, mask = next(iter(student.masks.items()))
+    weight = dict(student.model.named_parameters())[name]
+    at = tuple(mask.nonzero()[0].tolist())
+    with torch.no_grad():
+        weight[at] = 0.0
+    student.save(tmp_path / "out", {})
+    assert torch.equal(zeros(tmp_path / "out")[name], mask)
+    with torch.no_grad():
+        weight[~mask] = 1.0
+    with pytest.raises(ModelError, match="a removed weight is not 0"):
+        student.save(tmp_path / "other", {})
 
 
 def command(*words: str) -> tuple[int, str, str]:

@@ -43,14 +43,14 @@ def distill(
         str, typer.Option(help="Classes kept of each token: topk=16, threshold=0.01 or mass=0.95.")
     ] = "topk=16",
     tail: Annotated[
-        str, typer.Option(help="Probability not kept: renormalize, drop, or one bin for it.")
-    ] = "renormalize",
+        str, typer.Option(help="Probability not kept: one bin for it, drop, or renormalize.")
+    ] = "bin",
     bits: Annotated[int, typer.Option(help="Of a recorded probability: 8 or 16.")] = 16,
-    hard_weight: Annotated[float, typer.Option(help="Weight of the text's own tokens, 0 to 1.")] = 0.5,
+    hard_weight: Annotated[float, typer.Option(help="Weight of the text's own tokens, 0 to 1.")] = 0.25,
     temperature: Annotated[float, typer.Option(help="Divides teacher's and student's logits.")] = 1.0,
     epochs: Annotated[int, typer.Option(help="How often each sequence is learned from.")] = 3,
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 8,
-    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-3,
+    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 3e-4,
     sequences: Annotated[
         int | None, typer.Option(help="To learn from; by default all that the text has.", show_default=False)
     ] = None,
