@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,26 +129,12 @@ def distill(
     if not teachers:
         raise InputError("there is no teacher: give the name of at least one")
     rule = parse_rule(settings.keep)
+    settings = replace(settings, keep=str(rule))
     check_new(out)
     learner = Student.load(student, settings.device)
-    width = int(learner.model.get_output_embeddings().weight.shape[0])
-    rule.check(width)
+    rule.check(learner.num_classes)
     ids, held = _sequences(learner, texts, settings)
-    checked = open_teachers(
-        teachers, learner.tokenizer, ids, temperature=settings.temperature, device=settings.device
-    )
-    if checked.num_classes != width:
-        raise ModelError(
-            f"teacher {teachers[0]} gives logits for {checked.num_classes:,} tokens, the student for "
-            f"{width:,}: give a student of the teacher's vocabulary"
-        )
-    origin = about(checked, ids)
-    header = TargetsHeader(width, str(rule), settings.bits, settings.temperature, origin)
-    folder = settings.targets or out / STATE / "targets"
-    with TargetsWriter(folder, header) as writer:
-        record(checked.ensemble, ids, writer, lambda done, total: tell("recording", done, total))
-    del checked  # the teacher's memory is the training's now
-    targets = SparseTargets(folder)
+    targets = _recorded(learner, teachers, ids, out, settings, tell)
     before = perplexity(learner.model, held)
     basis = [weights_digest(learner.model), targets.header.digest, asdict(settings.training)]
     told = hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]
@@ -181,9 +167,35 @@ def distill(
     return report
 
 
+def _recorded(
+    student: Student,
+    teachers: Sequence[str],
+    ids: Tensor,
+    out: Path,
+    settings: DistillSettings,
+    progress: Progress,
+) -> SparseTargets:
+    """The teachers' targets, recorded now or before; when this returns the teachers are out of memory."""
+    checked = open_teachers(
+        teachers, student.tokenizer, ids, temperature=settings.temperature, device=settings.device
+    )
+    if checked.num_classes != student.num_classes:
+        raise ModelError(
+            f"teacher {teachers[0]} gives logits for {checked.num_classes:,} tokens, the student for "
+            f"{student.num_classes:,}: give a student of the teacher's vocabulary"
+        )
+    header = TargetsHeader(
+        student.num_classes, settings.keep, settings.bits, settings.temperature, about(checked, ids)
+    )
+    folder = settings.targets or out / STATE / "targets"
+    with TargetsWriter(folder, header) as writer:
+        record(checked.ensemble, ids, writer, lambda done, total: progress("recording", done, total))
+    return SparseTargets(folder)
+
+
 def _sequences(student: Student, texts: Sequence[str], settings: DistillSettings) -> tuple[Tensor, Tensor]:
     """To learn from [n, T], and held back."""
-    length = settings.length or min(LENGTH, length_for(student.model))
+    length = min(LENGTH, length_for(student.model)) if settings.length is None else settings.length
     if not 2 <= length <= length_for(student.model):
         raise InputError(
             f"length is {length}, and the student takes 2 to {length_for(student.model):,} tokens: give a "

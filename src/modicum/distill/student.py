@@ -85,6 +85,12 @@ class Student:
         total = sum(mask.numel() for mask in self.masks.values())
         return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / total if total else 0.0
 
+    @property
+    def num_classes(self) -> int:
+        """Tokens that it gives logits for."""
+        head: Any = self.model.get_output_embeddings()
+        return int(head.weight.shape[0])
+
     def removed(self) -> list[tuple[torch.nn.Parameter, Tensor]]:
         """Each masked parameter with a mask of what is removed."""
         parameters = dict(self.model.named_parameters())
