@@ -37,7 +37,8 @@ from modicum.distill import (
     train,
 )
 from modicum.distill.essence import Tail
-from modicum.distill.sequences import with_questions
+from modicum.distill.sequences import Questions, with_questions
+from modicum.distill.teachers import open_teachers
 from modicum.kv.fingerprint import weights_digest
 from modicum.weights import calibration, packed, save
 from modicum.weights.perplexity import perplexity
@@ -103,7 +104,8 @@ class Bench:
         if source == SOURCES[0]:
             return twice
         # The first half becomes questions, so that each stretch of text is there once.
-        return with_questions(twice, self.tokenizer, TASKS, 0.5, self.seed)
+        teachers = open_teachers([NAME], self.tokenizer, twice, device="cpu")
+        return with_questions(twice, self.tokenizer, Questions(TASKS, 0.5, self.seed), teachers.answer)
 
     def distill(self, way: Way) -> dict[str, Any]:
         """Record, unless it was, train, measure."""

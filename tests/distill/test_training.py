@@ -36,9 +36,11 @@ from modicum.distill import (
     train,
 )
 from modicum.distill.checkpoint import TrainingCheckpoint
+from modicum.distill.sequences import Questions, with_questions
+from modicum.distill.teachers import open_teachers
 from modicum.errors import InputError, ModelError, TargetsError
 from modicum.weights import packed, save
-from tests.bounds import gamma
+from tests.bounds import gamma, logits_bound
 from tests.tiny_model import TINY_MODEL, VOCAB_SIZE
 
 TEXT = modicum.sample_text()[:12_000]
@@ -254,10 +256,32 @@ def test_questions_are_mixed_in(tmp_path: Path) -> None:
         training=TrainingSettings(epochs=1),
     )
     report = distill("reference", ["reference"], [modicum.sample_text()], tmp_path / "out", settings)
-    assert (report.questions, report.num_sequences, report.format) == (2, 4, "dense")
+    assert (report.num_questions, report.num_sequences, report.format) == (2, 4, "dense")
     assert 0.5 <= report.targets.least_mass <= report.targets.captured_mass < 1
     with pytest.raises(InputError, match="the share of questions is 2"):
         distill("reference", ["reference"], [TEXT], tmp_path / "other", replace(settings, task_share=2))
+
+
+def test_questions_are_followed_by_the_teachers_own_answers() -> None:
+    model, tokenizer = modicum.load("reference", dtype="float32", device="cpu")
+    ids = torch.zeros(4, 256, dtype=torch.int64)
+    questions = Questions("niah_single_2:max_new_tokens=12", 0.5, 3)
+    teachers = open_teachers(["reference"], tokenizer, ids, device="cpu")
+    seen: list[tuple[int, int]] = []
+    rows = with_questions(ids, tokenizer, questions, teachers.answer, lambda *done: seen.append(done))
+    assert seen == [(0, 2), (2, 2)]
+    asked = [row for row in rows if row.any()]
+    assert len(asked) == 2
+    for row in asked:
+        start = int((row == tokenizer.bos_token_id).nonzero()[-1])  # of the prompt: zeros are in front
+        with torch.no_grad():
+            logits = model(row[None, start:]).logits[0, :-1]
+        chosen = logits.gather(1, row[start + 1 :, None])[-12:, 0]
+        # The best token each time, or one as near to it as rounding brings it.
+        assert (logits.max(-1).values[-12:] - chosen <= 2 * logits_bound(model, logits)).all()
+    assert torch.equal(rows, with_questions(ids, tokenizer, questions, teachers.answer))
+    other = with_questions(ids, tokenizer, replace(questions, seed=4), teachers.answer)
+    assert not torch.equal(rows, other)
 
 
 def other_vocabulary(folder: Path) -> Path:

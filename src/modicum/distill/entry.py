@@ -18,6 +18,7 @@ from modicum.distill.checkpoint import TrainingCheckpoint
 from modicum.distill.header import TargetsHeader
 from modicum.distill.recording import record
 from modicum.distill.rule import parse_rule
+from modicum.distill.sequences import Questions
 from modicum.distill.student import Student
 from modicum.distill.targets import SparseTargets, TargetsStatistics
 from modicum.distill.teachers import about, open_teachers
@@ -25,6 +26,7 @@ from modicum.distill.training import TrainingSettings, train
 from modicum.distill.writer import TargetsWriter
 from modicum.errors import InputError, ModelError
 from modicum.kv.fingerprint import weights_digest
+from modicum.tasks.expression import parse_task
 from modicum.weights.calibration import length_for
 from modicum.weights.new_folder import STATE, check_new
 from modicum.weights.perplexity import perplexity
@@ -63,6 +65,15 @@ class DistillSettings:
     device: str = "auto"
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
+    @property
+    def questions(self) -> Questions | None:
+        """To mix in.
+
+        Raises:
+            InputError: their share is out of range.
+        """
+        return Questions(self.tasks, self.task_share, self.seed) if self.tasks else None
+
 
 @dataclass
 class DistillReport:
@@ -73,7 +84,7 @@ class DistillReport:
     student: str
     num_sequences: int
     length: int
-    questions: int
+    num_questions: int
     """Sequences that are questions."""
     sparsity: float
     """The share of the masked weights that is removed, before and after."""
@@ -115,7 +126,8 @@ def distill(
         teachers: names as `modicum.load` takes them; of several the probabilities are averaged.
         texts: to learn from.
         out: a new or empty folder.
-        progress: called with what is done ("recording", "training"), how much of it, and of how much.
+        progress: called with what is done ("answering", "recording", "training"), how much of it, and of how
+        much.
 
     Raises:
         InputError: a setting or the text cannot be used, or the folder is of another run.
@@ -133,8 +145,8 @@ def distill(
     check_new(out)
     learner = Student.load(student, settings.device)
     rule.check(learner.num_classes)
-    ids, held = _sequences(learner, texts, settings)
-    targets = _recorded(learner, teachers, ids, out, settings, tell)
+    text, held = _windows(learner, texts, settings)
+    ids, targets = _recorded(learner, teachers, text, out, settings, tell)
     before = perplexity(learner.model, held)
     basis = [weights_digest(learner.model), targets.header.digest, asdict(settings.training)]
     told = hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]
@@ -153,7 +165,7 @@ def distill(
         student=str(student),
         num_sequences=len(ids),
         length=ids.shape[1],
-        questions=_num_questions(settings, len(ids)),
+        num_questions=settings.questions.count(len(ids)) if settings.questions else 0,
         sparsity=learner.sparsity,
         perplexity_before=before,
         perplexity_after=perplexity(learner.model, held),
@@ -170,19 +182,31 @@ def distill(
 def _recorded(
     student: Student,
     teachers: Sequence[str],
-    ids: Tensor,
+    text: Tensor,
     out: Path,
     settings: DistillSettings,
     progress: Progress,
-) -> SparseTargets:
-    """The teachers' targets, recorded now or before; when this returns the teachers are out of memory."""
+) -> tuple[Tensor, SparseTargets]:
+    """Sequences [n, T] of text and questions, and the teachers' targets for them, recorded now or before.
+
+    When this returns the teachers are out of memory.
+    """
     checked = open_teachers(
-        teachers, student.tokenizer, ids, temperature=settings.temperature, device=settings.device
+        teachers, student.tokenizer, text, temperature=settings.temperature, device=settings.device
     )
     if checked.num_classes != student.num_classes:
         raise ModelError(
             f"teacher {teachers[0]} gives logits for {checked.num_classes:,} tokens, the student for "
             f"{student.num_classes:,}: give a student of the teacher's vocabulary"
+        )
+    ids = text
+    if settings.questions is not None:
+        ids = sequences.with_questions(
+            text,
+            student.tokenizer,
+            settings.questions,
+            checked.answer,
+            lambda done, total: progress("answering", done, total),
         )
     header = TargetsHeader(
         student.num_classes, settings.keep, settings.bits, settings.temperature, about(checked, ids)
@@ -190,10 +214,10 @@ def _recorded(
     folder = settings.targets or out / STATE / "targets"
     with TargetsWriter(folder, header) as writer:
         record(checked.ensemble, ids, writer, lambda done, total: progress("recording", done, total))
-    return SparseTargets(folder)
+    return ids, SparseTargets(folder)
 
 
-def _sequences(student: Student, texts: Sequence[str], settings: DistillSettings) -> tuple[Tensor, Tensor]:
+def _windows(student: Student, texts: Sequence[str], settings: DistillSettings) -> tuple[Tensor, Tensor]:
     """To learn from [n, T], and held back."""
     length = min(LENGTH, length_for(student.model)) if settings.length is None else settings.length
     if not 2 <= length <= length_for(student.model):
@@ -201,15 +225,8 @@ def _sequences(student: Student, texts: Sequence[str], settings: DistillSettings
             f"length is {length}, and the student takes 2 to {length_for(student.model):,} tokens: give a "
             "length between them"
         )
+    if settings.questions is not None:
+        parse_task(settings.tasks)  # before a teacher is loaded
     if settings.sequences is not None and settings.sequences < 1:
         raise InputError(f"sequences is {settings.sequences}: give 1 or more")
-    ids, held = sequences.split(texts, student.tokenizer, settings.sequences, length, settings.seed)
-    if settings.tasks:
-        ids = sequences.with_questions(
-            ids, student.tokenizer, settings.tasks, settings.task_share, settings.seed
-        )
-    return ids, held
-
-
-def _num_questions(settings: DistillSettings, num: int) -> int:
-    return max(1, round(settings.task_share * num)) if settings.tasks else 0
+    return sequences.split(texts, student.tokenizer, settings.sequences, length, settings.seed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from modicum.weights import calibration
 
 _TRAINING_SEED = 1_000_003
 """Added to the seed of generated questions, so that an evaluation with a small seed asks others."""
+_BATCH = 8
+"""Questions that are answered at a time."""
+
+Answer = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
+"""Gives greedy answers of at most so many tokens to prompts of tokens."""
 
 
 def split(
@@ -42,33 +48,75 @@ def split(
     return ids[:-held], ids[-held:]
 
 
-def with_questions(ids: Tensor, tokenizer: Any, tasks: str, share: float, seed: int) -> Tensor:
-    """Replace a share of the sequences by generated questions with their answers.
+@dataclass(frozen=True)
+class Questions:
+    """Generated questions that take the place of sequences.
 
-    A question is as long as fits with its answer behind it; in front it is filled up with what was there.
+    Attributes:
+        tasks: such as "niah_single_2,vt:hops=2", asked in turns (see `modicum.tasks`).
+        share: of the sequences, above 0 and at most 1.
+        seed: of the questions, and of the order of all sequences.
+
+    Raises:
+        InputError: the share is out of range.
+    """
+
+    tasks: str
+    share: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"the share of questions is {self.share}: give one above 0 and at most 1")
+
+    def count(self, num_sequences: int) -> int:
+        """How many sequences become questions."""
+        return max(1, round(self.share * num_sequences))
+
+
+def with_questions(
+    ids: Tensor,
+    tokenizer: Any,
+    questions: Questions,
+    answer: Answer,
+    progress: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    """Replace some of the sequences by questions with a teacher's answers.
+
+    The answers are the teacher's own, as in sequence-level distillation (Kim and Rush 2016, arXiv
+    1606.07947): after right answers in words that it would not use, a teacher may be wrong about what
+    follows. A question is as long as fits with the task's room for an answer behind it; in front of it the
+    sequence's own text stays.
 
     Args:
         ids: [n, T] int64
         tokenizer: the student's.
-        tasks: such as "niah_single_2,vt:hops=2", in turns (see `modicum.tasks`).
-        share: above 0, at most 1.
+        answer: gives a teacher's greedy answers.
+        progress: called with questions answered, and in all.
 
     Raises:
-        InputError: a task is not known or needs longer sequences, or the share is out of range.
+        InputError: a task is not known or needs longer sequences.
     """
-    if not 0 < share <= 1:
-        raise InputError(f"the share of questions is {share}: give one above 0 and at most 1")
-    kinds = parse_task(tasks)
-    length, num = ids.shape[1], max(1, round(share * len(ids)))
-    rows = ids.clone()
-    for index in range(num):
-        task = kinds[index % len(kinds)]
-        sample = task.sample(index // len(kinds), length, tokenizer, seed + _TRAINING_SEED)
-        answer = ", ".join(sample.answers)
-        text = f"{sample.context}{sample.question} {answer}"
-        row = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-length:]
-        rows[index, length - len(row) :] = torch.tensor(row)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    kinds = parse_task(questions.tasks)
+    length, num = ids.shape[1], questions.count(len(ids))
+    tell = progress or (lambda *_: None)
+    rows, done = ids.clone(), 0
+    tell(done, num)
+    # Questions of one task stand in a batch, as they have the same room for answers.
+    for kind, task in enumerate(kinds):
+        indices = range(kind, num, len(kinds))
+        for start in range(0, len(indices), _BATCH):
+            batch = indices[start : start + _BATCH]
+            seed = questions.seed + _TRAINING_SEED
+            samples = [task.sample(index // len(kinds), length, tokenizer, seed) for index in batch]
+            prompts = [list(tokenizer(x.context + x.question, verbose=False)["input_ids"]) for x in samples]
+            answers = answer(prompts, samples[0].max_new_tokens)
+            for index, prompt, told in zip(batch, prompts, answers, strict=True):
+                row = (prompt + told)[-length:]
+                rows[index, length - len(row) :] = torch.tensor(row)
+            done += len(batch)
+            tell(done, num)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(questions.seed))
     return rows[order]
 
 

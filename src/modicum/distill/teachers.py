@@ -23,12 +23,14 @@ class Teachers:
     Attributes:
         digests: of each one's weights.
         num_classes: tokens of the vocabulary, as many as a model gives logits.
+        answer: greedy answers of the first one.
         ensemble: their mean; for ids [n, T] it gives probabilities [n, T - 1, C], of each token but the
         first.
     """
 
     digests: tuple[str, ...]
     num_classes: int
+    answer: sequences.Answer
     ensemble: Ensemble
 
 
@@ -46,10 +48,10 @@ def open_teachers(
         ModelError: a teacher cannot be loaded, or has another vocabulary than the student or another teacher.
     """
     digests, widths = [], []
-    kept: Classifier | None = None
+    kept: list[Any] = []
     for name in names:
         # In a call of its own, so that one model is gone before the next is loaded.
-        digest, width, reader = _open(name, tokenizer, ids, device)
+        digest, width, model = _open(name, tokenizer, ids, device)
         digests.append(digest)
         widths.append(width)
         if width != widths[0]:
@@ -57,15 +59,22 @@ def open_teachers(
                 f"teacher {names[0]} gives logits for {widths[0]:,} tokens, {name} for {width:,}: give "
                 "teachers of one vocabulary"
             )
-        kept = reader if len(names) == 1 else None
-        del reader
+        if len(names) == 1:
+            kept.append(model)
+        del model
     loaders: list[Callable[[], Classifier]] = [_loader(name, device) for name in names]
-    ensemble = Ensemble(loaders, temperature) if kept is None else Ensemble.of([kept], temperature)
-    return Teachers(tuple(digests), widths[0] if widths else 0, ensemble)
+    if kept:
+        loaders = [lambda: _reader(kept[0])]
+
+    def answer(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        first = kept[0] if kept else load(names[0], device=device)[0]
+        return _answers(first, tokenizer, prompts, max_new_tokens)
+
+    return Teachers(tuple(digests), widths[0], answer, Ensemble(loaders, temperature))
 
 
-def _open(name: str, tokenizer: Any, ids: Tensor, device: str) -> tuple[str, int, Classifier]:
-    """A checked teacher: the digest of its weights, how many logits it gives, and what gives them."""
+def _open(name: str, tokenizer: Any, ids: Tensor, device: str) -> tuple[str, int, Any]:
+    """A checked teacher: the digest of its weights, how many logits it gives, and its model."""
     model, own = load(name, device=device)
     _check_vocabulary(name, own, tokenizer, ids)
     digest = weights_digest(model)
@@ -74,7 +83,7 @@ def _open(name: str, tokenizer: Any, ids: Tensor, device: str) -> tuple[str, int
             f"the weights of {name} cannot be read here, so that its targets could not be told from "
             "another teacher's: give a model whose weights are in memory"
         )
-    return digest, _width(model), _reader(model)
+    return digest, _width(model), model
 
 
 def _width(model: Any) -> int:
@@ -91,6 +100,20 @@ def _reader(model: Any) -> Classifier:
         return logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
 
     return read
+
+
+@torch.no_grad()
+def _answers(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[list[int]]:
+    padded = tokenizer.pad({"input_ids": [list(prompt) for prompt in prompts]}, return_tensors="pt")
+    given = {name: padded[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    out = model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
+    answers: list[list[int]] = []
+    for row in out[:, given["input_ids"].shape[1] :].tolist():
+        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+        answers.append(row[:end])
+    return answers
 
 
 def _check_vocabulary(name: str, teacher: Any, student: Any, ids: Tensor) -> None:
