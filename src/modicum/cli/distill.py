@@ -50,7 +50,7 @@ def distill(
     temperature: Annotated[float, typer.Option(help="Divides teacher's and student's logits.")] = 1.0,
     epochs: Annotated[int, typer.Option(help="How often each sequence is learned from.")] = 3,
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 8,
-    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 3e-4,
+    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-4,
     sequences: Annotated[
         int | None, typer.Option(help="To learn from; by default all that the text has.", show_default=False)
     ] = None,

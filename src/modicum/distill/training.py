@@ -39,7 +39,7 @@ class TrainingSettings:
 
     epochs: int = 3
     batch: int = 8
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     warmup: float = 0.1
     max_norm: float = 1.0
     hard_weight: float = 0.25
