@@ -48,7 +48,7 @@ def distill(
     bits: Annotated[int, typer.Option(help="Of a recorded probability: 8 or 16.")] = 16,
     hard_weight: Annotated[float, typer.Option(help="Weight of the text's own tokens, 0 to 1.")] = 0.25,
     temperature: Annotated[float, typer.Option(help="Divides teacher's and student's logits.")] = 1.0,
-    epochs: Annotated[int, typer.Option(help="How often each sequence is learned from.")] = 3,
+    epochs: Annotated[int, typer.Option(help="How often each sequence is learned from.")] = 1,
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 8,
     rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-4,
     sequences: Annotated[

@@ -37,7 +37,7 @@ class TrainingSettings:
         InputError: a value is out of range.
     """
 
-    epochs: int = 3
+    epochs: int = 1
     batch: int = 8
     learning_rate: float = 1e-4
     warmup: float = 0.1
