@@ -471,6 +471,8 @@ def test_ctrl_c_leaves_the_recording_and_a_checkpoint(students: Path, tmp_path: 
         (["--teacher", "nobody"], "there is no model 'nobody'"),
         (["--student", "nobody"], "there is no model 'nobody'"),
         (["--tasks", "nonsense"], "nonsense"),
+        (["--tasks", "text"], "text asks no questions"),
+        (["--tasks", "vt", "--task-share", "0"], "the share of questions is 0"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], message: str, students: Path, tmp_path: Path) -> None:

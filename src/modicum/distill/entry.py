@@ -26,7 +26,6 @@ from modicum.distill.training import TrainingSettings, train
 from modicum.distill.writer import TargetsWriter
 from modicum.errors import InputError, ModelError
 from modicum.kv.fingerprint import weights_digest
-from modicum.tasks.expression import parse_task
 from modicum.weights.calibration import length_for
 from modicum.weights.new_folder import STATE, check_new
 from modicum.weights.perplexity import perplexity
@@ -226,7 +225,7 @@ def _windows(student: Student, texts: Sequence[str], settings: DistillSettings) 
             "length between them"
         )
     if settings.questions is not None:
-        parse_task(settings.tasks)  # before a teacher is loaded
+        settings.questions.parse()  # before a teacher is loaded
     if settings.sequences is not None and settings.sequences < 1:
         raise InputError(f"sequences is {settings.sequences}: give 1 or more")
     return sequences.split(texts, student.tokenizer, settings.sequences, length, settings.seed)

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from modicum.errors import InputError
 from modicum.tasks.expression import parse_task
+from modicum.tasks.sample import Task
 from modicum.weights import calibration
 
 _TRAINING_SEED = 1_000_003
 """Added to the seed of generated questions, so that an evaluation with a small seed asks others."""
-_BATCH = 8
-"""Questions that are answered at a time."""
-
 Answer = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
 """Gives greedy answers of at most so many tokens to prompts of tokens."""
 
@@ -69,6 +67,20 @@ class Questions:
         if not 0 < self.share <= 1:
             raise InputError(f"the share of questions is {self.share}: give one above 0 and at most 1")
 
+    def parse(self) -> list[Task]:
+        """The tasks.
+
+        Raises:
+            InputError: one is not known, or asks nothing.
+        """
+        found = parse_task(self.tasks)
+        for task in found:
+            if task.metric == "loss":
+                raise InputError(
+                    f"{task.name} asks no questions: give a task with answers, such as niah_single_2"
+                )
+        return found
+
     def count(self, num_sequences: int) -> int:
         """How many sequences become questions."""
         return max(1, round(self.share * num_sequences))
@@ -97,25 +109,23 @@ def with_questions(
     Raises:
         InputError: a task is not known or needs longer sequences.
     """
-    kinds = parse_task(questions.tasks)
+    kinds = questions.parse()
     length, num = ids.shape[1], questions.count(len(ids))
     tell = progress or (lambda *_: None)
     rows, done = ids.clone(), 0
     tell(done, num)
-    # Questions of one task stand in a batch, as they have the same room for answers.
+    seed = questions.seed + _TRAINING_SEED
+    # Questions of one task are answered together, as they have the same room for answers.
     for kind, task in enumerate(kinds):
         indices = range(kind, num, len(kinds))
-        for start in range(0, len(indices), _BATCH):
-            batch = indices[start : start + _BATCH]
-            seed = questions.seed + _TRAINING_SEED
-            samples = [task.sample(index // len(kinds), length, tokenizer, seed) for index in batch]
-            prompts = [list(tokenizer(x.context + x.question, verbose=False)["input_ids"]) for x in samples]
-            answers = answer(prompts, samples[0].max_new_tokens)
-            for index, prompt, told in zip(batch, prompts, answers, strict=True):
-                row = (prompt + told)[-length:]
-                rows[index, length - len(row) :] = torch.tensor(row)
-            done += len(batch)
-            tell(done, num)
+        samples = [task.sample(index // len(kinds), length, tokenizer, seed) for index in indices]
+        prompts = [list(tokenizer(x.context + x.question, verbose=False)["input_ids"]) for x in samples]
+        answers = answer(prompts, samples[0].max_new_tokens) if samples else []
+        for index, prompt, told in zip(indices, prompts, answers, strict=True):
+            row = (prompt + told)[-length:]
+            rows[index, length - len(row) :] = torch.tensor(row)
+        done += len(indices)
+        tell(done, num)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(questions.seed))
     return rows[order]
 

@@ -15,6 +15,9 @@ from modicum.errors import ModelError
 from modicum.kv.fingerprint import weights_digest
 from modicum.loading import load
 
+_BATCH = 8
+"""Questions that are answered at a time."""
+
 
 @dataclass(frozen=True)
 class Teachers:
@@ -106,13 +109,15 @@ def _reader(model: Any) -> Classifier:
 def _answers(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    padded = tokenizer.pad({"input_ids": [list(prompt) for prompt in prompts]}, return_tensors="pt")
-    given = {name: padded[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    out = model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
     answers: list[list[int]] = []
-    for row in out[:, given["input_ids"].shape[1] :].tolist():
-        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
-        answers.append(row[:end])
+    for start in range(0, len(prompts), _BATCH):
+        some = [list(prompt) for prompt in prompts[start : start + _BATCH]]
+        padded = tokenizer.pad({"input_ids": some}, return_tensors="pt")
+        given = {name: padded[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        out = model.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
+        for row in out[:, given["input_ids"].shape[1] :].tolist():
+            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+            answers.append(row[:end])
     return answers
 
 
