@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ModicumError,
         PolicyError,
         SnapshotError,
+        TargetsError,
     )
     from modicum.generation.generate import Generation, generate, prefill, stream
     from modicum.kv.budget import Budget
@@ -66,6 +67,7 @@ _HOMES = {
         "ModicumError",
         "PolicyError",
         "SnapshotError",
+        "TargetsError",
     ),
     "generation.generate": ("Generation", "generate", "prefill", "stream"),
     "kv.registration": ("attach", "detach"),
@@ -158,6 +160,7 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "InputError",
     "CacheError",
     "SnapshotError",
+    "TargetsError",
 ]
 
 

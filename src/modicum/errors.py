@@ -25,5 +25,9 @@ class CacheError(ModicumError, RuntimeError):
     """A cache used in a way it cannot serve, or whose integrity is broken."""
 
 
+class TargetsError(ModicumError, ValueError):
+    """Recorded targets that are incomplete, damaged, of another teacher or text, or of a newer format."""
+
+
 class SnapshotError(ModicumError, ValueError):
     """A saved cache or saved head scores that are truncated, corrupted, foreign or of a newer format."""

@@ -7,11 +7,14 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modicum.errors import InputError
+
+if TYPE_CHECKING:
+    from modicum.weights.progress import Progress as StageProgress
 
 
 def complain(line: str) -> None:
@@ -72,6 +75,25 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
+
+
+@contextmanager
+def progress_bar() -> Iterator[StageProgress]:
+    """A progress bar on stderr, once there is progress to tell of."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with ExitStack() as stack:
+        bar: Bar | None = None
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(Bar(console=Console(stderr=True), transient=True))
+                bar.add_task("")
+            bar.update(bar.task_ids[0], description=what, completed=done, total=total)
+
+        yield tell
 
 
 def read_text(path: Path) -> str:

@@ -6,18 +6,17 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modicum.cli.console import complain, load, print_json, print_table
+from modicum.cli.console import complain, load, print_json, print_table, progress_bar
 from modicum.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
 from modicum.errors import InputError, ModicumError
 
 if TYPE_CHECKING:
-    from modicum.weights.progress import Progress
     from modicum.weights.prune import PruneReport
 
 _SETTING = re.compile(
@@ -84,7 +83,7 @@ def prune(
     with _settings_as_options():
         ids = calibrate.tokens(texts, tokenizer, sequences, size, seed, held)
     before = perplexity(lm, ids[sequences:])
-    with _settings_as_options(), _bar() as progress:
+    with _settings_as_options(), progress_bar() as progress:
         found = run(
             lm,
             ids[:sequences],
@@ -141,25 +140,6 @@ def _settings_as_options() -> Iterator[None]:
         yield
     except ModicumError as error:
         raise type(error)(_SETTING.sub(r"--\1 \2", str(error))) from error
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    """A progress bar on stderr, once there is progress to tell of."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with ExitStack() as stack:
-        bar: Bar | None = None
-
-        def tell(what: str, done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = stack.enter_context(Bar(console=Console(stderr=True), transient=True))
-                bar.add_task("")
-            bar.update(bar.task_ids[0], description=what, completed=done, total=total)
-
-        yield tell
 
 
 def _share(error: float | None) -> str:

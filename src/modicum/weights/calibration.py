@@ -47,9 +47,15 @@ def length_for(model: PreTrainedModel) -> int:
 
 
 def tokens(
-    text: str | Sequence[str], tokenizer: Any, sequences: int, length: int, seed: int = 0, held: int = 0
+    text: str | Sequence[str],
+    tokenizer: Any,
+    sequences: int | None,
+    length: int,
+    seed: int = 0,
+    held: int = 0,
 ) -> Tensor:
-    """[sequences + held, length] windows of the text, without overlap, chosen by the seed.
+    """[sequences + held, length] windows of the text, without overlap, chosen by the seed; all there are
+    for sequences=None.
 
     Raises:
         InputError: the text has fewer tokens than one window for each sequence.
@@ -58,7 +64,7 @@ def tokens(
     ids: list[int] = []
     for part in parts:
         ids += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-    number = sequences + held
+    number = len(ids) // length if sequences is None else sequences + held
     if len(ids) < number * length:
         more = f" and {held} to measure perplexity on" if held else ""
         shorter = len(ids) // number

@@ -54,24 +54,41 @@ def save(
     check_format(format)
     _check_report(report, plain)
     with new_files(Path(folder)) as staged:
-        if format == "packed":
-            about = {"method": report.method, "pattern": report.pattern, "sparsity": report.sparsity}
-            packed.write(staged, plain, report.masks, about)
-            plain.config.save_pretrained(staged)
-        else:
-            _write_dense(staged, plain)
-        _write_generation_config(staged, plain)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(staged)
-            _copy_vocabulary(staged, tokenizer)
-        files = list(staged.glob("*.safetensors"))
-        for file in files:  # safetensors lets nobody but the owner read it
-            shutil.copymode(staged / CONFIG, file)
-        nbytes = sum(file.stat().st_size for file in files)
+        about = {"method": report.method, "pattern": report.pattern, "sparsity": report.sparsity}
+        nbytes = write_model(staged, plain, tokenizer, format, report.masks, about)
         told = {**(details or {}), "format": format, "file_bytes": nbytes}
         told |= {"packed_bytes": nbytes if format == "packed" else None, **report.to_dict()}
         (staged / REPORT).write_text(json.dumps(told, indent=1, default=str) + "\n", encoding="utf-8")
     return nbytes
+
+
+def write_model(
+    staged: Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    format: str,
+    masks: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+) -> int:
+    """Write weights, configuration and tokenizer to a folder that is there; the bytes of the weights' files.
+
+    Args:
+        masks: of a packed file, by the parameters' names.
+        about: more entries for its header.
+    """
+    if format == "packed":
+        packed.write(staged, model, masks, dict(about))
+        model.config.save_pretrained(staged)
+    else:
+        _write_dense(staged, model)
+    _write_generation_config(staged, model)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(staged)
+        _copy_vocabulary(staged, tokenizer)
+    files = list(staged.glob("*.safetensors"))
+    for file in files:  # safetensors lets nobody but the owner read it
+        shutil.copymode(staged / CONFIG, file)
+    return sum(file.stat().st_size for file in files)
 
 
 def check_format(format: str) -> None:

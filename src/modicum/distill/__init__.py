@@ -1,0 +1,81 @@
+"""Distillation: a student learns from the most probable classes of a teacher, recorded once.
+
+After "Essence Knowledge Distillation for Speech Recognition" (Yang et al. 2019, arXiv 1906.10834), of which
+we could read the abstract: what it leaves open is our reading, and each file says so. The names below load
+when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modicum.distill.code import ProbabilityCode
+    from modicum.distill.ctc import CTCBatch, CTCFrames, ctc_essence_loss
+    from modicum.distill.ensemble import Ensemble
+    from modicum.distill.entry import DistillReport, DistillSettings, distill
+    from modicum.distill.essence import Essence, SoftTarget
+    from modicum.distill.header import TargetsHeader
+    from modicum.distill.loss import essence_loss
+    from modicum.distill.recording import record
+    from modicum.distill.rule import Mass, Threshold, TopK, parse_rule
+    from modicum.distill.student import Student
+    from modicum.distill.targets import SparseTargets, TargetsStatistics
+    from modicum.distill.training import TrainingSettings, train
+    from modicum.distill.writer import TargetsWriter
+
+_HOMES = {
+    "code": ("ProbabilityCode",),
+    "ctc": ("CTCBatch", "CTCFrames", "ctc_essence_loss"),
+    "ensemble": ("Ensemble",),
+    "entry": ("DistillReport", "DistillSettings", "distill"),
+    "essence": ("Essence", "SoftTarget"),
+    "header": ("TargetsHeader",),
+    "loss": ("essence_loss",),
+    "recording": ("record",),
+    "rule": ("Mass", "Threshold", "TopK", "parse_rule"),
+    "student": ("Student",),
+    "targets": ("SparseTargets", "TargetsStatistics"),
+    "training": ("TrainingSettings", "train"),
+    "writer": ("TargetsWriter",),
+}
+_HOME = {name: f"modicum.distill.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022  # in the order of the reader's interest
+    "distill",
+    "DistillSettings",
+    "DistillReport",
+    "TopK",
+    "Threshold",
+    "Mass",
+    "parse_rule",
+    "Essence",
+    "SoftTarget",
+    "essence_loss",
+    "ctc_essence_loss",
+    "CTCBatch",
+    "CTCFrames",
+    "Ensemble",
+    "SparseTargets",
+    "TargetsStatistics",
+    "TargetsHeader",
+    "TargetsWriter",
+    "ProbabilityCode",
+    "record",
+    "Student",
+    "TrainingSettings",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'modicum.distill' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,185 @@
+"""Training: a student learns from recorded targets and its text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modicum.distill.checkpoint import Progressed, TrainingCheckpoint
+from modicum.distill.essence import Tail, check_tail
+from modicum.distill.loss import check_loss, essence_loss
+from modicum.distill.student import Student
+from modicum.distill.targets import SparseTargets
+from modicum.errors import InputError, ModelError, TargetsError
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a student is trained: Adam, a rate that rises linearly and falls with a cosine, gradients clipped.
+
+    Attributes:
+        epochs: how often each sequence is learned from.
+        batch: sequences of a step.
+        learning_rate: the highest.
+        warmup: share of the steps in which the rate rises.
+        max_norm: gradients whose norm over all weights is larger are scaled to it.
+        hard_weight: λ, the weight of the text's own tokens beside the teacher's (see `essence_loss`).
+        tail: what becomes of probability that was not kept (see `Tail`). "renormalize" teaches a student
+            to be surer than its teacher where much was not kept, as with 16 tokens of a vocabulary.
+        save_every: steps between checkpoints.
+        seed: of the order of sequences.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    epochs: int = 1
+    batch: int = 8
+    learning_rate: float = 1e-4
+    warmup: float = 0.1
+    max_norm: float = 1.0
+    hard_weight: float = 0.25
+    tail: Tail = "bin"
+    save_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_loss(self.hard_weight, 1.0)
+        check_tail(self.tail)
+        for name in ("epochs", "batch", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
+        for name in ("learning_rate", "max_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}: give a number above 0")
+        if not 0 <= self.warmup <= 1:
+            raise InputError(f"warmup is {self.warmup}: give a share from 0 to 1")
+
+    def num_steps(self, num_sequences: int) -> int:
+        """Steps in all; an epoch's last batch may be smaller."""
+        return self.epochs * math.ceil(num_sequences / self.batch)
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising = max(1, round(self.warmup * num_steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        done = (step - rising) / max(1, num_steps - rising)
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+    def rows(self, step: int, num_sequences: int) -> Tensor:
+        """The sequences [b] of a step: each epoch has them in an order of its own."""
+        steps = math.ceil(num_sequences / self.batch)
+        epoch, number = divmod(step, steps)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(num_sequences, generator=generator)
+        return order[number * self.batch : (number + 1) * self.batch]
+
+
+class _LossError(ModelError):
+    """The loss is not a number: what the training has made of the student is worth nothing."""
+
+
+def train(
+    student: Student,
+    ids: Tensor,
+    targets: SparseTargets,
+    settings: TrainingSettings,
+    *,
+    checkpoint: TrainingCheckpoint | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[float]:
+    """Train a student in place; its removed weights stay exactly 0.
+
+    Gradients of removed weights are set to 0 before they are clipped and before Adam sees them, so that its
+    moments and its steps for them are 0.
+
+    Args:
+        ids: [n, T] int64, the sequences that were recorded.
+        targets: of their n·(T - 1) tokens but the first of each.
+        checkpoint: written every so many steps, and on an error or Ctrl-C; a training that has one goes on
+            from there, and gives what it would have given without a stop.
+        progress: called with steps done, and in all.
+
+    Returns:
+        The loss of each step, in nats per token.
+
+    Raises:
+        TargetsError: the targets are of other sequences.
+        ModelError: the loss is not a number, or a checkpoint cannot be written.
+        InputError: the checkpoint is of another training.
+    """
+    frames = ids.shape[1] - 1
+    if len(targets) != len(ids) * frames:
+        raise TargetsError(
+            f"{targets.folder} holds targets of {len(targets):,} tokens, and {len(ids):,} sequences have "
+            f"{len(ids) * frames:,}: record targets of these sequences"
+        )
+    model, removed = student.model, student.removed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    progressed = Progressed() if checkpoint is None else checkpoint.load(model, optimizer)
+    total = settings.num_steps(len(ids))
+    tell = progress or (lambda *_: None)
+    tell(progressed.step, total)
+    is_whole = True  # but while the optimizer moves weights
+    saved = progressed.step
+    try:
+        while progressed.step < total:
+            rows = settings.rows(progressed.step, len(ids))
+            loss = _backward(student, ids[rows], rows, targets, settings)
+            if not math.isfinite(loss):
+                raise _LossError(
+                    f"the loss of step {progressed.step + 1} is {loss}: give a lower learning rate than "
+                    f"{settings.learning_rate:g}"
+                )
+            for parameter, is_removed in removed:
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(is_removed, 0.0)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate(progressed.step, total)
+            is_whole = False
+            optimizer.step()
+            optimizer.zero_grad()
+            progressed.step += 1
+            progressed.losses.append(loss)
+            is_whole = True
+            if checkpoint is not None and progressed.step - saved >= settings.save_every:
+                checkpoint.save(model, optimizer, progressed)
+                saved = progressed.step
+            tell(progressed.step, total)
+    except BaseException as error:
+        if checkpoint is not None and isinstance(error, _LossError):
+            checkpoint.remove()
+        elif checkpoint is not None and is_whole and progressed.step > saved:
+            checkpoint.save(model, optimizer, progressed)
+        raise
+    if checkpoint is not None and progressed.step > saved:  # where the student cannot be written, this stays
+        checkpoint.save(model, optimizer, progressed)
+    return progressed.losses
+
+
+def _backward(
+    student: Student, ids: Tensor, rows: Tensor, targets: SparseTargets, settings: TrainingSettings
+) -> float:
+    """Add the gradients of a batch, ids [b, T]; its loss."""
+    frames = ids.shape[1] - 1
+    device = next(student.model.parameters()).device
+    ids = ids.to(device)
+    logits = student.model(ids, use_cache=False).logits[:, :-1]
+    loss = logits.new_zeros(())
+    for row, one, labels in zip(rows.tolist(), logits, ids[:, 1:], strict=True):
+        target = targets.read(row * frames, (row + 1) * frames).target(settings.tail)
+        loss = loss + essence_loss(
+            one,
+            target,
+            labels,
+            hard_weight=settings.hard_weight,
+            temperature=targets.header.temperature,
+        ) / len(rows)
+    loss.backward()
+    return float(loss.detach())
