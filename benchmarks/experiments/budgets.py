@@ -33,6 +33,8 @@ import modicum
 from modicum.evaluation.summary import confidence
 from modicum.generation.inputs import Block
 from modicum.generation.reader import Reader
+from modicum.kv.cache import use_head_scores
+from modicum.kv.heads import probe
 from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 
@@ -160,6 +162,8 @@ def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
     hidden_in = "" if haystack is None else Path(haystack).stem
     text = "" if haystack is None else f",haystack={json.dumps(haystack)}"
     wide = model.dtype.itemsize / 2
+    if asked.group == "papers":  # RazorAttention's default probe takes minutes on a real model
+        use_head_scores(model, probe(model, tokens=400, seeds=(0,), exclude=tokenizer.all_special_ids))
     done = {(*row.key, row.context) for row in read(path)}
     for first in range(0, contexts, BATCH):
         for task in asked.tasks:
