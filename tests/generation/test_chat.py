@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import modicum
 from modicum.cli import app
+from modicum.cli.run import _task_sample
 from modicum.compat import cache_kwargs
 from modicum.errors import InputError
 from modicum.evaluation.runner import Prompt
@@ -368,3 +369,10 @@ def test_the_command_line_has_the_template_on_and_raw_off(model: Any, tmp_path: 
         )
         for one in (told, *told["full"]):
             assert (one["prompt_tokens"], one["tokens"]) == (expected.prompt_tokens, expected.tokens)
+
+
+def test_a_task_begins_the_answer_itself_only_where_there_is_no_turn_for_it() -> None:
+    for template, raw, begins in ((None, False, True), (CHATML, False, False), (CHATML, True, True)):
+        _, question, answers = _task_sample("niah_single_1:max_new_tokens=8", 1500, letters(template), raw)
+        assert question.endswith(" is") == begins
+        assert len(answers) == 1
