@@ -336,8 +336,8 @@ def test_a_text_may_say_what_a_template_says(model: Any, read: Any) -> None:
     assert read()[0] == written(tokenizer, [user(text)]) + answer.tokens
 
 
-def test_evaluation_reads_samples_as_they_are() -> None:
-    """Prompts of tasks are raw: their results are compared with those of base models."""
+def test_a_raw_evaluation_reads_samples_as_they_are() -> None:
+    """As base models do, with whose results they may be compared."""
     tokenizer = letters(CHATML)
     sample = Sample(
         task="t",
@@ -348,7 +348,7 @@ def test_evaluation_reads_samples_as_they_are() -> None:
         metric="contains",
         max_new_tokens=5,
     )
-    prompt = Prompt.of(sample, zoo.shared("llama"), tokenizer)
+    prompt = Prompt.of(sample, zoo.shared("llama"), tokenizer, raw=True)
     assert prompt.context == tokenizer("A bear.")["input_ids"]
     assert prompt.question == tokenizer("Who?", add_special_tokens=False)["input_ids"]
 

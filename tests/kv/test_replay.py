@@ -180,7 +180,8 @@ def test_a_prompt_is_read_under_the_bound_and_scored_by_second_readings(policy: 
     check_limits(cache)
     assert cache.seen > 4 * 48
     assert cache.budget_nbytes < cache.peak_nbytes <= cache.budget_nbytes + room(cache)
-    own = BudgetCache(model, policy, 48, chunk=32, recent=4, length=cache.seen)
+    length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    own = BudgetCache(model, policy, 48, chunk=32, recent=4, length=length)
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     assert ids.shape[1] == cache.seen
     for start, stop in cuts(ids.shape[1], 16):

@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 
 from modicum.errors import CacheError, ModicumError, SnapshotError
 from modicum.kv.budget import Budget
-from modicum.kv.fingerprint import difference
+from modicum.kv.fingerprint import Checksums, difference, weight_checksums
 from modicum.kv.layer import BudgetLayer
 from modicum.kv.offload import execution_device
 from modicum.kv.recurrent import RecurrentLayer
+from modicum.kv.shape import Shape
 from modicum.kv.unwrap import unwrap
 from modicum.kv.window import WindowLayer
 
@@ -103,8 +104,9 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
             header |= {"positions": "original", "store": "model"}
         how = {key: header[key] for key in ("positions", "store")}
         budget = Budget(**header["budget"])
+        # First of all: what a policy lacks in another model's place is not what is wrong.
+        _check_model(path, header, Shape.of(model).to_json(), weight_checksums(model))
         cache = cls(model, header["policy"], budget, _slots=header["capacities"], **how)
-        _check_model(path, header, cache)
         if header["capacities"] != cache.plan.capacities or header["streaming"] != cache.plan.streaming:
             raise SnapshotError(
                 f"{path} was saved with other slots per head: use the same head scores as then"
@@ -131,9 +133,9 @@ def load(cls: type[C], path: Path, model: PreTrainedModel) -> C:
     return cache
 
 
-def _check_model(path: Path, header: dict[str, Any], cache: BudgetCache) -> None:
-    """Raise unless the file was saved with this model, and with the weights that it has now."""
-    wanted, have = header["shape"], cache.shape.to_json()
+def _check_model(path: Path, header: dict[str, Any], have: dict[str, Any], weights: Checksums) -> None:
+    """Raise unless the file was saved with the model of this shape, and with the weights that it has now."""
+    wanted = header["shape"]
     for key, what in (
         ("model_type", "model type"),
         ("layers", "attention layers"),
@@ -146,7 +148,7 @@ def _check_model(path: Path, header: dict[str, Any], cache: BudgetCache) -> None
             raise SnapshotError(
                 f"{path} was saved with another model: its {what} differ{shown}; load that model"
             )
-    name = None if header["format"] < 3 else difference(header["weights"], cache.weights)
+    name = None if header["format"] < 3 else difference(header["weights"], weights)
     if name is not None:
         index, matrix = name.split(".", 1)
         raise SnapshotError(
