@@ -12,7 +12,7 @@ from modicum.errors import ModelError
 from modicum.kv.layer_shape import LayerShape
 from modicum.kv.offload import offloaded_value
 
-_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 
 
 def output_weight(module: torch.nn.Module, shape: LayerShape, device: torch.device, who: str) -> Tensor:
@@ -26,7 +26,7 @@ def output_weight(module: torch.nn.Module, shape: LayerShape, device: torch.devi
             f"{who} needs the output projection of values, and {type(module).__name__} keeps latents in "
             "their place: use another policy"
         )
-    for name in _PROJECTIONS:
+    for name in PROJECTIONS:
         projection: Any = getattr(module, name, None)
         weight = getattr(projection, "weight", None)
         if isinstance(weight, Tensor) and weight.is_meta:
@@ -37,5 +37,5 @@ def output_weight(module: torch.nn.Module, shape: LayerShape, device: torch.devi
             return inputs_first.reshape(shape.kv_heads, shape.group, shape.value_dim, -1)
     raise ModelError(
         f"{who} needs the output projection, and {type(module).__name__} has none by the names "
-        f"{', '.join(_PROJECTIONS)} that is a plain matrix: use another policy"
+        f"{', '.join(PROJECTIONS)} that is a plain matrix: use another policy"
     )

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from modicum.kv.output_weight import PROJECTIONS
+
 
 @contextmanager
 def residual_norms(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
@@ -30,9 +32,9 @@ def residual_norms(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
     hooks = [
         parent.register_forward_pre_hook(note(child.layer_idx), with_kwargs=True)
         for parent in model.modules()
-        if not isinstance(parent, nn.ModuleList)
         for child in parent.children()
-        if isinstance(getattr(child, "layer_idx", None), int) and not hasattr(parent, "layer_idx")
+        if isinstance(getattr(child, "layer_idx", None), int)
+        and any(hasattr(child, name) for name in PROJECTIONS)
     ]
     try:
         yield found
