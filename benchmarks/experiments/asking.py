@@ -19,7 +19,7 @@ import torch
 from modicum import BudgetCache
 from modicum.compat import cache_kwargs
 from modicum.evaluation.runner import as_turn
-from modicum.generation.chat import Chat
+from modicum.generation.chat import Chat, has_template
 from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.reader import Reader
@@ -71,7 +71,7 @@ def ruler(tokenizer: Any, task: str, count: int, length: int, seed: int, *, firs
     question are the user's turn, as in `modicum eval`; else questions end as the reference model's do.
     """
     (made,) = parse_task(task)
-    chat = Chat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
+    chat = Chat(tokenizer) if has_template(tokenizer) else None
     per = getattr(made, "questions", 1)
     contexts = []
     for context in range(first, first + count):

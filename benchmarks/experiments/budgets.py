@@ -154,13 +154,19 @@ def read(path: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def haystack_of(asked: argparse.Namespace) -> tuple[str, str]:
+    """Its name in rows, and its setting behind a task's others."""
+    if asked.haystack is None:
+        return "", ""
+    return Path(asked.haystack).stem, f",haystack={json.dumps(asked.haystack)}"
+
+
 def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
     """The rows that are missing, some contexts at a time, until there are all or the time is over."""
     end = time.monotonic() + 60 * asked.minutes
-    model_name, length, haystack = asked.model, asked.length, asked.haystack
+    model_name, length = asked.model, asked.length
     model, tokenizer = modicum.load(model_name, dtype=asked.dtype)
-    hidden_in = "" if haystack is None else Path(haystack).stem
-    text = "" if haystack is None else f",haystack={json.dumps(haystack)}"
+    hidden_in, text = haystack_of(asked)
     wide = model.dtype.itemsize / 2
     if asked.group == "papers":  # RazorAttention's default probe takes minutes on a real model
         use_head_scores(model, probe(model, tokens=400, seeds=(0,), exclude=tokenizer.all_special_ids))
@@ -205,11 +211,11 @@ def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
 def run_kvpress(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
     """The same contexts and questions through kvpress' presses, one shot, in its own environment."""
     model, tokenizer = modicum.load(asked.model, dtype=asked.dtype)
-    hidden_in = "" if asked.haystack is None else Path(asked.haystack).stem
-    text = "" if asked.haystack is None else f",haystack={json.dumps(asked.haystack)}"
-    known = {(row.task, row.policy) for row in read(path) if row.length == asked.length}
+    hidden_in, text = haystack_of(asked)
+    known = {(row.model, row.length, row.task, row.haystack, row.policy) for row in read(path)}
     for task in asked.tasks:
-        presses = [press for press in PRESSES if (task, f"kvpress: {press}") not in known]
+        where = (asked.model, asked.length, task, hidden_in)
+        presses = [press for press in PRESSES if (*where, f"kvpress: {press}") not in known]
         made = ruler(tokenizer, TASKS[task] + text, contexts, asked.length, 0)
         job = {
             "model": model.name_or_path,
@@ -238,10 +244,7 @@ def run_kvpress(asked: argparse.Namespace, contexts: int, path: Path) -> Iterato
                 for line in process.stdout:
                     told = json.loads(line)
                     yield Row(
-                        asked.model,
-                        asked.length,
-                        task,
-                        hidden_in,
+                        *where,
                         f"kvpress: {told['press']}",
                         "model",
                         f"{100 * told['share']:g}%",
@@ -355,7 +358,7 @@ def main() -> None:
                 f"{row.task} {row.policy} {row.store} {row.budget}: context {row.context}, {row.right:g}",
                 file=sys.stderr,
             )
-        haystack = "" if asked.haystack is None else Path(asked.haystack).stem
+        haystack, _ = haystack_of(asked)
         groups = [name for name in GROUPS if (name == "papers") == (asked.group == "papers")]
         text = results(read(path), asked.model, asked.length, haystack, groups)
         print(text)

@@ -178,11 +178,12 @@ def _context(prompt: str | None, path: Path | None, sample: bool, questions: lis
 
 def _task_sample(expression: str, length: int, tokenizer: Any, raw: bool) -> tuple[str, str, list[str]]:
     """The context, the question and the right answers of a task's first sample."""
+    from modicum.generation.chat import has_template
     from modicum.tasks import parse_task
 
     sample = parse_task(expression)[0].sample(0, length, tokenizer)
-    templated = not raw and getattr(tokenizer, "chat_template", None) is not None
-    return sample.context, sample.asked if templated else sample.question, list(sample.answers)
+    question = sample.asked if not raw and has_template(tokenizer) else sample.question
+    return sample.context, question, list(sample.answers)
 
 
 def _sampling(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:

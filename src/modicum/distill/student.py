@@ -137,8 +137,7 @@ class Student:
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast parameters, and no buffers: rotary frequencies would lose digits on the way to 16 bits and "
-    "back."""
+    """Cast parameters, and no buffers: rotary frequencies would lose digits in 16 bits."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 

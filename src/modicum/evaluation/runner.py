@@ -13,7 +13,7 @@ from modicum.errors import InputError
 from modicum.evaluation.allowance import Allowance
 from modicum.evaluation.grid import HIDDEN
 from modicum.evaluation.row import Cell, Row
-from modicum.generation.chat import Chat
+from modicum.generation.chat import Chat, has_template
 from modicum.generation.inputs import Block, encode
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.likelihood import log_likelihoods
@@ -63,7 +63,7 @@ class Prompt:
                 return []
             return encode(tokenizer, [text], "sample", special=special, vocabulary=size)[0]
 
-        plain = raw or sample.metric == "loss" or getattr(tokenizer, "chat_template", None) is None
+        plain = raw or sample.metric == "loss" or not has_template(tokenizer)
         context, question = sample.context, sample.question
         if not plain:
             context, question = as_turn(Chat(tokenizer), sample)

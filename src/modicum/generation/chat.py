@@ -237,6 +237,11 @@ def _check_messages(messages: Sequence[Any], what: str) -> list[Message]:
     return list(messages)
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer has a chat template."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
 def wanted(
     tokenizer: Any, chat: bool | None, rows: Sequence[Row], cache: BudgetCache | None, special: bool | None
 ) -> bool:
@@ -249,14 +254,14 @@ def wanted(
         raise InputError(
             f"chat is {chat!r}: give True, False, or None for what the tokenizer has a template for"
         )
-    has_template = getattr(tokenizer, "chat_template", None) is not None
+    is_templated = has_template(tokenizer)
     has_messages = any(not isinstance(row, str) for row in rows)
     is_foreign = cache is not None and cache.seen > 0 and Turn.of(cache) is None
     if has_messages and chat is False:
         raise InputError("messages came with chat=False: give text, or leave chat to None")
     if not (chat or has_messages):
-        return chat is None and has_template and special is None and not is_foreign
-    if not has_template:
+        return chat is None and is_templated and special is None and not is_foreign
+    if not is_templated:
         what = "messages came" if has_messages else "chat=True was given"
         raise InputError(f"{what}, and the tokenizer has no chat template: give text as the model expects it")
     if special is not None:

@@ -98,7 +98,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.numbering = check_numbering(positions)
         self.store = Store(store, self.numbering == "renumbered")
         self.shape = Shape.of(model)
-        self.policy = _settled(model, parse_policy(policy), self.shape)
+        self.policy, profile = _settled(model, parse_policy(policy), self.shape)
         self.budget = budget_for(
             self.policy, budget, chunk=chunk, n_sink=n_sink, recent=recent, evict_every=evict_every
         )
@@ -110,7 +110,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.store.check_policy(self.policy)
         # A saved cache has calibrated heads' slots itself, whatever the profile is by now.
         saved = _slots is not None and isinstance(self.policy, Calibrated)
-        heads = _slots if saved else _heads(model, self.policy)
+        heads = _slots if saved else profile or _heads(model, self.policy)
         self.plan: Plan = plan(self.shape, self.policy, self.budget, heads, self.store, length)
         if not self.shape.full:
             warnings.warn(
@@ -410,16 +410,18 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         return f"BudgetCache({self.policy}, budget={held}{how}, seen={self.seen}, nbytes={self.nbytes})"
 
 
-def _settled(model: PreTrainedModel, policy: Policy, shape: Shape) -> Policy:
-    """The policy, or what it names for models without the calibration that it needs."""
+def _settled(model: PreTrainedModel, policy: Policy, shape: Shape) -> tuple[Policy, HeadProfile | None]:
+    """The policy, or what it names for models without the calibration that it needs; and that calibration, if
+    it was looked up.
+    """
     if not isinstance(policy, Calibrated) or policy.otherwise is None:
-        return policy
+        return policy, None
     profile = _profile(model, policy)
     has_regression = False
     if profile is not None and policy.base.needs_regression and shape.full:
         with suppress(PolicyError, ModelError):
             has_regression = _scorer(model, policy, shape, profile) is not None
-    return policy.settled(profile is not None, has_regression)
+    return policy.settled(profile is not None, has_regression), profile
 
 
 def _heads(model: PreTrainedModel, policy: Policy) -> HeadScores | HeadProfile | None:
