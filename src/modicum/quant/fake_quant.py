@@ -53,7 +53,9 @@ class FakeQuantSettings:
         if not 1 <= self.limit <= 32_767:
             raise InputError(f"the limit is {self.limit}: give 1 to 32,767 (127 for int8)")
         if self.method not in get_args(RangeMethod):
-            raise InputError(f"the method is {self.method!r}: choose one of {', '.join(get_args(RangeMethod))}")
+            raise InputError(
+                f"the method is {self.method!r}: choose one of {', '.join(get_args(RangeMethod))}"
+            )
         if not 0 < self.momentum <= 1:
             raise InputError(f"the momentum is {self.momentum}: give a number above 0 and at most 1")
 
@@ -137,22 +139,25 @@ class FakeQuant(nn.Module):
             new = self.step + momentum * (new - self.step) if momentum < 1 else new
         self._set(new)
 
-    def integers(self, x: Tensor) -> Tensor:
-        """Whole numbers in [-Q, Q] with x's dtype; gradients pass straight through the rounding."""
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole numbers in [-Q, Q] with x's dtype, and s; x ≈ the one times the other.
+
+        Gradients pass straight through the rounding. Those of a learned step are multiplied by 1 / sqrt(N ·
+        Q).
+        """
         scale = self.scale
         if self.settings.method == "lsq":
-            scale = scale_gradient(scale, 1 / math.sqrt(x.numel() / max(scale.numel(), 1) * self.limit))
+            values_per_step = x.numel() / max(scale.numel(), 1)
+            scale = scale_gradient(scale, 1 / math.sqrt(max(values_per_step, 1) * self.limit))
         scaled = x * scale.reciprocal().to(x.dtype)
         if self.is_counting:
             self.counter.add(scaled.detach().round().abs() > self.limit)
-        return straight_round(scaled.clamp(-self.limit, self.limit))
+        return straight_round(scaled.clamp(-self.limit, self.limit)), scale.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """integers(x) · s."""
-        scale = self.scale
-        if self.settings.method == "lsq":
-            scale = scale_gradient(scale, 1 / math.sqrt(x.numel() / max(scale.numel(), 1) * self.limit))
-        return self.integers(x) * scale.to(x.dtype)
+        """x rounded to a multiple of s."""
+        integers, scale = self.quantize(x)
+        return integers * scale
 
     def extra_repr(self) -> str:
         """What print shows."""
@@ -199,7 +204,7 @@ class _StraightRound(torch.autograd.Function):
         return x.round()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch takes any number
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -210,5 +215,5 @@ class _ScaleGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # as above
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.factor, None

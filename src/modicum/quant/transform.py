@@ -1,8 +1,8 @@
 """Winograd transforms of one-dimensional convolution, exact in rational numbers.
 
 F(m, r) computes m outputs of a convolution with r taps by n = m + r - 1 products: y = Aᵀ[(G g) ⊙ (Bᵀ d)]
-(Winograd 1980; Lavin and Gray 2015, arXiv 1509.09308). The matrices follow from n - 1 interpolation points and
-infinity (Toom-Cook, transposed): with f_i = Π_{l≠i} (a_i - a_l),
+(Winograd 1980; Lavin and Gray 2015, arXiv 1509.09308). The matrices follow from n - 1 interpolation points
+and infinity (Toom-Cook, transposed): with f_i = Π_{l≠i} (a_i - a_l),
 
     Aᵀ[j, i] = a_i^j,   G[i, k] = a_i^k / f_i,   Bᵀ[i] = coefficients of Π_{l≠i} (x - a_l);
 
@@ -117,8 +117,8 @@ def winograd_transform(outputs: int, taps: int) -> WinogradTransform:
     number = outputs + taps - 2
     if min(outputs, taps) < 1 or not 1 <= number <= len(POINTS):
         raise InputError(
-            f"F({outputs},{taps}) needs {number} interpolation points, and there are 1 to {len(POINTS)}: give "
-            f"outputs and taps of at least 1 with outputs + taps of 3 to {len(POINTS) + 2}"
+            f"F({outputs},{taps}) needs {number} interpolation points, and there are 1 to {len(POINTS)}: "
+            f"give outputs and taps of at least 1 with outputs + taps of 3 to {len(POINTS) + 2}"
         )
     points = POINTS[:number]
     inputs, filters, columns = [], [], []
@@ -164,9 +164,7 @@ def _integral(transform: WinogradTransform) -> IntegralTransform:
     inputs = [_denominator(row) for row in transform.input]
     filters = [_denominator(row) for row in transform.filter]
     # Column i of Aᵀ is divided by what row i of Bᵀ and of G was multiplied by.
-    output = [
-        [x / (b * g) for x, b, g in zip(row, inputs, filters, strict=True)] for row in transform.output
-    ]
+    output = [[x / (b * g) for x, b, g in zip(row, inputs, filters, strict=True)] for row in transform.output]
     divisor = math.lcm(*(_denominator(row) for row in output))
     return IntegralTransform(
         tuple(tuple(int(x * b) for x in row) for row, b in zip(transform.input, inputs, strict=True)),

@@ -1,9 +1,9 @@
 """What a scheme of quantised convolution is.
 
 A layer quantises its input and its weights to integers, sums products exactly, and scales the sums. A scheme
-says what is quantised (samples or transformed tiles), with which scales, and how integers are summed. It holds
-no tensors and works on integers stored in any floating dtype: the training form gives it rounded numbers with
-gradients, the inference form integers.
+says what is quantised (samples or transformed tiles), with which scales, and how integers are summed. It
+holds no tensors and works on integers stored in any floating dtype: the training form gives it rounded
+numbers with gradients, the inference form integers.
 """
 
 from __future__ import annotations

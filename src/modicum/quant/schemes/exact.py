@@ -39,9 +39,20 @@ class ExactWinograd(WinogradScheme):
         inputs, weights = self.largest_input, self.largest_weight
         if inputs > INT16 or weights > INT16 or inputs * weights * channels > INT32:
             raise InputError(
-                f"{self} with weights of ±{self.weight_limit} and {channels} channels has transformed inputs up "
-                f"to {inputs:,}, weights up to {weights:,} and sums up to {inputs * weights * channels:,}, past "
-                "16 or 32 bits: lower the weights' limit, the channels or the tile"
+                f"{self} with weights of ±{self.weight_limit} and {channels} channels has transformed inputs "
+                f"up to {inputs:,}, weights up to {weights:,} and sums up to "
+               
+               
+               
+               
+               
+               
+               
+               
+               
+               
+                f"{inputs * weights * channels:,}, past 16 or 32 bits: lower the weights' limit, the channels
+                or the tile"
             )
 
     @property

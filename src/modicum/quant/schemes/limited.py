@@ -1,8 +1,8 @@
 """Scheme c: int8 samples of a range so small that the transform cannot leave int8.
 
-The input is quantised to ±Q₀, Q₀ = floor(127 / ‖Bᵀ‖_∞), so that V = Bᵀ q is int8 as it is. Transformed weights
-are quantised with one scale for each output channel. Transforms with halves and quarters (F(4, 5), F(6, 3))
-round V to whole numbers.
+The input is quantised to ±Q₀, Q₀ = floor(127 / ‖Bᵀ‖_∞), so that V = Bᵀ q is int8 as it is. Transformed
+weights are quantised with one scale for each output channel. Transforms with halves and quarters (F(4, 5),
+F(6, 3)) round V to whole numbers.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class RSQWinograd(RangeLimitedWinograd):
     After "INT8 Winograd Acceleration for Conv1D Equipped ASR Models Deployed on Mobile Devices" (Yao et al.
     2020, arXiv 2010.14841): RSQ training "expands the quantized numerical range and distils from
     high-precision values". The abstract gives no formula; this one is ours. The integer range of scheme c is
-    enlarged by α ≥ 1, Q = min(127, floor(α · Q₀)), and transformed inputs are clipped to int8. α = 1 is scheme c.
+    enlarged by α ≥ 1, Q = min(127, floor(α · Q₀)), and transformed inputs are clipped to int8. α = 1 is
+    scheme c.
 
     Raises:
         InputError: α is below 1 or not a number.

@@ -1,8 +1,8 @@
 """Scheme b: quantised after the transform, with a scale for each tap.
 
-V = Bᵀ d is computed in floating point and quantised with one scale for each of the n taps; U = G w with one for
-each tap and output channel. MNN (ConvInt8Winograd.cpp) and LoWino do so in two dimensions. Integer products of
-different taps have different scales, so they are scaled before Aᵀ joins them.
+V = Bᵀ d is computed in floating point and quantised with one scale for each of the n taps; U = G w with one
+for each tap and output channel. MNN (ConvInt8Winograd.cpp) and LoWino do so in two dimensions. Integer
+products of different taps have different scales, so they are scaled before Aᵀ joins them.
 """
 
 from __future__ import annotations
