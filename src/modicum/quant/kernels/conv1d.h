@@ -56,4 +56,5 @@ struct Kernels {
 const Kernels *portable_kernels();
 const Kernels *avx2_kernels();
 const Kernels *avx512vnni_kernels();
+const Kernels *neon_dotprod_kernels();
 const Kernels *neon_kernels();

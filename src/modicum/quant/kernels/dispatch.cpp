@@ -4,11 +4,12 @@
 namespace {
 
 struct Found {
-    const Kernels *best_first[4];
+    const Kernels *best_first[5];
     int count = 0;
 
     Found() {
-        const Kernels *candidates[4] = {avx512vnni_kernels(), avx2_kernels(), neon_kernels(), portable_kernels()};
+        const Kernels *candidates[5] = {avx512vnni_kernels(), avx2_kernels(), neon_dotprod_kernels(), neon_kernels(),
+                                        portable_kernels()};
         for (const Kernels *kernels : candidates)
             if (kernels) best_first[count++] = kernels;
     }

@@ -41,18 +41,8 @@ class ExactWinograd(WinogradScheme):
             raise InputError(
                 f"{self} with weights of ±{self.weight_limit} and {channels} channels has transformed inputs "
                 f"up to {inputs:,}, weights up to {weights:,} and sums up to "
-               
-               
-               
-               
-               
-               
-               
-               
-               
-               
-                f"{inputs * weights * channels:,}, past 16 or 32 bits: lower the weights' limit, the channels
-                or the tile"
+                f"{inputs * weights * channels:,}, past 16 or 32 bits: lower the weights' limit, the "
+                "channels or the tile"
             )
 
     @property
