@@ -1,4 +1,4 @@
-"""References for quantised convolution: plain loops over Python's numbers, written from the formulas alone."""
+"""References for quantised convolution: plain loops over Python's numbers, from the formulas alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ Rows = Sequence[Sequence[Any]]
 
 
 def convolve(
-    x: Rows, weight: Sequence[Rows], padding: tuple[int, int], stride: int = 1, dilation: int = 1, groups: int = 1
+    x: Rows,
+    weight: Sequence[Rows],
+    padding: tuple[int, int],
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
 ) -> list[list[Any]]:
     """x [C][T], weight [K][C / groups][r] -> [K][T_out]; exact for ints and Fractions."""
     channels, length, taps = len(x), len(x[0]), len(weight[0][0])
@@ -80,7 +85,8 @@ def winograd_sums(
         inputs = [[saturate(v) for v in row] for row in exact]
         for k in range(len(found)):
             products = [
-                sum(filters[i][k][c] * inputs[c][i] for c in range(len(inputs))) for i in range(transform.products)
+                sum(filters[i][k][c] * inputs[c][i] for c in range(len(inputs)))
+                for i in range(transform.products)
             ]
             found[k] += product(transform.output, products)
     return [row[:length] for row in found], clipped

@@ -50,7 +50,9 @@ def schemes(outputs: int, taps: int) -> list[Scheme]:
     ]
 
 
-EVERY = [pytest.param(scheme, id=f"{scheme}-{i}") for tile in TILES for i, scheme in enumerate(schemes(*tile))]
+EVERY = [
+    pytest.param(scheme, id=f"{scheme}-{i}") for tile in TILES for i, scheme in enumerate(schemes(*tile))
+]
 
 
 def kernels_or_skip() -> NativeKernels:

@@ -44,7 +44,8 @@ def test_tiles_give_direct_convolution(
     found = winograd_conv1d(x, weight, transform, conv)
     rows = [reference.convolve(part, weight.tolist(), padding) for part in x.tolist()]
     expected = torch.tensor(rows, dtype=torch.float64)
-    # Rounded once each: entries of the matrices, products and sums of the three transforms, sums over channels.
+    # Rounded once each: entries of the matrices, products and sums of the three transforms, sums
+    # over channels.
     operations = 3 + 2 * transform.products + taps + channels + 3
     sizes = apply_output(
         multiply(
@@ -71,7 +72,9 @@ def test_a_last_tile_is_cut_off() -> None:
     dilation=st.integers(1, 3),
     length=st.integers(1, 40),
 )
-def test_settings_are_those_of_torch(taps: int, padding: int, stride: int, dilation: int, length: int) -> None:
+def test_settings_are_those_of_torch(
+    taps: int, padding: int, stride: int, dilation: int, length: int
+) -> None:
     layer = nn.Conv1d(2, 2, taps, stride, padding, dilation, groups=2, bias=False)
     conv = ConvSettings.of(layer)
     x = torch.zeros(1, 2, length)

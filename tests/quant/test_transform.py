@@ -28,7 +28,9 @@ def test_a_tile_is_direct_convolution_exactly(outputs: int, taps: int, data: st.
 
 @tiles
 @given(data=st.data())
-def test_the_integral_transform_is_its_divisor_times_as_large(outputs: int, taps: int, data: st.DataObject) -> None:
+def test_the_integral_transform_is_its_divisor_times_as_large(
+    outputs: int, taps: int, data: st.DataObject
+) -> None:
     integral = winograd_transform(outputs, taps).integral
     whole = st.integers(-127, 127)
     values = data.draw(st.lists(whole, min_size=outputs + taps - 1, max_size=outputs + taps - 1))

@@ -84,10 +84,10 @@ def search_alphas(
     """Set the α of each RSQ layer from some batches.
 
     Every integer range Q from Q₀ to 127 is tried, α = Q / Q₀, on the inputs that the layers get at the α that
-    they have. Of those with which at most a share `max_rate` of the transformed inputs is clipped to int8 (α = 1
-    clips none) the layer gets the one whose outputs differ least from the float layer's, by squared error, or
-    without `refine` the largest. A few clipped values can cost more than the finer rounding brings, so the
-    rate alone does not decide. Ranges must be calibrated.
+    they have. Of those with which at most a share `max_rate` of the transformed inputs is clipped to int8 (α
+    = 1 clips none) the layer gets the one whose outputs differ least from the float layer's, by squared
+    error, or without `refine` the largest. A few clipped values can cost more than the finer rounding brings,
+    so the rate alone does not decide. Ranges must be calibrated.
 
     Returns:
         α by the layer's name.
@@ -150,7 +150,7 @@ class _Trials:
             self.errors[place] += float((outputs - exact).double().square().sum())
 
     def best(self, max_rate: float) -> RSQWinograd:
-        """Of those within the rate, the one with the least error, or the largest α; the first clips nothing."""
+        """Of those within the rate the one with the least error, or the largest α. The first clips none."""
         allowed = [i for i, counter in enumerate(self.counters) if counter.rate <= max_rate]
         # Of equal errors the smaller α.
         best = min(allowed, key=lambda i: self.errors[i]) if self.has_errors else allowed[-1]
