@@ -132,16 +132,21 @@ class NativeConv:
         assert found is not None
         self.kernels, self.conv, self.kind, self.limit = found, conv, kind, limit
         self.filters, self.channels = weights.shape[:2] if kind == "direct" else weights.shape[1:]
-        self.version = weights._version
         self.packed = found.pack(weights, kind)
 
-    def sums(self, x: Tensor, input_scale: Tensor) -> Tensor:
+    def sums(self, x: Tensor, inverse_scale: float) -> Tensor:
         """x float32 [N, C, T] to int32 sums [N, K, T_out]."""
-        return self._each(x, input_scale, torch.int32)
+        return self._each(x, inverse_scale, torch.int32)
 
-    def outputs(self, x: Tensor, input_scale: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """x float32 [N, C, T] to sums · scale + bias, float32 [N, K, T_out]; its memory is [N, T_out, K]."""
-        return self._each(x, input_scale, torch.float32, scale, bias)
+    def outputs(self, x: Tensor, inverse_scale: float, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """x float32 [N, C, T] to sums · scale + bias, float32 [N, K, T_out]; its memory is [N, T_out, K].
+
+        Args:
+            inverse_scale: one by the input's scale.
+            scale: [K], contiguous.
+            bias: [K], contiguous, or None.
+        """
+        return self._each(x, inverse_scale, torch.float32, scale, bias)
 
     def of_rows(self, rows: Tensor, result: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
         """Convolve int8 rows [T, C]; all tensors are contiguous.
@@ -170,17 +175,15 @@ class NativeConv:
     def _each(
         self,
         x: Tensor,
-        input_scale: Tensor,
+        inverse_scale: float,
         dtype: torch.dtype,
         scale: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
         length = self.conv.out_length(x.shape[-1])
         result = torch.empty((len(x), length, self.filters), dtype=dtype)
-        inverse = float(input_scale.reciprocal())
-        scale, bias = (None if y is None else y.detach().contiguous() for y in (scale, bias))
-        for sequence, out in zip(x.detach(), result, strict=True):
-            self.of_rows(self.kernels.quantize(sequence, inverse, self.limit), out, scale, bias)
+        for sequence, out in zip(x.detach().unbind(), result.unbind(), strict=True):
+            self.of_rows(self.kernels.quantize(sequence, inverse_scale, self.limit), out, scale, bias)
         return result.mT
 
 
