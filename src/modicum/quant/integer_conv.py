@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,18 @@ class _Packed:
     inverse_scale: float
     scale: Tensor
     bias: Tensor | None
+    buffers: tuple[Tensor | None, ...]
     versions: tuple[int, ...]
+
+    def is_of(self, buffers: tuple[Tensor | None, ...]) -> bool:
+        """Whether it was made of these tensors, and none was written to since."""
+        is_same = all(one is other for one, other in zip(buffers, self.buffers, strict=True))
+        return is_same and versions_of(buffers) == self.versions
+
+
+def versions_of(buffers: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+    """Torch's counts of writes."""
+    return tuple(0 if buffer is None else buffer._version for buffer in buffers)
 
 
 class IntegerConv1d(nn.Module):
@@ -69,6 +80,10 @@ class IntegerConv1d(nn.Module):
     def channels(self) -> int:
         """C."""
         return self.weights.shape[-2 if isinstance(self.scheme, DirectInt8) else -1] * self.conv.groups
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without what is packed for the kernels, which is made again."""
+        return {**self.__dict__, "_native": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, T] -> [N, K, T_out], in the dtype of the scales."""
@@ -114,10 +129,9 @@ class IntegerConv1d(nn.Module):
             if self.backend == "native":
                 raise InputError(f'the kernels cannot be used: {why}; use backend "auto" or "torch"')
             return None
-        # Buffers that were written to since, as by load_state_dict, are packed anew.
+        # Replaced buffers, and those that load_state_dict wrote to, are packed anew.
         buffers = (self.weights, self.input_scale, self.weight_scale, self.bias)
-        versions = tuple(0 if buffer is None else buffer._version for buffer in buffers)
-        if self._native is None or self._native.versions != versions:
+        if self._native is None or not self._native.is_of(buffers):
             kind: Literal["direct", "winograd"] = "winograd"
             if isinstance(self.scheme, DirectInt8):
                 kind = "direct"
@@ -126,7 +140,8 @@ class IntegerConv1d(nn.Module):
                 float(self.input_scale.reciprocal()),
                 self._scale().flatten().contiguous(),
                 None if self.bias is None else self.bias.contiguous(),
-                versions,
+                buffers,
+                versions_of(buffers),
             )
         return self._native
 
