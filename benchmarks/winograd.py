@@ -285,8 +285,8 @@ def _times(raw: dict[str, Any]) -> str:
         f"**Microseconds of one convolution**, r = {TAPS}, T = {LENGTH}, C = K. `direct` and `winograd` with "
         "an instruction set are the kernels alone, from int8 rows to scaled float32 rows; `layer` is from "
         "float32 to float32, quantisation and transposition included. onnxruntime's QLinearConv and torch's "
-        "quantised Conv1d give 8-bit outputs, ConvInteger int32; `_int_mm` is the product alone, with inputs that "
-        "are unfolded beforehand.\n\n" + report.table(["", *(f"C = {c}" for c in CHANNELS)], rows)
+        "quantised Conv1d give 8-bit outputs, ConvInteger int32; `_int_mm` is the product alone, with inputs "
+        "that are unfolded beforehand.\n\n" + report.table(["", *(f"C = {c}" for c in CHANNELS)], rows)
     )
 
 
