@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from modicum.cache_folder import cache_folder
+from modicum.progress import reporting
 from modicum.quant.convolution import ConvSettings
 
 SOURCES = Path(__file__).parent / "kernels"
@@ -209,8 +211,8 @@ def native_kernels() -> NativeKernels | None:
 
 
 def digest() -> str:
-    """16 hex digits of the sources and flags: the version of the kernels."""
-    found = hashlib.sha256(" ".join((*FLAGS, os.environ.get("CXX", ""))).encode())
+    """16 hex digits of sources, flags, compiler and kind of processor: the version of the kernels."""
+    found = hashlib.sha256(" ".join((*FLAGS, os.environ.get("CXX", ""), platform.machine())).encode())
     for path in sorted(SOURCES.iterdir()):
         found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:16]
@@ -235,13 +237,15 @@ def build() -> Path:
     place.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=place, prefix="build-"))
     try:
-        cpp_extension.load(
-            name="modicum_conv1d",
-            sources=[str(path) for path in sorted(SOURCES.glob("*.cpp"))],
-            extra_cflags=list(FLAGS),
-            build_directory=str(folder),
-            is_python_module=False,
-        )
+        with reporting(True, 1, "building the int8 kernels, once", "libraries") as tell:
+            cpp_extension.load(
+                name="modicum_conv1d",
+                sources=[str(path) for path in sorted(SOURCES.glob("*.cpp"))],
+                extra_cflags=list(FLAGS),
+                build_directory=str(folder),
+                is_python_module=False,
+            )
+            tell(1)
         (folder / "modicum_conv1d.so").replace(library)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
