@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -54,6 +55,19 @@ from modicum.quant.transform import TILES
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 CHANNELS, LENGTH, TAPS = (64, 128, 256, 512), 400, 3
 NOISE_CHANNELS, NOISE_FILTERS, SEEDS = 128, 64, 5
+SHAPES = tuple(
+    Conv1dShape(*sizes)
+    for sizes in (
+        (8, 8, LENGTH),
+        (32, 32, LENGTH),
+        *((c, c, LENGTH) for c in CHANNELS),
+        (80, 64, LENGTH),
+        (40, 100, 3000),
+        (128, 128, 25),
+        (256, 256, 2),
+    )
+)
+"""For the oracle: narrow and short layers, too."""
 ALPHAS = (1.0, 1.5, 2.0, 3.0)
 Run = Callable[[], object]
 
@@ -306,8 +320,15 @@ def _ratios(raw: dict[str, Any]) -> str:
 
 
 def _choices(raw: dict[str, Any]) -> str:
-    chosen = ", ".join(f"{c}: {raw['choices'][str(c)]}" for c in CHANNELS)
-    return f"The latency oracle chooses, by C = K from float32 to float32: {chosen}."
+    rows = []
+    for shape in raw["choices"]:
+        median, low, high = (1 / shape["ratio"][key] for key in ("median", "high", "low"))
+        size = [str(shape[key]) for key in ("channels", "filters", "length")]
+        rows.append([*size, shape["chosen"], f"{median:.2f} ({low:.2f} to {high:.2f})"])
+    return (
+        "**What the latency oracle chooses**, from float32 to float32, and how many times faster F(2,3) "
+        "was.\n\n" + report.table(["C", "K", "T", "chosen", "F(2,3) to direct"], rows)
+    )
 
 
 def main() -> None:
@@ -333,17 +354,20 @@ def main() -> None:
         "alphas": noise_of_alphas(seeds),
         "times": {},
         "ratios": {},
-        "choices": {},
+        "choices": [],
     }
     oracle = conv1d_oracle()
-    fresh = LatencyOracle(oracle.operation, timing=timing)
-    fresh.folder = Path(report.__file__).parent / "never-written" if asked.quick else None
+    # Measured now, whatever the user's folder holds.
+    folder = tempfile.TemporaryDirectory(prefix="modicum-latency-")
+    fresh = LatencyOracle(oracle.operation, Path(folder.name), timing)
     for channels in CHANNELS:
         samples = time_of(channels, kernels, timing)
         raw["times"][str(channels)] = samples
         raw["ratios"][str(channels)] = {k: asdict(v) for k, v in ratios(samples, kernels.name).items()}
-        raw["choices"][str(channels)] = fresh.choose(Conv1dShape(channels, channels, LENGTH))
         print(channels, raw["ratios"][str(channels)], file=sys.stderr, flush=True)
+    for shape in SHAPES:
+        ratio = fresh.measure(shape)["winograd"].ratio
+        raw["choices"].append(asdict(shape) | {"chosen": fresh.choose(shape), "ratio": asdict(ratio)})
     raw |= machine.since(started)
     print(section(raw))
     if not asked.quick:
