@@ -12,7 +12,7 @@ OPTIONS ?=
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv smollm2 run test test-fast test-portable test-compat test-newest test-vllm test-lm-eval bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
+.PHONY: venv smollm2 run test test-fast test-portable test-compat test-newest test-vllm test-lm-eval bench bench-vllm bench-prune bench-winograd bench-prune-peers bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -80,6 +80,11 @@ bench-prune: venv
 	$(VENV)/bin/python benchmarks/prune.py $(OPTIONS)
 	$(VENV)/bin/python benchmarks/prune_cache.py $(OPTIONS)
 	$(VENV)/bin/python benchmarks/sparse.py $(OPTIONS)
+
+# int8 convolutions beside onnxruntime's and torch's.
+bench-winograd: venv
+	$(VENV)/bin/python $(INSTALL) onnx==1.23.2 onnxruntime==1.32.0
+	$(VENV)/bin/python benchmarks/winograd.py
 
 # Pruning beside torchao and llm-compressor, each in an environment of its own.
 bench-prune-peers: venv .venv-torchao/.stamp .venv-llmcompressor/.stamp
