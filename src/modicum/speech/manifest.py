@@ -38,8 +38,8 @@ class PhoneInterval:
             raise InputError(f"a phone is named {self.phone!r}: give a name without spaces")
         if not 0 <= self.start < self.end < math.inf:
             raise InputError(
-                f"phone {self.phone} is spoken from {self.start} to {self.end} seconds: give an end after the "
-                "start"
+                f"phone {self.phone} is spoken from {self.start} to {self.end} seconds: give an end after "
+                "the start"
             )
 
 
@@ -69,8 +69,8 @@ def read_manifest(path: str | Path) -> list[Utterance]:
 
     It is one of three:
 
-    - a file of JSON Lines, `{"audio": "a.wav", "text": "go", "speaker": …, "duration": …, "phones": [["g", 0.1,
-      0.2], …]}`, of which the last three may be missing;
+    - a file of JSON Lines, `{"audio": "a.wav", "text": "go", "speaker": …, "duration": …, "phones": [["g",
+      0.1, 0.2], …]}`, of which the last three may be missing;
     - a file of lines `a.wav<TAB>go`;
     - a folder with manifest.jsonl, or else with audio files that have a .txt file of the same stem each.
 
@@ -124,10 +124,7 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
 def manifest_line(utterance: Utterance, folder: Path) -> str:
     """A row as JSON, for a manifest in this folder."""
     audio = utterance.audio
-    if audio.is_relative_to(folder):
-        name = audio.relative_to(folder).as_posix()
-    else:
-        name = str(audio.resolve())
+    name = audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else str(audio.resolve())
     row: dict[str, Any] = {"audio": name, "text": utterance.text}
     if utterance.speaker:
         row["speaker"] = utterance.speaker

@@ -99,8 +99,8 @@ class TokenSet:
             return [self._index[unit] + 1 for unit in units if unit != SILENCE]
         except KeyError as error:
             raise InputError(
-                f"{error} in {text!r} is not among the {len(self.symbols)} {self.kind}: leave it out, or make "
-                "the token set from all texts"
+                f"{error} in {text!r} is not among the {len(self.symbols)} {self.kind}: leave it out, or "
+                "make the token set from all texts"
             ) from error
 
     def decode(self, classes: Iterable[int]) -> str:
