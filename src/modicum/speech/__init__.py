@@ -9,16 +9,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modicum.speech.acoustic_model import AcousticModel, ModelSettings
     from modicum.speech.audio import load_audio, save_audio
+    from modicum.speech.conv_ctc import ConvCtc, ConvCtcSettings
+    from modicum.speech.corpus import CorpusSettings, FeatureCorpus, build_corpus
+    from modicum.speech.decoding import GreedyDecoder, Hypothesis, PrefixBeamSearch, greedy_decode
+    from modicum.speech.dfsmn import DfsmnCtc, DfsmnCtcSettings
+    from modicum.speech.evaluation import Evaluation, evaluate
     from modicum.speech.features import Fbank, FeatureSettings
+    from modicum.speech.frame_model import FrameModel, FrameModelSettings
     from modicum.speech.manifest import PhoneInterval, Utterance, read_manifest, write_manifest
+    from modicum.speech.recipe import Recipe
+    from modicum.speech.recognizer import Recognizer, Transcript
+    from modicum.speech.scoring import Rate, character_error_rate, word_error_rate
+    from modicum.speech.sizes import model_settings
+    from modicum.speech.teaching import TeachingSettings, record_targets
     from modicum.speech.tokens import TokenSet
+    from modicum.speech.training import TrainingResult, train
 
 _HOMES = {
+    "acoustic_model": ("AcousticModel", "ModelSettings"),
     "audio": ("load_audio", "save_audio"),
+    "conv_ctc": ("ConvCtc", "ConvCtcSettings"),
+    "corpus": ("CorpusSettings", "FeatureCorpus", "build_corpus"),
+    "decoding": ("GreedyDecoder", "Hypothesis", "PrefixBeamSearch", "greedy_decode"),
+    "dfsmn": ("DfsmnCtc", "DfsmnCtcSettings"),
+    "evaluation": ("Evaluation", "evaluate"),
     "features": ("Fbank", "FeatureSettings"),
+    "frame_model": ("FrameModel", "FrameModelSettings"),
     "manifest": ("PhoneInterval", "Utterance", "read_manifest", "write_manifest"),
+    "recipe": ("Recipe",),
+    "recognizer": ("Recognizer", "Transcript"),
+    "scoring": ("Rate", "character_error_rate", "word_error_rate"),
+    "sizes": ("model_settings",),
+    "teaching": ("TeachingSettings", "record_targets"),
     "tokens": ("TokenSet",),
+    "training": ("TrainingResult", "train"),
 }
 _HOME = {name: f"modicum.speech.{home}" for home, names in _HOMES.items() for name in names}
 
@@ -32,6 +58,34 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "read_manifest",
     "write_manifest",
     "TokenSet",
+    "CorpusSettings",
+    "FeatureCorpus",
+    "build_corpus",
+    "AcousticModel",
+    "ModelSettings",
+    "ConvCtc",
+    "ConvCtcSettings",
+    "DfsmnCtc",
+    "DfsmnCtcSettings",
+    "FrameModel",
+    "FrameModelSettings",
+    "model_settings",
+    "Recipe",
+    "TrainingResult",
+    "train",
+    "TeachingSettings",
+    "record_targets",
+    "Recognizer",
+    "Transcript",
+    "GreedyDecoder",
+    "PrefixBeamSearch",
+    "Hypothesis",
+    "greedy_decode",
+    "Evaluation",
+    "evaluate",
+    "Rate",
+    "word_error_rate",
+    "character_error_rate",
 ]
 
 

@@ -63,7 +63,7 @@ class TokenSet:
     @classmethod
     def of_texts(cls, texts: Iterable[str]) -> TokenSet:
         """The graphemes of texts: the English ones, and what else the texts have."""
-        others = set().union(*(_normalized(text) for text in texts)) - set(ENGLISH)
+        others = set().union(*(normalize_text(text) for text in texts)) - set(ENGLISH)
         return cls("graphemes", ENGLISH + tuple(sorted(others)))
 
     @classmethod
@@ -94,7 +94,7 @@ class TokenSet:
         """
         if self.kind == "thirds":
             raise InputError("a text has no thirds of phones: use frame_labels, with the times of the phones")
-        units = _normalized(text) if self.kind == "graphemes" else text.split()
+        units = normalize_text(text) if self.kind == "graphemes" else text.split()
         try:
             return [self._index[unit] + 1 for unit in units if unit != SILENCE]
         except KeyError as error:
@@ -203,6 +203,6 @@ class TokenSet:
         return filled
 
 
-def _normalized(text: str) -> str:
+def normalize_text(text: str) -> str:
     """In lower case, with single spaces."""
     return " ".join(text.lower().replace("’", "'").split())
