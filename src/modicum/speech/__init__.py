@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from modicum.speech.corpus import CorpusSettings, FeatureCorpus, build_corpus
     from modicum.speech.decoding import GreedyDecoder, Hypothesis, PrefixBeamSearch, greedy_decode
     from modicum.speech.dfsmn import DfsmnCtc, DfsmnCtcSettings
+    from modicum.speech.entry import TrainReport, TrainSettings, train_recognizer
     from modicum.speech.evaluation import Evaluation, evaluate
     from modicum.speech.features import Fbank, FeatureSettings
     from modicum.speech.frame_model import FrameModel, FrameModelSettings
@@ -34,6 +35,7 @@ _HOMES = {
     "corpus": ("CorpusSettings", "FeatureCorpus", "build_corpus"),
     "decoding": ("GreedyDecoder", "Hypothesis", "PrefixBeamSearch", "greedy_decode"),
     "dfsmn": ("DfsmnCtc", "DfsmnCtcSettings"),
+    "entry": ("TrainReport", "TrainSettings", "train_recognizer"),
     "evaluation": ("Evaluation", "evaluate"),
     "features": ("Fbank", "FeatureSettings"),
     "frame_model": ("FrameModel", "FrameModelSettings"),
@@ -73,6 +75,9 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "Recipe",
     "TrainingResult",
     "train",
+    "TrainSettings",
+    "TrainReport",
+    "train_recognizer",
     "TeachingSettings",
     "record_targets",
     "Recognizer",

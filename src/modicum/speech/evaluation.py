@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from modicum.distill.ensemble import Ensemble
 from modicum.speech.corpus import FeatureCorpus, Progress
-from modicum.speech.decoding import Decoder
+from modicum.speech.decoding import Decoder, GreedyDecoder
 from modicum.speech.examples import reference_text
 from modicum.speech.recognizer import Recognizer, recognize
 from modicum.speech.scoring import Rate, character_error_rate, word_error_rate
+from modicum.speech.sequence_ensemble import SequenceEnsemble
 from modicum.speech.teaching import check_teachers
 from modicum.speech.tokens import TokenSet, normalize_text
 
@@ -55,8 +57,8 @@ def evaluate(
 ) -> Evaluation:
     """Recognise each row of a corpus and compare with its text, or its phones.
 
-    Of several recognizers the probabilities are averaged frame by frame. With CTC models this mixes spikes
-    that are at different frames, and may be worse than a single member (see docs/speech.md).
+    Of several frames models the probabilities of each frame are averaged. Several CTC models decide by the
+    mean of the probabilities that they give to whole token sequences (see `SequenceEnsemble`).
 
     Args:
         recognizers: of the same tokens, features and frame rate.
@@ -71,19 +73,17 @@ def evaluate(
     check_teachers(recognizers, corpus)
     tell = progress or (lambda *_: None)
     tokens = recognizers[0].tokens
-    ensemble = Ensemble.of([recognizer.logits for recognizer in recognizers])
     started = time.perf_counter()
     references, hypotheses, right, totals = [], [], [], []
     for row, utterance in enumerate(corpus.utterances):
         tell("recognising", row, len(corpus))
-        (probabilities,) = ensemble.probabilities([corpus.features(row)])
-        classes = recognize((probabilities + _LEAST).log(), tokens, decoder)
+        classes = _classes(recognizers, corpus.features(row), decoder)
         hypotheses.append(tokens.decode(classes))
         reference = reference_text(utterance, tokens)
         references.append(normalize_text(reference) if tokens.kind == "graphemes" else reference)
         if tokens.kind == "thirds" and utterance.phones:
             labels = _frame_labels(corpus, row, tokens, recognizers[0].model.subsampling)
-            right.append(int((probabilities.argmax(-1) == labels).sum()))
+            right.append(int((torch.tensor(classes) == labels).sum()))
             totals.append(len(labels))
     tell("recognising", len(corpus), len(corpus))
     seconds = time.perf_counter() - started
@@ -100,6 +100,17 @@ def evaluate(
         frame_accuracy=Rate.of(right, totals) if tokens.kind == "thirds" else None,
         hypotheses=tuple(hypotheses),
     )
+
+
+def _classes(recognizers: Sequence[Recognizer], features: Tensor, decoder: Decoder | None) -> list[int]:
+    """Tokens, or the class of each frame, for the features [T, F] of one utterance."""
+    tokens = recognizers[0].tokens
+    if len(recognizers) == 1 or tokens.kind == "thirds":
+        ensemble = Ensemble.of([recognizer.logits for recognizer in recognizers])
+        (probabilities,) = ensemble.probabilities([features])
+        return recognize((probabilities + _LEAST).log(), tokens, decoder)
+    log_probs = [recognizer.logits(features).log_softmax(-1) for recognizer in recognizers]
+    return SequenceEnsemble(decoder or GreedyDecoder())(log_probs)
 
 
 def _frame_labels(corpus: FeatureCorpus, row: int, tokens: TokenSet, subsampling: int) -> Tensor:
