@@ -33,7 +33,7 @@ ManifestArgument = Annotated[
     ),
 ]
 BeamOption = Annotated[int, typer.Option(help="Prefixes of a CTC prefix beam search; 0 for greedy decoding.")]
-_SETTING = re.compile(r"\b(keep|topk|hard_weight|batch_seconds|noise_snr)\b(?==| is)")
+_SETTING = re.compile(r"\b(hard_weight|batch_seconds)\b")
 
 
 @app.command("train")
