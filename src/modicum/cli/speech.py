@@ -94,6 +94,7 @@ def train(
         from modicum.speech.corpus import CorpusSettings
         from modicum.speech.entry import TrainSettings, train_recognizer
         from modicum.speech.features import FeatureSettings
+        from modicum.speech.noise import NoiseSettings
         from modicum.speech.recipe import Recipe
         from modicum.speech.sizes import model_settings
         from modicum.speech.teaching import TeachingSettings
@@ -111,12 +112,9 @@ def train(
         ratios = _numbers("noise", noise)
         if len(ratios) not in (0, 2):
             raise InputError(f"noise is {noise!r}: give the lowest and the highest ratio, as in 0,20")
+        added = NoiseSettings((ratios[0], ratios[1])) if ratios else None
         corpus = CorpusSettings(
-            FeatureSettings(num_mels=mels),
-            copies,
-            _numbers("speeds", speeds),
-            (ratios[0], ratios[1]) if ratios else None,
-            seed,
+            FeatureSettings(num_mels=mels), copies, _numbers("speeds", speeds), added, seed
         )
         settings = TrainSettings(
             recipe, corpus, TeachingSettings(keep, bits, temperature), _units(units), features, targets

@@ -17,20 +17,20 @@ from torch import Tensor
 
 from modicum.errors import InputError
 from modicum.speech.audio import is_silent, load_audio
+from modicum.speech.augment import change_speed, check_speed
 from modicum.speech.features import Fbank, FeatureSettings
 from modicum.speech.manifest import PhoneInterval, Utterance
+from modicum.speech.noise import AddNoise, NoiseSettings
 
 FILE = "corpus.json"
 _FEATURES = "features.f32"
 _FORMAT = 1
+_SEED = 1_000_003
 _NAMED = 5
 """So many files that are left out are named in a warning; the others are counted."""
 
 Progress = Callable[[str, int, int], object]
 """Called with what is done, how much of it, and of how much."""
-
-Perturbation = Callable[[Tensor, torch.Generator], Tensor]
-"""Samples [n] float32 -> changed samples, with what is random from the generator."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CorpusSettings:
         features: of the audio.
         copies: perturbed copies of each utterance; 1 for none but the one that the others say.
         speeds: factors of the speed, copy c has the factor c modulo their number; 1 is unchanged.
-        noise_snr: lowest and highest signal-to-noise ratio of added noise, in dB; None for no noise.
+        noise: that is added to each copy; None for none.
         seed: of the noise.
 
     Raises:
@@ -51,16 +51,16 @@ class CorpusSettings:
     features: FeatureSettings = field(default_factory=FeatureSettings)
     copies: int = 1
     speeds: tuple[float, ...] = (1.0,)
-    noise_snr: tuple[float, float] | None = None
+    noise: NoiseSettings | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.copies < 1:
             raise InputError(f"there are {self.copies} copies of each utterance: give 1 or more")
-        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
-            raise InputError(f"speeds are {self.speeds}: give factors from 0.5 to 2")
-        if self.noise_snr is not None and not self.noise_snr[0] <= self.noise_snr[1]:
-            raise InputError(f"noise_snr is {self.noise_snr}: give the lower ratio first")
+        if not self.speeds:
+            raise InputError("there is no speed: give at least one factor")
+        for speed in self.speeds:
+            check_speed(speed)
 
     def speed(self, copy: int) -> float:
         """The factor of a copy."""
@@ -86,6 +86,11 @@ class FeatureCorpus:
         self.utterances = [_utterance(row) for row in saved["utterances"]]
         self._starts = np.cumsum([0, *(row["frames"] for row in saved["utterances"])])
         shape = (int(self._starts[-1]), settings.features.num_mels)
+        if (size := (folder / _FEATURES).stat().st_size) != 4 * shape[0] * shape[1]:
+            raise InputError(
+                f"{folder / _FEATURES} is not whole, it has {size:,} bytes and not "
+                f"{4 * shape[0] * shape[1]:,}: remove {folder} to compute it again"
+            )
         self._features: Any = np.memmap(folder / _FEATURES, dtype="<f4", mode="r", shape=shape)
 
     def __len__(self) -> int:
@@ -170,14 +175,14 @@ def _write(
     faults: list[str] = []
     digest = hashlib.sha256()
     part = folder / f"{_FEATURES}.part"
-    fbank = Fbank(settings.features)
+    fbank, perturb = Fbank(settings.features), _Perturbation(settings)
     with open(part, "wb") as file:
         for number, utterance in enumerate(utterances):
             tell("features", number, len(utterances))
             try:
                 samples = _samples(utterance, settings)
-                copies = [_copy(samples, number, copy, settings) for copy in range(settings.copies)]
-                features = [fbank(copy) for copy in copies]
+                numbers = range(settings.copies * number, settings.copies * (number + 1))
+                features = [fbank(perturb(samples, row)) for row in numbers]
             except InputError as error:
                 faults.append(str(error))
                 continue
@@ -214,8 +219,20 @@ def _samples(utterance: Utterance, settings: CorpusSettings) -> Tensor:
     return samples
 
 
-def _copy(samples: Tensor, number: int, copy: int, settings: CorpusSettings) -> Tensor:
-    return samples
+class _Perturbation:
+    """Speed, then noise."""
+
+    def __init__(self, settings: CorpusSettings) -> None:
+        self.settings = settings
+        self.add_noise = None if settings.noise is None else AddNoise(settings.noise)
+
+    def __call__(self, samples: Tensor, row: int) -> Tensor:
+        """Samples [n] as those of a row, counted with rows that are left out."""
+        samples = change_speed(samples, self.settings.speed(row % self.settings.copies))
+        if self.add_noise is None:
+            return samples
+        generator = torch.Generator().manual_seed(self.settings.seed * _SEED + row)
+        return self.add_noise(samples, generator)
 
 
 def _row(utterance: Utterance, speed: float) -> dict[str, Any]:
@@ -240,7 +257,7 @@ def _source(utterances: Sequence[Utterance], settings: CorpusSettings) -> str:
         row = _row(replace(utterance, audio=utterance.audio.resolve()), 1.0)
         stat = utterance.audio.stat() if utterance.audio.exists() else None
         rows.append([row, stat and [stat.st_size, stat.st_mtime_ns]])
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _write_text(path: Path, text: str) -> None:

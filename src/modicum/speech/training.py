@@ -20,6 +20,7 @@ from modicum.distill.checkpoint import Progressed, TrainingCheckpoint
 from modicum.distill.targets import SparseTargets
 from modicum.errors import ModelError
 from modicum.speech.acoustic_model import AcousticModel
+from modicum.speech.augment import SpecAugment
 from modicum.speech.batches import BatchPlan
 from modicum.speech.corpus import FeatureCorpus, Progress
 from modicum.speech.examples import Examples, FrameRate, collate
@@ -187,11 +188,7 @@ class _Loop:
 
     def _features(self, row: int, generator: torch.Generator) -> Tensor:
         features = self.examples.corpus.features(row)
-        if not self.recipe.spec_augment:
-            return features
-        from modicum.speech.augment import SpecAugment
-
-        return SpecAugment()(features, generator)
+        return SpecAugment()(features, generator) if self.recipe.spec_augment else features
 
 
 @contextmanager
