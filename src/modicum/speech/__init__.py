@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modicum.speech.acoustic_model import AcousticModel, ModelSettings
     from modicum.speech.audio import load_audio, save_audio
+    from modicum.speech.augment import SpecAugment, SpeedPerturbation
     from modicum.speech.conv_ctc import ConvCtc, ConvCtcSettings
     from modicum.speech.corpus import CorpusSettings, FeatureCorpus, build_corpus
     from modicum.speech.decoding import GreedyDecoder, Hypothesis, PrefixBeamSearch, greedy_decode
     from modicum.speech.dfsmn import DfsmnCtc, DfsmnCtcSettings
+    from modicum.speech.digits import read_digits, split_speakers
     from modicum.speech.entry import TrainReport, TrainSettings, train_recognizer
     from modicum.speech.evaluation import Evaluation, evaluate
     from modicum.speech.features import Fbank, FeatureSettings
     from modicum.speech.frame_model import FrameModel, FrameModelSettings
     from modicum.speech.manifest import PhoneInterval, Utterance, read_manifest, write_manifest
+    from modicum.speech.noise import AddNoise, NoiseSettings
     from modicum.speech.recipe import Recipe
     from modicum.speech.recognizer import Recognizer, Transcript
     from modicum.speech.scoring import Rate, character_error_rate, word_error_rate
     from modicum.speech.sizes import model_settings
+    from modicum.speech.synthesis import SynthesisSettings, Synthesizer, synthesize
     from modicum.speech.teaching import TeachingSettings, record_targets
     from modicum.speech.tokens import TokenSet
     from modicum.speech.training import TrainingResult, train
@@ -46,6 +50,10 @@ _HOMES = {
     "sizes": ("model_settings",),
     "teaching": ("TeachingSettings", "record_targets"),
     "tokens": ("TokenSet",),
+    "synthesis": ("SynthesisSettings", "Synthesizer", "synthesize"),
+    "digits": ("read_digits", "split_speakers"),
+    "augment": ("SpecAugment", "SpeedPerturbation"),
+    "noise": ("AddNoise", "NoiseSettings"),
     "training": ("TrainingResult", "train"),
 }
 _HOME = {name: f"modicum.speech.{home}" for home, names in _HOMES.items() for name in names}
@@ -91,6 +99,15 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "Rate",
     "word_error_rate",
     "character_error_rate",
+    "SpecAugment",
+    "SpeedPerturbation",
+    "AddNoise",
+    "NoiseSettings",
+    "read_digits",
+    "split_speakers",
+    "synthesize",
+    "SynthesisSettings",
+    "Synthesizer",
 ]
 
 
