@@ -57,7 +57,7 @@ class Tones:
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> Tones:
     folder = tmp_path_factory.mktemp("tones")
-    utterances = write_tones(folder / "train", 36)
+    utterances = write_tones(folder / "train", 64)
     test = write_tones(folder / "test", 10, seed=1)
     return Tones(
         folder / "train",
@@ -70,9 +70,9 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Tones:
 
 @pytest.fixture(scope="session")
 def members(tones: Tones) -> dict[str, Recognizer]:
-    """A recognizer of each model, barely trained."""
+    """A recognizer of each model, trained for a moment."""
     return {
-        name: train(replace(QUICK, model=settings), tones.corpus, tones.tokens(name)).recognizer
+        name: train(replace(QUICK, model=settings, epochs=12), tones.corpus, tones.tokens(name)).recognizer
         for name, settings in MODELS.items()
     }
 

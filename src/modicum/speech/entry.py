@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modicum.distill.header import TargetsHeader
 from modicum.distill.rule import parse_rule
 from modicum.distill.targets import SparseTargets, TargetsStatistics
 from modicum.errors import InputError, ModelError
@@ -37,7 +36,7 @@ class TrainSettings:
         targets: a folder for the teachers' targets, kept for other students; None likewise.
 
     Raises:
-        InputError: the units or the rule are not known.
+        InputError: the units are not known.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -50,8 +49,6 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.units not in ("graphemes", "phones"):
             raise InputError(f"units are {self.units!r}: choose graphemes or phones")
-        rule = str(parse_rule(self.teaching.keep))
-        TargetsHeader(1, rule, self.teaching.bits)  # checks the bits
 
 
 @dataclass(frozen=True)

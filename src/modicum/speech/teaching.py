@@ -10,8 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from modicum.distill.code import ProbabilityCode
 from modicum.distill.ensemble import Ensemble
 from modicum.distill.header import TargetsHeader
+from modicum.distill.loss import check_loss
 from modicum.distill.rule import parse_rule
 from modicum.distill.targets import SparseTargets
 from modicum.distill.writer import TargetsWriter
@@ -29,11 +31,19 @@ class TeachingSettings:
         keep: classes of each frame: "topk=10", "threshold=0.01" or "mass=0.95".
         bits: of a probability, 8 or 16.
         temperature: τ, by which logits are divided.
+
+    Raises:
+        InputError: the rule is not known, or a number is out of range.
     """
 
     keep: str = "topk=10"
     bits: int = 8
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        parse_rule(self.keep)
+        ProbabilityCode(self.bits)
+        check_loss(0.0, self.temperature)
 
 
 def record_targets(

@@ -33,7 +33,7 @@ def batch_loss(
         return _frame_loss(logits, batch, examples, recipe, targets)
     lengths = torch.tensor([examples.rate.num_frames(int(length)) for length in batch.lengths])
     if targets is None or recipe.hard_weight == 1:
-        log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+        log_probs = _wide(logits).log_softmax(-1).transpose(0, 1)
         return F.ctc_loss(log_probs, batch.labels, lengths, batch.label_lengths, blank=BLANK)
     spans = [examples.span(row) for row in batch.rows]
     target = padded_target(targets, spans, logits.shape[1], recipe.tail)
@@ -53,7 +53,7 @@ def _frame_loss(
     is_labelled = batch.labels != NO_LABEL
     chosen, labels = logits[is_labelled], batch.labels[is_labelled]
     if targets is None or recipe.hard_weight == 1:
-        return F.cross_entropy(chosen.float(), labels)
+        return F.cross_entropy(_wide(chosen), labels)
     spans = [examples.span(row) for row in batch.rows]
     target = padded_target(targets, spans, logits.shape[1], recipe.tail)
     index = is_labelled.flatten()
@@ -62,6 +62,11 @@ def _frame_loss(
     return essence_loss(
         chosen, part, labels, hard_weight=recipe.hard_weight, temperature=targets.header.temperature
     )
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def padded_target(
