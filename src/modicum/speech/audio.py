@@ -21,8 +21,8 @@ SAMPLE_RATE = 16_000
 AUDIO_SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
 """What a folder of audio is searched for."""
 
-_SILENT_PEAK = 1 / 32_768
-"""One step of a 16-bit sample."""
+_STEPS = 32_768
+"""Of a 16-bit sample, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
 def save_audio(path: str | Path, samples: Tensor, sample_rate: int = SAMPLE_RATE) -> None:
     """Write mono samples in 16 bits; the suffix (.wav, .flac, .ogg) says the format.
 
-    The file appears whole or not at all. Samples beyond -1 to 1 are clipped.
+    The file appears whole or not at all. Samples are rounded to nearest; those beyond -1 to 1 are clipped.
 
     Args:
         path: of the file; its folder must exist.
@@ -108,9 +108,11 @@ def save_audio(path: str | Path, samples: Tensor, sample_rate: int = SAMPLE_RATE
     if kind not in soundfile.available_formats():
         raise InputError(f"{path} has the suffix {path.suffix!r}: give .wav, .flac or .ogg")
     part = path.with_suffix(f"{path.suffix}.part")
-    clipped: Any = samples.detach().float().clamp(-1, 1).cpu().numpy()
+    # libsndfile rounds down in some formats and to nearest in others.
+    steps = samples.detach().double().mul(_STEPS).round().clamp(-_STEPS, _STEPS - 1)
+    quantized: Any = steps.to(torch.int16).cpu().numpy()
     try:
-        soundfile.write(str(part), clipped, sample_rate, format=kind)
+        soundfile.write(str(part), quantized, sample_rate, format=kind)
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
@@ -134,7 +136,7 @@ def resample(samples: Tensor, rate: int, wanted: int) -> Tensor:
 
 def is_silent(samples: Tensor) -> bool:
     """Whether no sample is above one step of 16 bits."""
-    return not len(samples) or float(samples.abs().max()) <= _SILENT_PEAK
+    return not len(samples) or float(samples.abs().max()) <= 1 / _STEPS
 
 
 def check_samples(samples: Tensor) -> None:
