@@ -84,7 +84,7 @@ def train(
         Path | None,
         typer.Option(help="Record the teachers' targets here and keep them.", metavar="FOLDER"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and masks.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recognizer on audio with transcripts, alone or from teachers.
@@ -115,9 +115,8 @@ def train(
         if len(ratios) not in (0, 2):
             raise InputError(f"noise is {noise!r}: give the lowest and the highest ratio, as in 0,20")
         added = NoiseSettings((ratios[0], ratios[1])) if ratios else None
-        corpus = CorpusSettings(
-            FeatureSettings(num_mels=mels), copies, _numbers("speeds", speeds), added, seed
-        )
+        # Members of an ensemble share features: --seed has no part in them.
+        corpus = CorpusSettings(FeatureSettings(num_mels=mels), copies, _numbers("speeds", speeds), added)
         settings = TrainSettings(
             recipe, corpus, TeachingSettings(keep, bits, temperature), _units(units), features, targets
         )

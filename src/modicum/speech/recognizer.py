@@ -76,9 +76,10 @@ class Recognizer:
             model = settings.build(features.num_mels, tokens.num_classes)
             model.load_state_dict(load_file(folder / WEIGHTS))
         except FileNotFoundError as error:
+            missing = WEIGHTS if (folder / CONFIG).exists() else CONFIG
             raise ModelError(
-                f"{folder} holds no recognizer, as it has no {Path(error.filename or CONFIG).name}: give a "
-                "folder that modicum speech train wrote"
+                f"{folder} holds no recognizer, as it has no {missing}: give a folder that "
+                "modicum speech train wrote"
             ) from error
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             if isinstance(error, ModelError):
