@@ -47,9 +47,9 @@ def train(
     ] = "conv",
     size: Annotated[str, typer.Option(help="tiny, small or base.")] = "small",
     units: Annotated[str, typer.Option(help="Classes of a CTC model: graphemes or phones.")] = "graphemes",
-    epochs: Annotated[int, typer.Option(help="How often each utterance is seen.")] = 15,
+    epochs: Annotated[int, typer.Option(help="How often each utterance is seen.")] = 20,
     rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 3e-3,
-    batch_seconds: Annotated[float, typer.Option(help="Seconds of audio in a step.")] = 60.0,
+    batch_seconds: Annotated[float, typer.Option(help="Seconds of audio in a step.")] = 30.0,
     mels: Annotated[int, typer.Option(help="Mel channels of the features; with teachers theirs.")] = 40,
     copies: Annotated[int, typer.Option(help="Perturbed copies of each utterance, one seen an epoch.")] = 1,
     speeds: Annotated[

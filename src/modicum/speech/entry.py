@@ -162,6 +162,6 @@ def _check_student(
         rate = first.features.frames_per_second / student.subsampling
         raise ModelError(
             f"teacher {names[0]} has a frame rate of {first.frame_rate:g} per second, the student of "
-            f"{rate:g}: give a student with subsampling {first.model.subsampling}"
+            f"{rate:g} per second: give a student with subsampling {first.model.subsampling}"
         )
     parse_rule(settings.teaching.keep).check(first.tokens.num_classes)
