@@ -1,7 +1,7 @@
 """Essence distillation of speech models: what an ensemble's soft targets bring to a student, how many of them
 are needed, and whether a student beats its ensemble. One core, about an hour, resumable.
 
-    python benchmarks/essence.py --work FOLDER [--digits FSDD]  # measures what FOLDER/rows.jsonl does not have
+    python benchmarks/essence.py --work FOLDER [--digits FSDD]  # measures what rows.jsonl does not have
     python benchmarks/essence.py --work FOLDER --quick          # one small seed of each task, minutes
     python benchmarks/essence.py --work FOLDER --docs           # docs/benchmarks_essence.json and the tables
 
@@ -400,9 +400,6 @@ class Bench:
         corpus = task.corpus(cell.condition)
         row["classes"] = task.tokens.num_classes
         row["frames"] = sum(map(corpus.num_frames, range(len(corpus))))
-        row["frames"] = sum(
-            map(task.corpus(cell.condition).num_frames, range(len(task.corpus(cell.condition))))
-        )
         row["cpu_seconds"] = round(time.process_time() - started, 1)
         append_row(self.work, row)
         self.known.add(cell.key)
@@ -496,7 +493,8 @@ def section(raw: dict[str, Any]) -> str:
     m = raw["machine"]
     minutes = sum(row["cpu_seconds"] for row in rows) / 60
     parts = [
-        f"Measured {raw['date']}, {len(rows)} models in {minutes:.0f} minutes of one core ({m['processor']}), float32; mean and, behind ±, standard deviation over "
+        f"Measured {raw['date']}, {len(rows)} models in {minutes:.0f} minutes of one core "
+        f"({m['processor']}), float32; mean and, behind ±, standard deviation over "
         f"{len({r['seed'] for r in rows})} seeds, each with an ensemble of its own."
     ]
     for task in MEASURES:
