@@ -76,7 +76,7 @@ class Sizes:
     test_hours: float = 0.1
     more_hours: float = 0.6
     frame_epochs: int = 7
-    ctc_epochs: int = 16
+    ctc_epochs: int = 10
     seeds: tuple[int, ...] = SEEDS
 
 
@@ -306,7 +306,7 @@ def digits_task(work: Path, sizes: Sizes, dataset: Path) -> Digits:
             DfsmnCtcSettings(hidden=96, projection=48, num_layers=3),
             ConvCtcSettings(width=48, num_blocks=6, kernel=15),
         ),
-        Recipe(epochs=sizes.ctc_epochs, batch_seconds=30.0),
+        Recipe(epochs=sizes.ctc_epochs, batch_seconds=8.0, learning_rate=5e-3),
         ("topk=1", "topk=3", "topk=5", "topk=10", *RULES[1:4:2]),
         "topk=5",
     )
@@ -345,16 +345,18 @@ def search_cells(task: Task, seed: int) -> Iterator[Cell]:
     large = replace(base, model="large")
     yield replace(large, keep="")
     yield replace(large, keep=rule)
-    yield replace(base, longer=2)
-    yield replace(base, keep=rule, longer=2)
-    yield replace(large, keep=rule, longer=2)
+    if task.name == "phones":
+        yield replace(base, longer=2)
+        yield replace(base, keep=rule, longer=2)
+        yield replace(large, keep=rule, longer=2)
     yield from ensemble_cells(task, seed, "wrong")
     yield replace(base, condition="wrong", keep=rule, hard_weight=0.0)
-    yield replace(large, condition="wrong", keep=rule, hard_weight=0.0)
+    if task.name == "phones":
+        yield replace(large, condition="wrong", keep=rule, hard_weight=0.0)
     yield from ensemble_cells(task, seed, "mixed")
     yield replace(base, condition="mixed", keep=rule)
-    yield replace(large, condition="mixed", keep=rule)
     if task.name == "phones":
+        yield replace(large, condition="mixed", keep=rule)
         yield replace(base, condition="more", keep=rule, hard_weight=0.0)
         yield replace(large, condition="more", keep=rule, hard_weight=0.0)
 
