@@ -510,15 +510,23 @@ def section(raw: dict[str, Any]) -> str:
         mine = [row for row in rows if row["task"] == task]
         if mine:
             parts += [f"### {_titles(mine)[task]}", _table(task, mine, is_search=False)]
-            parts += ["**Does a student beat its ensemble?**", _table(task, mine, is_search=True)]
+            parts += ["Conditions under which a student might beat its ensemble:"]
+            parts += [_table(task, mine, is_search=True), _differences(task, mine)]
     return "\n\n".join(parts)
 
 
 def _titles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {
-        "phones": f"Synthetic phones, {rows[0]['classes']} classes, {rows[0]['frames']:,} training frames",
-        "digits": f"Real digits, {rows[0]['classes']} classes, {rows[0]['frames']:,} training frames",
+        "phones": f"Synthetic phones, {_data(rows[0])}",
+        "digits": f"Real digits, {_data(rows[0])}",
     }
+
+
+def _data(row: dict[str, Any]) -> str:
+    return (
+        f"{row['frames']:,} training frames, {row['classes']} classes, whose logits take "
+        f"{2 * row['classes']} bytes a frame in 16 bits"
+    )
 
 
 def _is_search(row: dict[str, Any]) -> bool:
@@ -576,6 +584,55 @@ def _gap(task: str, group: Sequence[dict[str, Any]], rows: Sequence[dict[str, An
     ensembles = {r["seed"]: r[name] for r in rows if r["is_ensemble"] and r["condition"] == condition}
     gaps = [(row[name] - ensembles[row["seed"]]) for row in group if row["seed"] in ensembles]
     return _spread([gap if is_higher else -gap for gap in gaps]) if gaps else ""
+
+
+def _differences(task: str, rows: Sequence[dict[str, Any]]) -> str:
+    """What the claims come to: means and deviations of differences between models of the same seed."""
+    name, title, is_higher = MEASURES[task][0]
+    middle = "topk=10" if task == "phones" else "topk=5"
+
+    def better(first: dict[str, Any], second: dict[str, Any]) -> list[float]:
+        """By how much the first is better, for each seed."""
+        pairs = ([r for r in rows if wanted.items() <= r.items()] for wanted in (first, second))
+        ones, others = ({r["seed"]: r[name] for r in found} for found in pairs)
+        sign = 1 if is_higher else -1
+        return [sign * (ones[seed] - others[seed]) for seed in ones if seed in others]
+
+    plain = {"condition": "plain", "member": None, "is_ensemble": False, "temperature": 1.0, "longer": 1}
+    lines = []
+    for model in ("quarter", "base"):
+        some, hard = plain | {"model": model, "keep": middle}, plain | {"model": model, "keep": ""}
+        full = plain | {"model": model, "keep": "full", "hard_weight": 0.5}
+        who = _NAMES[model]
+        lines.append((f"{who}: `{middle}` over `full`, λ = 0.5", better(some | {"hard_weight": 0.5}, full)))
+        for share in (0.0, 0.25, 0.5):
+            gaps = better(some | {"hard_weight": share}, hard)
+            lines.append((f"{who}: `{middle}`, λ = {share:g}, over hard labels", gaps))
+    students = {
+        (r["condition"], r["model"], r["keep"], r["hard_weight"], r["longer"], r["temperature"])
+        for r in rows
+        if not r["is_ensemble"] and r["member"] is None and r["keep"]
+    }
+    found = []
+    for condition, model, keep, share, longer, temperature in sorted(students):
+        student = {"condition": condition, "model": model, "keep": keep, "hard_weight": share}
+        student |= {"longer": longer, "temperature": temperature, "is_ensemble": False, "member": None}
+        ensemble = {"condition": "plain" if condition == "more" else condition, "is_ensemble": True}
+        if gaps := better(student, ensemble):
+            found.append((statistics.mean(gaps), _label(student), gaps))
+    if found:
+        _, label, gaps = max(found, key=lambda one: one[0])
+        lines.append((f"the best student of {len(found)} in this test ({label}) over its ensemble", gaps))
+    cells = [[what, _spread(gaps), _verdict(gaps)] for what, gaps in lines if gaps]
+    return report.table([f"better by, in {title}", "difference", "beyond the spread"], cells)
+
+
+def _verdict(gaps: Sequence[float]) -> str:
+    """Whether the mean of differences is further from 0 than their standard deviation."""
+    if len(gaps) < 2:
+        return "one seed"
+    mean, deviation = statistics.mean(gaps), statistics.stdev(gaps)
+    return "no" if abs(mean) <= deviation else "better" if mean > 0 else "worse"
 
 
 def _nbytes(group: Sequence[dict[str, Any]]) -> str:
