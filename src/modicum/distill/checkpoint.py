@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ class Progressed:
 
 @dataclass(frozen=True)
 class TrainingCheckpoint:
-    """A file with a model's weights, its optimizer's moments and the step.
+    """A file with a model's weights and buffers, its optimizer's moments and the step.
 
     Attributes:
         path: of the file.
@@ -52,6 +52,7 @@ class TrainingCheckpoint:
             tensors[f"{name}.weight"] = parameter.detach()
             for key, value in optimizer.state[parameter].items():
                 tensors[f"{name}.{key}"] = value
+        tensors |= {f"{name}.buffer": buffer for name, buffer in _saved_buffers(model)}
         told = {"digest": self.digest, "step": progressed.step, "losses": progressed.losses}
         part = self.path.with_suffix(".part")
         try:
@@ -110,3 +111,13 @@ class TrainingCheckpoint:
             for key in ("exp_avg", "exp_avg_sq"):
                 state[key] = tensors[f"{name}.{key}"].to(parameter.device)
             optimizer.state[parameter] = state
+        for name, buffer in _saved_buffers(model):
+            buffer.copy_(tensors[f"{name}.buffer"])
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that a model saves with its weights, such as the running statistics of batch normalisation."""
+    saved = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if saved.get(name) is buffer:
+            yield name, buffer

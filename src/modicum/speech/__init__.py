@@ -1,0 +1,126 @@
+"""Speech: audio, features, models and their training. Needs the extra "speech".
+
+The names below load when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modicum.speech.acoustic_model import AcousticModel, ModelSettings
+    from modicum.speech.audio import load_audio, save_audio
+    from modicum.speech.augment import SpecAugment, SpeedPerturbation
+    from modicum.speech.conv_ctc import ConvCtc, ConvCtcSettings
+    from modicum.speech.corpus import CorpusSettings, FeatureCorpus, build_corpus
+    from modicum.speech.decoding import GreedyDecoder, Hypothesis, PrefixBeamSearch, greedy_decode
+    from modicum.speech.dfsmn import DfsmnCtc, DfsmnCtcSettings
+    from modicum.speech.digits import read_digits, split_speakers
+    from modicum.speech.entry import TrainReport, TrainSettings, train_recognizer
+    from modicum.speech.evaluation import Evaluation, evaluate
+    from modicum.speech.features import Fbank, FeatureSettings
+    from modicum.speech.frame_model import FrameModel, FrameModelSettings
+    from modicum.speech.manifest import PhoneInterval, Utterance, read_manifest, write_manifest
+    from modicum.speech.noise import AddNoise, NoiseSettings
+    from modicum.speech.recipe import Recipe
+    from modicum.speech.recognizer import Recognizer, Transcript
+    from modicum.speech.scoring import Rate, character_error_rate, word_error_rate
+    from modicum.speech.sizes import model_settings
+    from modicum.speech.synthesis import SynthesisSettings, Synthesizer, synthesize
+    from modicum.speech.teaching import TeachingSettings, record_targets
+    from modicum.speech.tokens import TokenSet
+    from modicum.speech.training import TrainingResult, train
+    from modicum.speech.viterbi import PhoneViterbi
+
+_HOMES = {
+    "acoustic_model": ("AcousticModel", "ModelSettings"),
+    "audio": ("load_audio", "save_audio"),
+    "conv_ctc": ("ConvCtc", "ConvCtcSettings"),
+    "corpus": ("CorpusSettings", "FeatureCorpus", "build_corpus"),
+    "decoding": ("GreedyDecoder", "Hypothesis", "PrefixBeamSearch", "greedy_decode"),
+    "dfsmn": ("DfsmnCtc", "DfsmnCtcSettings"),
+    "entry": ("TrainReport", "TrainSettings", "train_recognizer"),
+    "evaluation": ("Evaluation", "evaluate"),
+    "features": ("Fbank", "FeatureSettings"),
+    "frame_model": ("FrameModel", "FrameModelSettings"),
+    "manifest": ("PhoneInterval", "Utterance", "read_manifest", "write_manifest"),
+    "recipe": ("Recipe",),
+    "recognizer": ("Recognizer", "Transcript"),
+    "scoring": ("Rate", "character_error_rate", "word_error_rate"),
+    "sizes": ("model_settings",),
+    "teaching": ("TeachingSettings", "record_targets"),
+    "tokens": ("TokenSet",),
+    "synthesis": ("SynthesisSettings", "Synthesizer", "synthesize"),
+    "digits": ("read_digits", "split_speakers"),
+    "augment": ("SpecAugment", "SpeedPerturbation"),
+    "noise": ("AddNoise", "NoiseSettings"),
+    "training": ("TrainingResult", "train"),
+    "viterbi": ("PhoneViterbi",),
+}
+_HOME = {name: f"modicum.speech.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022  # in the order of the reader's interest
+    "load_audio",
+    "save_audio",
+    "Fbank",
+    "FeatureSettings",
+    "Utterance",
+    "PhoneInterval",
+    "read_manifest",
+    "write_manifest",
+    "TokenSet",
+    "CorpusSettings",
+    "FeatureCorpus",
+    "build_corpus",
+    "AcousticModel",
+    "ModelSettings",
+    "ConvCtc",
+    "ConvCtcSettings",
+    "DfsmnCtc",
+    "DfsmnCtcSettings",
+    "FrameModel",
+    "FrameModelSettings",
+    "model_settings",
+    "Recipe",
+    "TrainingResult",
+    "train",
+    "TrainSettings",
+    "TrainReport",
+    "train_recognizer",
+    "TeachingSettings",
+    "record_targets",
+    "Recognizer",
+    "Transcript",
+    "GreedyDecoder",
+    "PrefixBeamSearch",
+    "Hypothesis",
+    "greedy_decode",
+    "Evaluation",
+    "evaluate",
+    "Rate",
+    "word_error_rate",
+    "character_error_rate",
+    "PhoneViterbi",
+    "SpecAugment",
+    "SpeedPerturbation",
+    "AddNoise",
+    "NoiseSettings",
+    "read_digits",
+    "split_speakers",
+    "synthesize",
+    "SynthesisSettings",
+    "Synthesizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'modicum.speech' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
