@@ -1,0 +1,123 @@
+"""IntegerConv1d: a quantised convolution for inference."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from modicum.errors import InputError
+from modicum.quant.convolution import ConvSettings
+from modicum.quant.native import NativeConv, native_kernels
+from modicum.quant.schemes import DirectInt8, RangeLimitedWinograd, RSQWinograd, Scheme
+
+Backend = Literal["auto", "native", "torch"]
+_EXACT_FLOAT32 = 2**24
+"""Sums up to here are exact in float32, in any order."""
+
+
+class IntegerConv1d(nn.Module):
+    """A convolution with integer weights and one scale for each output channel (and tap, in `tapwise`).
+
+    `native` computes it by the compiled int8 kernels (on a CPU; direct int8 without groups, and F(2, 3) of
+    `limited` and `rsq`), `torch` by torch in a floating dtype that holds every sum exactly. Both give the
+    same int32 sums, and the same float32 outputs, bit for bit. `auto` takes the kernels where they can be
+    used.
+
+    Args:
+        weights: whole numbers, as the scheme prepares them.
+        scales: of the input and of the weights.
+        bias: [K], or None.
+    """
+
+    weights: Tensor
+    input_scale: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        conv: ConvSettings,
+        weights: Tensor,
+        scales: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.scheme, self.conv = scheme, conv
+        self.register_buffer("weights", weights.detach().to(torch.int8))
+        self.register_buffer("input_scale", scales[0].detach().clone())
+        self.register_buffer("weight_scale", scales[1].detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.backend: Backend = "auto"
+        self._native: NativeConv | None = None
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.weights.shape[-2 if isinstance(self.scheme, DirectInt8) else -1] * self.conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, T] -> [N, K, T_out], in the dtype of the scales."""
+        x = x.to(self.input_scale.dtype)
+        native = self._kernel(x)
+        if native is not None:
+            return native.outputs(x, self.input_scale, self._scale().flatten(), self.bias)
+        outputs = self.scheme.finish(self._sums(x).to(x.dtype) * self._scale(), self._length(x))
+        return outputs if self.bias is None else outputs + self.bias[:, None]
+
+    def sums(self, x: Tensor) -> Tensor:
+        """The sums of products, int32: [N, K, T_out]; [n, N, K, P] in `tapwise`."""
+        x = x.to(self.input_scale.dtype)
+        native = self._kernel(x)
+        return self._sums(x) if native is None else native.sums(x, self.input_scale)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """The input as whole numbers, in its own dtype."""
+        prepared = self.scheme.prepare_input(x, self.conv)
+        limit = self.scheme.input_limit
+        return (prepared * self.input_scale.reciprocal()).clamp(-limit, limit).round()
+
+    def _sums(self, x: Tensor) -> Tensor:
+        bound = self.scheme.largest_sum(self.conv, self.channels)
+        dtype = torch.float32 if bound <= _EXACT_FLOAT32 else torch.float64
+        inputs, weights = self.quantize(x).to(dtype), self.weights.to(dtype)
+        return self.scheme.sums(inputs, weights, self.conv, self._length(x)).to(torch.int32)
+
+    def _scale(self) -> Tensor:
+        return self.scheme.output_scale(self.input_scale, self.weight_scale)
+
+    def _length(self, x: Tensor) -> int:
+        return self.conv.out_length(x.shape[-1])
+
+    def _kernel(self, x: Tensor) -> NativeConv | None:
+        """The compiled kernel, if it is to be used."""
+        if self.backend not in get_args(Backend):
+            raise InputError(f"the backend is {self.backend!r}: choose one of {', '.join(get_args(Backend))}")
+        if self.backend == "torch":
+            return None
+        why = self._why_not_native(x)
+        if why is not None:
+            if self.backend == "native":
+                raise InputError(f'the kernels cannot be used: {why}; use backend "auto" or "torch"')
+            return None
+        if self._native is None or self._native.version != self.weights._version:
+            kind: Literal["direct", "winograd"] = "winograd"
+            if isinstance(self.scheme, DirectInt8):
+                kind = "direct"
+            self._native = NativeConv(self.weights, self.conv, kind, self.scheme.input_limit)
+        self._length(x)  # a sequence that is too short is refused in the same words
+        return self._native
+
+    def _why_not_native(self, x: Tensor) -> str | None:
+        is_direct = isinstance(self.scheme, DirectInt8) and self.conv.groups == 1
+        is_small_tile = isinstance(self.scheme, RangeLimitedWinograd | RSQWinograd) and (
+            self.scheme.outputs,
+            self.scheme.taps,
+        ) == (2, 3)
+        if not is_direct and not is_small_tile:
+            return f"there is none for {self.scheme}" + (" with groups" * (self.conv.groups > 1))
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return f"they take float32 on a CPU, not {x.dtype} on {x.device.type}"
+        return None if native_kernels() else "they are not built (see the warning of the build)"

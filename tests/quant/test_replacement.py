@@ -1,0 +1,135 @@
+"""Whole models: which layers are replaced by what."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from modicum.errors import InputError
+from modicum.quant import (
+    DirectInt8,
+    IntegerConv1d,
+    QuantConv1d,
+    QuantSettings,
+    RangeSettings,
+    RSQWinograd,
+    calibrate,
+    convert_model,
+    quantize_model,
+    sqnr,
+)
+from modicum.quant.calibration import quantized_layers
+from modicum.quant.schemes import SCHEMES
+
+
+class Mixed(nn.Module):
+    """Layers that Winograd can compute and layers that it cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strided = nn.Conv1d(4, 6, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(
+            [nn.Conv1d(6, 6, 3, padding=1), nn.Conv1d(6, 6, 3, dilation=2, padding=2)]
+        )
+        self.depthwise = nn.Conv1d(6, 6, 3, groups=6, padding=1)
+        self.wide = nn.Conv1d(6, 6, 5, padding=2)
+        self.pointwise = nn.Conv1d(6, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.strided(x)
+        for block in self.blocks:
+            x = block(x).relu()
+        out: torch.Tensor = self.pointwise(self.wide(self.depthwise(x)))
+        return out
+
+
+def test_layers_that_tiles_cannot_compute_become_direct_and_that_is_said_once() -> None:
+    with pytest.warns(UserWarning, match="direct int8 is used") as told:
+        model = quantize_model(Mixed(), QuantSettings("rsq"))
+    assert len(told) == 1
+    assert str(told[0].message) == (
+        "direct int8 is used for strided, blocks.1, depthwise, pointwise: rsq with 2 outputs takes stride, "
+        "dilation and groups of 1 and 3 or 5 taps"
+    )
+    found = {name: layer.scheme for name, layer in quantized_layers(model).items()}
+    assert found == {
+        "strided": DirectInt8(),
+        "blocks.0": RSQWinograd(),
+        "blocks.1": DirectInt8(),
+        "depthwise": DirectInt8(),
+        "wide": RSQWinograd(taps=5),
+        "pointwise": DirectInt8(),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:direct int8 is used")
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_a_model_is_quantised_and_converted(scheme: str) -> None:
+    torch.manual_seed(0)
+    model = Mixed()
+    x = torch.randn(2, 4, 50)
+    exact = model(x)
+    options = {"weight_limit": 31} if scheme == "exact" else {}
+    model = quantize_model(model, QuantSettings(scheme, options=options, ranges=RangeSettings(input="max")))
+    assert isinstance(model, Mixed)
+    calibrate(model, [x])
+    with torch.no_grad():
+        trained = model.eval()(x)
+        converted = convert_model(model)(x)
+    assert all(not isinstance(module, QuantConv1d) for module in model.modules())
+    assert sum(isinstance(module, IntegerConv1d) for module in model.modules()) == 6
+    assert sqnr(converted, trained) > 60  # sums beyond 2^24 could be rounded in training; there are none here
+    assert sqnr(converted, exact) > 10
+
+
+def test_weights_are_kept_and_a_layer_alone_is_replaced() -> None:
+    conv = nn.Conv1d(2, 3, 3)
+    quant = quantize_model(conv, QuantSettings("direct"))
+    assert isinstance(quant, QuantConv1d)
+    assert torch.equal(quant.weight, conv.weight)
+    quant.load_state_dict({name: 2 * tensor for name, tensor in conv.state_dict().items()}, strict=False)
+    assert torch.equal(quant.weight, 2 * conv.weight)
+    calibrate(quant, [torch.ones(1, 2, 5)])
+    assert isinstance(convert_model(quant), IntegerConv1d)
+
+
+def test_a_saved_layer_is_the_same_after_loading() -> None:
+    x = torch.randn(1, 2, 9, generator=torch.Generator().manual_seed(0))
+    first = quantize_model(nn.Conv1d(2, 3, 3), QuantSettings("tapwise"))
+    calibrate(first, [x])
+    second = quantize_model(nn.Conv1d(2, 3, 3), QuantSettings("tapwise"))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.eval()(x), second.eval()(x))
+
+
+def test_layers_with_other_padding_stay() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular"), nn.Conv1d(2, 2, 3))
+    with pytest.warns(UserWarning, match="0 stay in floating point, as they do not pad with zeros"):
+        quantize_model(model)
+    assert isinstance(model[0], nn.Conv1d)
+    assert isinstance(model[1], QuantConv1d)
+
+
+def test_nothing_is_said_where_all_layers_can_be_computed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_model(nn.Sequential(nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3)), QuantSettings("rsq", outputs=4))
+
+
+def test_bad_settings() -> None:
+    for wrong, message in (
+        ({"scheme": "fast"}, "choose one of direct, exact, tapwise, limited, rsq"),
+        ({"scheme": "direct", "options": {"alpha": 2.0}}, "direct cannot be set up with {'alpha': 2.0}"),
+        ({"scheme": "rsq", "options": {"alpha": 0.5}}, "alpha is 0.5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            QuantSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the method is 'best'"):
+        RangeSettings(weight="best")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the model has no Conv1d layer"):
+        quantize_model(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="no quantised layer"):
+        convert_model(nn.Conv1d(1, 1, 1))
