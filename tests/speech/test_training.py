@@ -21,10 +21,12 @@ from modicum.speech import (
     Recognizer,
     TeachingSettings,
     TokenSet,
+    TrainSettings,
     build_corpus,
     evaluate,
     record_targets,
     train,
+    train_recognizer,
 )
 from modicum.speech.examples import Examples, FrameRate, collate
 from modicum.speech.teaching import check_alike
@@ -354,6 +356,18 @@ def test_a_corpus_of_other_features_is_refused(
         record_targets([teacher], tones.corpus, tmp_path / "t", KEEP)
     with pytest.raises(InputError, match="there is no teacher"):
         record_targets([], tones.corpus, tmp_path / "t", KEEP)
+
+
+def test_a_student_of_another_frame_rate_is_refused_before_recording(
+    tones: Tones, members: dict[str, Recognizer], tmp_path: Path
+) -> None:
+    members["conv"].save(tmp_path / "teacher")
+    settings = TrainSettings(replace(QUICK, model=ConvCtcSettings(subsampling=3)))
+    with pytest.raises(
+        ModelError, match=r"has a frame rate of 50 per second, the student of 33\.3333 per.*subsampling 2"
+    ):
+        train_recognizer(tones.folder, tmp_path / "out", settings, [tmp_path / "teacher"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_said(

@@ -47,9 +47,9 @@ def train(
     ] = "conv",
     size: Annotated[str, typer.Option(help="tiny, small or base.")] = "small",
     units: Annotated[str, typer.Option(help="Classes of a CTC model: graphemes or phones.")] = "graphemes",
-    epochs: Annotated[int, typer.Option(help="How often each utterance is seen.")] = 15,
+    epochs: Annotated[int, typer.Option(help="How often each utterance is seen.")] = 20,
     rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 3e-3,
-    batch_seconds: Annotated[float, typer.Option(help="Seconds of audio in a step.")] = 60.0,
+    batch_seconds: Annotated[float, typer.Option(help="Seconds of audio in a step.")] = 30.0,
     mels: Annotated[int, typer.Option(help="Mel channels of the features; with teachers theirs.")] = 40,
     copies: Annotated[int, typer.Option(help="Perturbed copies of each utterance, one seen an epoch.")] = 1,
     speeds: Annotated[
@@ -94,7 +94,7 @@ def train(
     with _settings_as_options():
         from modicum.distill.essence import check_tail
         from modicum.speech.corpus import CorpusSettings
-        from modicum.speech.entry import TrainSettings, train_recognizer
+        from modicum.speech.entry import TrainSettings, check_units, train_recognizer
         from modicum.speech.features import FeatureSettings
         from modicum.speech.noise import NoiseSettings
         from modicum.speech.recipe import Recipe
@@ -118,7 +118,7 @@ def train(
         # Members of an ensemble share features: --seed has no part in them.
         corpus = CorpusSettings(FeatureSettings(num_mels=mels), copies, _numbers("speeds", speeds), added)
         settings = TrainSettings(
-            recipe, corpus, TeachingSettings(keep, bits, temperature), _units(units), features, targets
+            recipe, corpus, TeachingSettings(keep, bits, temperature), check_units(units), features, targets
         )
         teachers = [name for name in teacher.split(",") if name]
         if teacher and not teachers:
@@ -255,11 +255,6 @@ def _decoder(beam: int) -> Any:
     from modicum.speech.decoding import GreedyDecoder, PrefixBeamSearch
 
     return PrefixBeamSearch(beam) if beam else GreedyDecoder()
-
-
-def _units(name: str) -> Any:
-    """Checked by `TrainSettings`."""
-    return name
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from modicum.errors import InputError
 from modicum.speech.audio import is_silent, load_audio
 from modicum.speech.augment import change_speed, check_speed
+from modicum.speech.faults import listed
 from modicum.speech.features import Fbank, FeatureSettings
 from modicum.speech.manifest import PhoneInterval, Utterance
 from modicum.speech.noise import AddNoise, NoiseSettings
@@ -26,9 +27,6 @@ FILE = "corpus.json"
 _FEATURES = "features.f32"
 _FORMAT = 1
 _SEED = 1_000_003
-_NAMED = 5
-"""So many files that are left out are named in a warning; the others are counted."""
-
 Progress = Callable[[str, int, int], object]
 """Called with what is done, how much of it, and of how much."""
 
@@ -171,45 +169,48 @@ def _write(
     utterances: Sequence[Utterance], folder: Path, settings: CorpusSettings, tell: Progress
 ) -> dict[str, Any]:
     """Write the features; what is to be told of them."""
+    # Named by the process, as several trainings may begin with the same folder.
+    part = folder / f"{_FEATURES}.{os.getpid()}.part"
+    try:
+        with open(part, "wb") as file:
+            rows, digest, faults = _append_all(utterances, file, settings, tell)
+        if not rows:
+            reason = listed(faults) or "there is none"
+            raise InputError(f"no utterance can be used ({reason}): give audio with speech")
+        os.replace(part, folder / _FEATURES)
+    finally:
+        part.unlink(missing_ok=True)
+    if faults:
+        warnings.warn(f"{len(faults):,} utterances left out: {listed(faults)}", stacklevel=3)
+    return {"format": _FORMAT, "digest": digest, "num_skipped": len(faults), "utterances": rows}
+
+
+def _append_all(
+    utterances: Sequence[Utterance], file: IO[bytes], settings: CorpusSettings, tell: Progress
+) -> tuple[list[dict[str, Any]], str, list[str]]:
+    """Write the features of all rows; the rows, their digest, and what is wrong with those left out."""
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
     digest = hashlib.sha256()
-    part = folder / f"{_FEATURES}.part"
     fbank, perturb = Fbank(settings.features), _Perturbation(settings)
-    with open(part, "wb") as file:
-        for number, utterance in enumerate(utterances):
-            tell("features", number, len(utterances))
-            try:
-                samples = _samples(utterance, settings)
-                numbers = range(settings.copies * number, settings.copies * (number + 1))
-                features = [fbank(perturb(samples, row)) for row in numbers]
-            except InputError as error:
-                faults.append(str(error))
-                continue
-            for copy, one in enumerate(features):
-                speed = settings.speed(copy)
-                data = one.contiguous().numpy().astype("<f4").tobytes()
-                row = _row(utterance, speed) | {"frames": len(one)}
-                digest.update(data)
-                digest.update(json.dumps([row["text"], row["phones"]]).encode())
-                file.write(data)
-                rows.append(row)
+    for number, utterance in enumerate(utterances):
+        tell("features", number, len(utterances))
+        try:
+            samples = _samples(utterance, settings)
+            numbers = range(settings.copies * number, settings.copies * (number + 1))
+            features = [fbank(perturb(samples, row)) for row in numbers]
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        for copy, one in enumerate(features):
+            data = one.contiguous().numpy().astype("<f4").tobytes()
+            row = _row(utterance, settings.speed(copy)) | {"frames": len(one)}
+            digest.update(data)
+            digest.update(json.dumps([row["text"], row["phones"]]).encode())
+            file.write(data)
+            rows.append(row)
     tell("features", len(utterances), len(utterances))
-    named = "; ".join(faults[:_NAMED]) + (
-        f"; and {len(faults) - _NAMED:,} more" if len(faults) > _NAMED else ""
-    )
-    if not rows:
-        part.unlink()
-        raise InputError(f"no utterance can be used ({named or 'there is none'}): give audio with speech")
-    if faults:
-        warnings.warn(f"{len(faults):,} utterances left out: {named}", stacklevel=3)
-    os.replace(part, folder / _FEATURES)
-    return {
-        "format": _FORMAT,
-        "digest": digest.hexdigest()[:16],
-        "num_skipped": len(faults),
-        "utterances": rows,
-    }
+    return rows, digest.hexdigest()[:16], faults
 
 
 def _samples(utterance: Utterance, settings: CorpusSettings) -> Tensor:
@@ -261,6 +262,6 @@ def _source(utterances: Sequence[Utterance], settings: CorpusSettings) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from modicum.distill.rule import parse_rule
 from modicum.distill.targets import SparseTargets, TargetsStatistics
@@ -21,6 +21,18 @@ from modicum.weights.new_folder import STATE, check_new
 
 Units = Literal["graphemes", "phones"]
 """Classes of a CTC model; those of a frames model are thirds of phones."""
+
+
+def check_units(units: str) -> Units:
+    """Raise unless it is one of the two.
+
+    Raises:
+        InputError: it is not.
+    """
+    for known in get_args(Units):
+        if units == known:
+            return known  # type: ignore[no-any-return]  # get_args has no types
+    raise InputError(f"units are {units!r}; choose one of {', '.join(get_args(Units))}")
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,7 @@ class TrainSettings:
     targets: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.units not in ("graphemes", "phones"):
-            raise InputError(f"units are {self.units!r}: choose graphemes or phones")
+        check_units(self.units)
 
 
 @dataclass(frozen=True)
@@ -162,6 +173,6 @@ def _check_student(
         rate = first.features.frames_per_second / student.subsampling
         raise ModelError(
             f"teacher {names[0]} has a frame rate of {first.frame_rate:g} per second, the student of "
-            f"{rate:g}: give a student with subsampling {first.model.subsampling}"
+            f"{rate:g} per second: give a student with subsampling {first.model.subsampling}"
         )
     parse_rule(settings.teaching.keep).check(first.tokens.num_classes)

@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 from modicum.errors import InputError
 from modicum.speech.acoustic_model import Criterion
 from modicum.speech.corpus import FeatureCorpus
+from modicum.speech.faults import listed
 from modicum.speech.manifest import Utterance
 from modicum.speech.tokens import SILENCE, TokenSet
 
 NO_LABEL = -1
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,12 @@ class Examples:
             except InputError as error:
                 faults.append(f"{utterance.audio.name}: {error}")
         self.rows = list(self._labels)
-        named = "; ".join(faults[:_NAMED])
         if not self.rows:
-            raise InputError(f"no utterance can be learned from: {named}")
+            raise InputError(f"no utterance can be learned from: {listed(faults)}")
         if faults:
-            warnings.warn(f"{len(faults):,} of {len(corpus):,} utterances left out: {named}", stacklevel=2)
+            warnings.warn(
+                f"{len(faults):,} of {len(corpus):,} utterances left out: {listed(faults)}", stacklevel=2
+            )
 
     @property
     def num_frames(self) -> int:

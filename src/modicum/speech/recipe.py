@@ -36,8 +36,8 @@ class Recipe:
     """
 
     model: ModelSettings = field(default_factory=ConvCtcSettings)
-    epochs: int = 15
-    batch_seconds: float = 60.0
+    epochs: int = 20
+    batch_seconds: float = 30.0
     learning_rate: float = 3e-3
     warmup: float = 0.1
     max_norm: float = 5.0
