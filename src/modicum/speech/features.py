@@ -126,12 +126,16 @@ class Fbank:
                 f"{len(samples)} samples make no frame of {self.settings.frame_shift}: leave this recording "
                 "out"
             )
-        online: Any = self._knf.OnlineFbank(self._options)
+        online = self.online()
         online.accept_waveform(self.settings.sample_rate, samples.detach().float().cpu().numpy())
         online.input_finished()
         # Each frame's buffer belongs to the extractor.
         energies = np.stack([online.get_frame(index) for index in range(num_frames)])
         return self._normalized(torch.from_numpy(energies))
+
+    def online(self) -> Any:
+        """A new `kaldi_native_fbank.OnlineFbank`, for audio that arrives in pieces; not normalised."""
+        return self._knf.OnlineFbank(self._options)
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of so many samples: round(num_samples / shift), halves upwards."""
