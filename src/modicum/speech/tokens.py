@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,20 +138,20 @@ class TokenSet:
         """
         if self.kind != "thirds":
             raise InputError(f"frames are labelled by thirds of phones, and the classes are {self.kind}")
-        labels = torch.zeros(num_frames, dtype=torch.int64)
-        for phone, start, end in self._filled(phones, num_frames * frame_shift):
-            if phone not in self._index:
-                raise InputError(
-                    f"phone {phone} is not among the {len(self.symbols)} known: make the token set from all "
-                    "utterances"
-                )
-            first = max(0, math.ceil(start / frame_shift - 0.5))
-            for frame in range(first, num_frames):
-                centre = (frame + 0.5) * frame_shift
-                if centre >= end:
-                    break
-                third = min(2, int(3 * (centre - start) / (end - start)))
-                labels[frame] = 3 * self._index[phone] + third
+        intervals = self._filled(phones, num_frames * frame_shift)
+        unknown = next((phone for phone, _, _ in intervals if phone not in self._index), None)
+        if unknown is not None:
+            raise InputError(
+                f"phone {unknown} is not among the {len(self.symbols)} known: make the token set from all "
+                "utterances"
+            )
+        index = torch.tensor([self._index[phone] for phone, _, _ in intervals])
+        start, end = torch.tensor([times for _, *times in intervals], dtype=torch.float64).T
+        centre = (torch.arange(num_frames, dtype=torch.float64) + 0.5) * frame_shift
+        at = torch.searchsorted(start.contiguous(), centre, right=True) - 1
+        third = (3 * (centre - start[at]) / (end[at] - start[at])).long().clamp_max(2)
+        # Silence where an interval that begins last has ended, as it may if phones overlap.
+        labels: Tensor = torch.where(centre < end[at], 3 * index[at] + third, 0)
         return labels
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from modicum.errors import InputError
@@ -55,29 +55,32 @@ class PhoneViterbi:
             raise InputError(
                 f"log-probabilities are {tuple(log_probs.shape)}: give [frames, {self.tokens.num_classes}]"
             )
-        scores = log_probs.double().view(len(log_probs), -1, 3)  # [T, P, 3]
-        best = torch.full_like(scores[0], float("-inf"))
-        best[:, 0] = scores[0, :, 0]
-        sources = torch.zeros(scores.shape, dtype=torch.int64)
-        index = torch.arange(best.numel()).view_as(best)
-        never = torch.full_like(best[:, 0], float("-inf"))
+        scores = log_probs.detach().double().cpu().numpy().reshape(len(log_probs), -1, 3).transpose(0, 2, 1)
+        num_phones = scores.shape[2]
+        best = np.full((3, num_phones), -np.inf)  # of paths that end in each third of each phone
+        best[0] = scores[0, 0]
+        # How many thirds back each third was reached from; 3 for a new phone, which begins after `ends`.
+        choices = np.zeros(scores.shape, dtype=np.int8)
+        ends = np.zeros(len(scores), dtype=np.int64)
         for frame in range(1, len(scores)):
             end = int(best.argmax())
-            # From where each third is reached: from itself, from earlier thirds, or by a new phone.
-            first = torch.stack([best[:, 0], never, best.flatten()[end] - self.penalty + 0 * best[:, 0]])
-            second = torch.stack([best[:, 1], best[:, 0], never])
-            last = torch.stack([best[:, 2], best[:, 1], best[:, 0]])
-            values, choices = torch.stack([first, second, last], 1).max(0)  # [3 thirds, P]
-            steps = torch.stack([index - choice for choice in range(3)])  # of 0, 1 or 2 thirds back
-            before = steps.gather(0, choices.T[None])[0]
-            # A new phone is marked by a negative source, so that it is told from the same phone going on.
-            before[:, 0] = torch.where(choices[0] == 2, -1 - end, before[:, 0])
-            sources[frame] = before
-            best = values.T + scores[frame]
-        classes, is_new = [int(best.argmax())], [True]
+            new = float(best.flat[end]) - self.penalty
+            values, choice = best.copy(), choices[frame]
+            np.copyto(values[0], new, where=(is_new := new > best[0]))
+            choice[0][is_new] = 3
+            for third, back in ((1, 1), (2, 1), (2, 2)):
+                earlier = best[third - back]
+                is_earlier = earlier > values[third]
+                np.copyto(values[third], earlier, where=is_earlier)
+                choice[third][is_earlier] = back
+            ends[frame] = end
+            best = values + scores[frame]
+        third, phone = divmod(int(best.argmax()), num_phones)
+        classes, begins = [3 * phone + third], []
         for frame in range(len(scores) - 1, 0, -1):
-            source = int(sources[frame].flatten()[classes[0]])
-            is_new[0] = source < 0
-            classes.insert(0, -1 - source if source < 0 else source)
-            is_new.insert(0, True)
-        return classes, is_new
+            back = int(choices[frame, third, phone])
+            begins.append(back == 3)
+            third, phone = divmod(int(ends[frame]), num_phones) if back == 3 else (third - back, phone)
+            classes.append(3 * phone + third)
+        begins.append(True)
+        return classes[::-1], begins[::-1]

@@ -1,0 +1,692 @@
+"""Essence distillation of speech models: what an ensemble's soft targets bring to a student, how many of them
+are needed, and whether a student beats its ensemble. One core, about an hour, resumable.
+
+    python benchmarks/essence.py --work FOLDER [--digits FSDD]  # measures what rows.jsonl does not have
+    python benchmarks/essence.py --work FOLDER --quick          # one small seed of each task, minutes
+    python benchmarks/essence.py --work FOLDER --docs           # docs/benchmarks_essence.json and the tables
+
+Two tasks. "phones": thirds of phones in synthetic speech with noise of 0 to 20 dB, eight voices held out.
+"digits": letters of spoken digits, by CTC, of the Free Spoken Digit Dataset, two speakers held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import machine
+import report
+import torch
+
+from modicum.distill import Ensemble, SparseTargets, TargetsWriter
+from modicum.speech import (
+    ConvCtcSettings,
+    CorpusSettings,
+    DfsmnCtcSettings,
+    Evaluation,
+    FeatureCorpus,
+    FrameModelSettings,
+    ModelSettings,
+    NoiseSettings,
+    Recipe,
+    Recognizer,
+    SynthesisSettings,
+    TeachingSettings,
+    TokenSet,
+    Utterance,
+    build_corpus,
+    evaluate,
+    read_digits,
+    read_manifest,
+    record_targets,
+    split_speakers,
+    synthesize,
+    train,
+    word_error_rate,
+)
+from modicum.speech.examples import reference_text
+from modicum.speech.viterbi import PhoneViterbi
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROWS = "rows.jsonl"
+SEEDS = (0, 1, 2)
+MEMBERS = 4
+RULES = ("threshold=0.001", "threshold=0.01", "mass=0.9", "mass=0.95", "mass=0.99")
+WRONG = 0.3
+"""Share of wrong labels in the condition "wrong labels"."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is trained."""
+
+    hours: float = 0.3
+    test_hours: float = 0.1
+    more_hours: float = 0.6
+    frame_epochs: int = 7
+    ctc_epochs: int = 10
+    seeds: tuple[int, ...] = SEEDS
+
+
+QUICK = Sizes(hours=0.03, test_hours=0.01, more_hours=0.06, frame_epochs=2, ctc_epochs=2, seeds=(0,))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student, or an ensemble's member (a number) or the ensemble itself ("all")."""
+
+    task: str
+    seed: int
+    condition: str = "plain"
+    """Of the ensemble and the labels: plain, wrong (labels), mixed (architectures), more (speech)."""
+    model: str = "quarter"
+    """base (as a member), quarter, large."""
+    member: int | None = None
+    is_ensemble: bool = False
+    keep: str = ""
+    """Empty: hard labels only; "full": all classes."""
+    hard_weight: float = 0.5
+    temperature: float = 1.0
+    longer: int = 1
+    """Factor of the epochs."""
+
+    @property
+    def key(self) -> str:
+        """Tells it from all others."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+# -- tasks ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Task:
+    """Data and models."""
+
+    name: str
+    work: Path
+    sizes: Sizes
+    models: dict[str, ModelSettings]
+    others: tuple[ModelSettings, ...]
+    """Members of the condition "mixed"."""
+    recipe: Recipe
+    rules: tuple[str, ...]
+    middle: str
+    """What is kept where other things are varied."""
+    corpora: dict[str, FeatureCorpus] = field(default_factory=dict)
+
+    def train_utterances(self, condition: str) -> list[Utterance]:
+        """With labels, in the condition."""
+        raise NotImplementedError
+
+    def test_utterances(self) -> list[Utterance]:
+        """By other voices."""
+        raise NotImplementedError
+
+    def corpus_settings(self, is_test: bool) -> CorpusSettings:
+        """Of features."""
+        raise NotImplementedError
+
+    @cached_property
+    def tokens(self) -> TokenSet:
+        """Classes."""
+        raise NotImplementedError
+
+    @cached_property
+    def test(self) -> FeatureCorpus:
+        """Features of the test."""
+        return build_corpus(
+            self.test_utterances(), self.work / self.name / "test", self.corpus_settings(True)
+        )
+
+    def corpus(self, condition: str) -> FeatureCorpus:
+        """Features to train on."""
+        name = condition if condition in ("wrong", "more") else "plain"
+        if name not in self.corpora:
+            folder = self.work / self.name / f"train-{name}"
+            utterances = self.train_utterances(name)
+            self.corpora[name] = build_corpus(utterances, folder, self.corpus_settings(False))
+        return self.corpora[name]
+
+    def score(self, recognizers: Sequence[Recognizer]) -> dict[str, float]:
+        """Rates in the test."""
+        raise NotImplementedError
+
+
+class Phones(Task):
+    """Thirds of phones in synthetic speech."""
+
+    def _folder(self, seed: int, hours: float) -> Path:
+        folder = self.work / f"speech-{seed}"
+        synthesize(folder, SynthesisSettings(hours, self.sizes.test_hours, num_voices=24, seed=seed))
+        return folder
+
+    def train_utterances(self, condition: str) -> list[Utterance]:
+        if condition == "more":
+            return read_manifest(self._folder(1, self.sizes.more_hours) / "train")
+        rows = read_manifest(self._folder(0, self.sizes.hours) / "train")
+        if condition != "wrong":
+            return rows
+        chance, phones = random.Random(0), self.tokens.symbols[1:]
+        return [
+            replace(
+                row,
+                phones=tuple(
+                    replace(x, phone=chance.choice(phones)) if chance.random() < WRONG else x
+                    for x in row.phones
+                ),
+            )
+            for row in rows
+        ]
+
+    def test_utterances(self) -> list[Utterance]:
+        return read_manifest(self._folder(0, self.sizes.hours) / "test")
+
+    def corpus_settings(self, is_test: bool) -> CorpusSettings:
+        return CorpusSettings(noise=NoiseSettings((0.0, 20.0)), seed=int(is_test))
+
+    @cached_property
+    def tokens(self) -> TokenSet:
+        rows = [*self.test_utterances(), *read_manifest(self._folder(0, self.sizes.hours) / "train")]
+        rows += self.train_utterances("more")
+        return TokenSet.of_phones([row.phones for row in rows], thirds=True)
+
+    def score(self, recognizers: Sequence[Recognizer]) -> dict[str, float]:
+        ensemble = Ensemble.of([one.logits for one in recognizers])
+        viterbi, shift = PhoneViterbi(self.tokens), 1 / self.test.settings.features.frames_per_second
+        right = total = 0
+        loss, references, hypotheses = 0.0, [], []
+        for row, utterance in enumerate(self.test.utterances):
+            (probabilities,) = ensemble.probabilities([self.test.features(row)])
+            labels = self.tokens.frame_labels(utterance.phones, len(probabilities), shift)
+            log_probs = probabilities.clamp_min(1e-30).log()
+            right += int((probabilities.argmax(-1) == labels).sum())
+            loss -= float(log_probs.gather(1, labels[:, None]).double().sum())
+            total += len(labels)
+            references.append(reference_text(utterance, TokenSet("phones", self.tokens.symbols[1:])))
+            hypotheses.append(" ".join(viterbi(log_probs)))
+        errors = word_error_rate(references, hypotheses)
+        return {
+            "frame_accuracy": right / total,
+            "frame_loss": loss / total,
+            "phone_error_rate": errors.value,
+        }
+
+
+class Digits(Task):
+    """Letters of spoken digits."""
+
+    dataset: Path
+
+    @cached_property
+    def _split(self) -> Any:
+        return split_speakers(read_digits(self.dataset))
+
+    def train_utterances(self, condition: str) -> list[Utterance]:
+        rows: list[Utterance] = self._split.train
+        if self.sizes is QUICK:
+            rows = rows[::20]
+        if condition != "wrong":
+            return rows
+        chance, words = random.Random(0), sorted({row.text for row in rows})
+        return [replace(row, text=chance.choice(words)) if chance.random() < WRONG else row for row in rows]
+
+    def test_utterances(self) -> list[Utterance]:
+        rows: list[Utterance] = self._split.test
+        return rows[:: 10 if self.sizes is QUICK else 1]
+
+    def corpus_settings(self, is_test: bool) -> CorpusSettings:
+        if is_test:
+            return CorpusSettings()
+        return CorpusSettings(copies=3, speeds=(1.0, 0.9, 1.1), noise=NoiseSettings((5.0, 30.0)))
+
+    @cached_property
+    def tokens(self) -> TokenSet:
+        return TokenSet("graphemes", tuple(sorted(set().union(*(row.text for row in self._split.train)))))
+
+    def score(self, recognizers: Sequence[Recognizer]) -> dict[str, float]:
+        found: Evaluation = evaluate(recognizers, self.test)
+        assert found.word_error_rate is not None
+        assert found.character_error_rate is not None
+        return {
+            "word_error_rate": found.word_error_rate.value,
+            "character_error_rate": found.character_error_rate.value,
+        }
+
+
+def phones_task(work: Path, sizes: Sizes) -> Phones:
+    """The first task. A quarter has about a quarter of a member's parameters."""
+    return Phones(
+        "phones",
+        work,
+        sizes,
+        {
+            "base": FrameModelSettings(width=128, num_layers=3),
+            "quarter": FrameModelSettings(width=40, num_layers=2),
+            "large": FrameModelSettings(width=192, num_layers=3),
+        },
+        (
+            FrameModelSettings(width=128, num_layers=3),
+            FrameModelSettings(width=160, num_layers=2, context=5),
+            FrameModelSettings(width=96, num_layers=4, context=11),
+            FrameModelSettings(width=192, num_layers=2, context=4),
+        ),
+        Recipe(epochs=sizes.frame_epochs, batch_seconds=20.0, spec_augment=False),
+        ("topk=1", "topk=3", "topk=5", "topk=10", "topk=20", *RULES),
+        "topk=10",
+    )
+
+
+def digits_task(work: Path, sizes: Sizes, dataset: Path) -> Digits:
+    """The second task."""
+    task = Digits(
+        "digits",
+        work,
+        sizes,
+        {
+            "base": ConvCtcSettings(width=64, num_blocks=4),
+            "quarter": ConvCtcSettings(width=28, num_blocks=3),
+            "large": ConvCtcSettings(width=128, num_blocks=5),
+        },
+        (
+            ConvCtcSettings(width=64, num_blocks=4),
+            ConvCtcSettings(width=80, num_blocks=3, kernel=7),
+            DfsmnCtcSettings(hidden=96, projection=48, num_layers=3),
+            ConvCtcSettings(width=48, num_blocks=6, kernel=15),
+        ),
+        Recipe(epochs=sizes.ctc_epochs, batch_seconds=8.0, learning_rate=5e-3),
+        ("topk=1", "topk=3", "topk=5", "topk=10", *RULES[1:4:2]),
+        "topk=5",
+    )
+    task.dataset = dataset
+    return task
+
+
+# -- cells ---------------------------------------------------------------------------------------------------
+
+
+def main_cells(task: Task, seed: int) -> Iterator[Cell]:
+    """Section by section: ensembles, then students of a quarter, then of a member's size."""
+    cell = Cell(task.name, seed)
+    yield from ensemble_cells(task, seed, "plain")
+    yield cell
+    for share in (0.0, 0.25, 0.5, 0.75):
+        yield replace(cell, keep=task.middle, hard_weight=share)
+        if task.name == "phones" or share == 0.5:
+            yield replace(cell, keep="full", hard_weight=share)
+    for rule in task.rules:
+        if rule != task.middle:
+            yield replace(cell, keep=rule)
+    for rule in ("full", task.middle):
+        yield replace(cell, keep=rule, temperature=2.0)
+    base = replace(cell, model="base")
+    yield base
+    yield replace(base, keep="full")
+    for share in (0.0, 0.25, 0.5):
+        yield replace(base, keep=task.middle, hard_weight=share)
+
+
+def search_cells(task: Task, seed: int) -> Iterator[Cell]:
+    """Conditions under which a student might beat its ensemble."""
+    base = Cell(task.name, seed, model="base", hard_weight=0.25)
+    rule = task.middle
+    large = replace(base, model="large")
+    yield replace(large, keep="")
+    yield replace(large, keep=rule)
+    if task.name == "phones":
+        yield replace(base, longer=2)
+        yield replace(base, keep=rule, longer=2)
+        yield replace(large, keep=rule, longer=2)
+    yield from ensemble_cells(task, seed, "wrong")
+    yield replace(base, condition="wrong", keep=rule, hard_weight=0.0)
+    if task.name == "phones":
+        yield replace(large, condition="wrong", keep=rule, hard_weight=0.0)
+    yield from ensemble_cells(task, seed, "mixed")
+    yield replace(base, condition="mixed", keep=rule)
+    if task.name == "phones":
+        yield replace(large, condition="mixed", keep=rule)
+        yield replace(base, condition="more", keep=rule, hard_weight=0.0)
+        yield replace(large, condition="more", keep=rule, hard_weight=0.0)
+
+
+def ensemble_cells(task: Task, seed: int, condition: str) -> Iterator[Cell]:
+    """Members, then all of them."""
+    cell = Cell(task.name, seed, condition, "base", hard_weight=1.0)
+    for member in range(MEMBERS):
+        yield replace(cell, member=member)
+    yield replace(cell, is_ensemble=True)
+
+
+# -- measuring -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Bench:
+    """Measures cells and appends their rows."""
+
+    work: Path
+    tasks: dict[str, Task]
+    known: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.known = {row["key"] for row in read_rows(self.work)}
+
+    def measure(self, cell: Cell) -> None:
+        """Measure a cell, unless its row is there."""
+        if cell.key in self.known:
+            return
+        started = time.process_time()
+        task = self.tasks[cell.task]
+        told: dict[str, Any] = {}
+        if cell.is_ensemble:
+            recognizers = self.members(task, cell)
+        elif cell.member is not None:
+            recognizers = [self.member(task, cell, cell.member)]
+        else:
+            recognizers = [self.student(task, cell, told)]
+        row = {"key": cell.key, **asdict(cell), **task.score(recognizers), **told}
+        row["parameters"] = sum(one.model.num_parameters for one in recognizers)
+        corpus = task.corpus(cell.condition)
+        row["classes"] = task.tokens.num_classes
+        row["frames"] = sum(map(corpus.num_frames, range(len(corpus))))
+        row["cpu_seconds"] = round(time.process_time() - started, 1)
+        append_row(self.work, row)
+        self.known.add(cell.key)
+
+    def members(self, task: Task, cell: Cell) -> list[Recognizer]:
+        """The ensemble of a cell; of the condition "more" the plain one."""
+        return [self.member(task, cell, index) for index in range(MEMBERS)]
+
+    def member(self, task: Task, cell: Cell, index: int) -> Recognizer:
+        """Trained on hard labels, or loaded."""
+        condition = "plain" if cell.condition == "more" else cell.condition
+        settings = task.others[index] if condition == "mixed" else task.models["base"]
+        folder = self.work / task.name / "members" / f"{condition}-{cell.seed}-{index}"
+        if (folder / "recognizer.json").exists():
+            return Recognizer.load(folder)
+        recipe = replace(task.recipe, model=settings, seed=100 * cell.seed + index)
+        return train(recipe, task.corpus(condition), task.tokens, out=folder).recognizer
+
+    def student(self, task: Task, cell: Cell, told: dict[str, Any]) -> Recognizer:
+        """Trained; what its targets take is told."""
+        recipe = replace(
+            task.recipe,
+            model=task.models[cell.model],
+            epochs=task.recipe.epochs * cell.longer,
+            hard_weight=cell.hard_weight,
+            seed=100 * cell.seed + 50,
+        )
+        corpus = task.corpus(cell.condition)
+        if not cell.keep:
+            return train(recipe, corpus, task.tokens).recognizer
+        targets = self.targets(task, cell, corpus)
+        stored = targets.statistics
+        told["nbytes_per_frame"] = stored.nbytes_per_frame
+        told["captured_mass"] = stored.captured_mass
+        told["kept_classes"] = stored.kept_classes
+        return train(recipe, corpus, task.tokens, targets=targets).recognizer
+
+    def targets(self, task: Task, cell: Cell, corpus: FeatureCorpus) -> SparseTargets:
+        """Those of all classes are recorded in 16 bits, those of a rule selected from them, in 8."""
+        name = f"{cell.condition}-{cell.seed}-{cell.temperature:g}"
+        folder = self.work / task.name / "targets"
+        settings = TeachingSettings(f"topk={task.tokens.num_classes}", 16, cell.temperature)
+        full = record_targets(self.members(task, cell), corpus, folder / f"{name}-full", settings)
+        if cell.keep == "full":
+            return full
+        header = replace(full.header, rule=cell.keep, bits=8)
+        with TargetsWriter(folder / f"{name}-{cell.keep}", header) as writer:
+            while writer.num_frames < len(full):
+                essence = full.read(writer.num_frames, min(len(full), writer.num_frames + 4096))
+                dense = torch.zeros(len(essence), full.header.num_classes)
+                writer.append(dense.scatter_(1, essence.classes, essence.probabilities))
+            if not writer.is_complete:
+                writer.finish()
+        return SparseTargets(folder / f"{name}-{cell.keep}")
+
+
+def read_rows(work: Path) -> list[dict[str, Any]]:
+    """The rows that are whole."""
+    path = work / ROWS
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # cut by a kill: measured again
+    return rows
+
+
+def append_row(work: Path, row: dict[str, Any]) -> None:
+    """In one write, so that a row is there or not."""
+    line = (json.dumps(row) + "\n").encode()
+    path = work / ROWS
+    with open(path, "ab") as file:
+        if file.tell() and not path.read_bytes().endswith(b"\n"):
+            line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+MEASURES = {
+    "phones": (("frame_accuracy", "frames right", True), ("phone_error_rate", "PER", False)),
+    "digits": (("word_error_rate", "WER", False), ("character_error_rate", "CER", False)),
+}
+_NAMES = {"base": "same size", "quarter": "a quarter", "large": "larger"}
+_CONDITIONS = {
+    "plain": "",
+    "wrong": f"{WRONG:.0%} wrong labels",
+    "mixed": "members of four architectures",
+    "more": "other speech, twice as much, unlabelled",
+}
+
+
+def section(raw: dict[str, Any]) -> str:
+    """All tables, markers left out."""
+    rows = raw["rows"]
+    m = raw["machine"]
+    minutes = sum(row["cpu_seconds"] for row in rows) / 60
+    parts = [
+        f"Measured {raw['date']}, {len(rows)} models in {minutes:.0f} minutes of one core "
+        f"({m['processor']}), float32; mean and, behind ±, standard deviation over "
+        f"{len({r['seed'] for r in rows})} seeds, each with an ensemble of its own."
+    ]
+    for task in MEASURES:
+        mine = [row for row in rows if row["task"] == task]
+        if mine:
+            parts += [f"### {_titles(mine)[task]}", _table(task, mine, is_search=False)]
+            parts += ["Conditions under which a student might beat its ensemble:"]
+            parts += [_table(task, mine, is_search=True), _differences(task, mine)]
+    return "\n\n".join(parts)
+
+
+def _titles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    return {
+        "phones": f"Synthetic phones, {_data(rows[0])}",
+        "digits": f"Real digits, {_data(rows[0])}",
+    }
+
+
+def _data(row: dict[str, Any]) -> str:
+    return (
+        f"{row['frames']:,} training frames, {row['classes']} classes, whose logits take "
+        f"{2 * row['classes']} bytes a frame in 16 bits"
+    )
+
+
+def _is_search(row: dict[str, Any]) -> bool:
+    return row["condition"] != "plain" or row["model"] == "large" or row["longer"] > 1
+
+
+def _table(task: str, rows: Sequence[dict[str, Any]], is_search: bool) -> str:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if _is_search(row) == is_search or (is_search and row["is_ensemble"]):
+            keys = ("condition", "model", "keep", "hard_weight", "temperature", "longer", "is_ensemble")
+            key = (*(row[x] for x in keys), row["member"] is not None)
+            groups.setdefault(key, []).append(row)
+    names = [title for _, title, _ in MEASURES[task]]
+    gap = f"{names[0]} over its ensemble"
+    lines = []
+    for group in groups.values():
+        first = group[0]
+        cells = [_spread([row[name] for row in group]) for name, _, _ in MEASURES[task]]
+        line = [_label(first), f"{statistics.mean(row['parameters'] for row in group):,.0f}", *cells]
+        if is_search:
+            line.append(_gap(task, group, rows))
+        else:
+            line += [_nbytes(group), _mass(group)]
+        lines.append(line)
+    more = [gap] if is_search else ["bytes a frame", "mass"]
+    return report.table(["", "parameters", *names, *more], lines)
+
+
+def _label(row: dict[str, Any]) -> str:
+    condition = _CONDITIONS[row["condition"]]
+    if row["is_ensemble"]:
+        words = f"ensemble of {MEMBERS}"
+    elif row["member"] is not None:
+        words = "member, hard labels"
+    else:
+        words = f"{_NAMES[row['model']]}, "
+        words += f"`{row['keep']}`, λ = {row['hard_weight']:g}" if row["keep"] else "hard labels"
+        words += f", τ = {row['temperature']:g}" if row["temperature"] != 1 else ""
+        words += f", {row['longer']} times as long" if row["longer"] > 1 else ""
+    return f"{words}; {condition}" if condition else words
+
+
+def _spread(values: Sequence[float], scale: float = 100) -> str:
+    mean = f"{scale * statistics.mean(values):.2f}"
+    return f"{mean} ± {scale * statistics.stdev(values):.2f} %" if len(values) > 1 else f"{mean} %"
+
+
+def _gap(task: str, group: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> str:
+    """The difference to the ensemble of the same seed and condition, better ones above 0."""
+    name, _, is_higher = MEASURES[task][0]
+    if group[0]["is_ensemble"]:
+        return ""
+    condition = "plain" if group[0]["condition"] == "more" else group[0]["condition"]
+    ensembles = {r["seed"]: r[name] for r in rows if r["is_ensemble"] and r["condition"] == condition}
+    gaps = [(row[name] - ensembles[row["seed"]]) for row in group if row["seed"] in ensembles]
+    return _spread([gap if is_higher else -gap for gap in gaps]) if gaps else ""
+
+
+def _differences(task: str, rows: Sequence[dict[str, Any]]) -> str:
+    """What the claims come to: means and deviations of differences between models of the same seed."""
+    name, title, is_higher = MEASURES[task][0]
+    middle = "topk=10" if task == "phones" else "topk=5"
+
+    def better(first: dict[str, Any], second: dict[str, Any]) -> list[float]:
+        """By how much the first is better, for each seed."""
+        pairs = ([r for r in rows if wanted.items() <= r.items()] for wanted in (first, second))
+        ones, others = ({r["seed"]: r[name] for r in found} for found in pairs)
+        sign = 1 if is_higher else -1
+        return [sign * (ones[seed] - others[seed]) for seed in ones if seed in others]
+
+    plain = {"condition": "plain", "member": None, "is_ensemble": False, "temperature": 1.0, "longer": 1}
+    lines = []
+    for model in ("quarter", "base"):
+        some, hard = plain | {"model": model, "keep": middle}, plain | {"model": model, "keep": ""}
+        full = plain | {"model": model, "keep": "full", "hard_weight": 0.5}
+        who = _NAMES[model]
+        lines.append((f"{who}: `{middle}` over `full`, λ = 0.5", better(some | {"hard_weight": 0.5}, full)))
+        for share in (0.0, 0.25, 0.5):
+            gaps = better(some | {"hard_weight": share}, hard)
+            lines.append((f"{who}: `{middle}`, λ = {share:g}, over hard labels", gaps))
+    students = {
+        (r["condition"], r["model"], r["keep"], r["hard_weight"], r["longer"], r["temperature"])
+        for r in rows
+        if not r["is_ensemble"] and r["member"] is None and r["keep"]
+    }
+    found = []
+    for condition, model, keep, share, longer, temperature in sorted(students):
+        student = {"condition": condition, "model": model, "keep": keep, "hard_weight": share}
+        student |= {"longer": longer, "temperature": temperature, "is_ensemble": False, "member": None}
+        ensemble = {"condition": "plain" if condition == "more" else condition, "is_ensemble": True}
+        if gaps := better(student, ensemble):
+            found.append((statistics.mean(gaps), _label(student), gaps))
+    if found:
+        _, label, gaps = max(found, key=lambda one: one[0])
+        lines.append((f"the best student of {len(found)} in this test ({label}) over its ensemble", gaps))
+    cells = [[what, _spread(gaps), _verdict(gaps)] for what, gaps in lines if gaps]
+    return report.table([f"better by, in {title}", "difference", "beyond the spread"], cells)
+
+
+def _verdict(gaps: Sequence[float]) -> str:
+    """Whether the mean of differences is further from 0 than their standard deviation."""
+    if len(gaps) < 2:
+        return "one seed"
+    mean, deviation = statistics.mean(gaps), statistics.stdev(gaps)
+    return "no" if abs(mean) <= deviation else "better" if mean > 0 else "worse"
+
+
+def _nbytes(group: Sequence[dict[str, Any]]) -> str:
+    found = [row["nbytes_per_frame"] for row in group if "nbytes_per_frame" in row]
+    return f"{statistics.mean(found):.1f}" if found else ""
+
+
+def _mass(group: Sequence[dict[str, Any]]) -> str:
+    found = [row["captured_mass"] for row in group if "captured_mass" in row]
+    return f"{statistics.mean(found):.1%}" if found else ""
+
+
+# -- command -------------------------------------------------------------------------------------------------
+
+
+def write_docs(work: Path) -> None:
+    """The rows with the machine as JSON, and the tables on their page."""
+    rows = read_rows(work)
+    if not rows:
+        raise SystemExit(f"{work} has no rows: measure first")
+    started = datetime.fromtimestamp((work / ROWS).stat().st_mtime).astimezone()
+    raw = {"date": started.date().isoformat(), "machine": machine.describe(), "rows": rows}
+    (_DOCS / "benchmarks_essence.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    report.write(section(raw), _DOCS / "distill.md", "essence")
+
+
+def main() -> None:
+    """Measure what is missing, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="gets models, targets and rows.jsonl")
+    parser.add_argument("--digits", type=Path, help="the dataset; by default fsdd in $MODICUM_DATA")
+    parser.add_argument("--quick", action="store_true", help="one seed, very small; for a trial")
+    parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
+    asked = parser.parse_args()
+    if asked.docs:
+        write_docs(asked.work)
+        return
+    torch.set_num_threads(1)
+    warnings.simplefilter("once")
+    sizes = QUICK if asked.quick else Sizes()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    tasks: dict[str, Task] = {"phones": phones_task(asked.work, sizes)}
+    dataset = asked.digits or Path(os.environ.get("MODICUM_DATA", "")) / "fsdd"
+    if dataset.is_dir():
+        tasks["digits"] = digits_task(asked.work, sizes, dataset)
+    else:
+        print(f"there are no digits in {dataset}: give --digits", file=sys.stderr)
+    bench = Bench(asked.work, tasks)
+    cells = [cell for seed in sizes.seeds for task in tasks.values() for cell in main_cells(task, seed)]
+    cells += [cell for seed in sizes.seeds for task in tasks.values() for cell in search_cells(task, seed)]
+    for number, cell in enumerate(cells, 1):
+        print(f"{number} of {len(cells)}: {cell.key}", file=sys.stderr, flush=True)
+        bench.measure(cell)
+
+
+if __name__ == "__main__":
+    main()
