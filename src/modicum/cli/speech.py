@@ -13,6 +13,8 @@ import typer
 
 from modicum.cli.console import complain, print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
+from modicum.cli.speech_pack import export, pack
+from modicum.cli.speech_stream import stream_text
 from modicum.cli.speech_synth import synth
 from modicum.errors import InputError, ModicumError
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Train, use and evaluate small speech recognizers.")
 app.command("synth")(synth)
+app.command("pack")(pack)
+app.command("export")(export)
 
 ManifestArgument = Annotated[
     Path,
@@ -133,18 +137,42 @@ def train(
 
 @app.command("transcribe")
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(help="Audio: wav, flac, ogg or opus.", metavar="FILE...")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The recognizer.", metavar="FOLDER")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Audio: wav, flac, ogg or opus.", metavar="FILE...", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The recognizer; by default the embedded one, of few words.",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None,
     beam: BeamOption = 0,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Write text as audio arrives; without a FILE from a microphone.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write what is said in audio files, a line for each.
 
     Of several files, those that cannot be read are named, and the others transcribed.
     """
+    from modicum.speech.compact.embedded import embedded_recognizer
     from modicum.speech.recognizer import Recognizer
 
-    recognizer, decoder = Recognizer.load(model), _decoder(beam)
+    recognizer = embedded_recognizer() if model is None else Recognizer.load(model)
+    if stream:
+        if beam or as_json:
+            raise InputError("--stream writes text by greedy decoding: leave out --beam and --json")
+        stream_text(recognizer, files or [])
+        return
+    if not files:
+        raise InputError("there is no file: give audio to transcribe, or --stream for a microphone")
+    decoder = _decoder(beam)
     rows: list[dict[str, Any]] = []
     for path in files:
         try:

@@ -154,8 +154,8 @@ class _Search:
             _write(path, digest)
         if path.read_text(encoding="utf-8") != digest:
             raise InputError(
-                f"{self.folder} holds trials of another model, other data or recipes: repeat those to go on, or "
-                "remove it"
+                f"{self.folder} holds trials of another model, other data or recipes: repeat those to go "
+                "on, or remove it"
             )
 
     def trial(self, candidate: Candidate) -> Trial:
