@@ -101,30 +101,9 @@ def test_the_best_trial_is_written_and_a_stopped_search_goes_on(
 
 def test_the_command_packs_and_its_file_is_a_model(tones: Tones, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "small.safetensors"
-    words = (
-        "--epochs",
-        "1",
-        "--refine-epochs",
-        "2",
-        "--batch-seconds",
-        "8",
-        "--no-spec-augment",
-        "--trials",
-        "1",
-    )
-    code, text, err = command(
-        "pack",
-        trained,
-        "--budget",
-        "40KB",
-        "--data",
-        tones.folder,
-        "--test",
-        tones.test_folder,
-        "--out",
-        out,
-        *words,
-    )
+    words = ["--epochs", "1", "--refine-epochs", "2", "--batch-seconds", "8", "--no-spec-augment"]
+    words += ["--trials", "1", "--data", str(tones.folder), "--out", str(out)]
+    code, text, err = command("pack", trained, "--budget", "40KB", "--test", tones.test_folder, *words)
     assert code == 0, err
     assert f"use it as --model {out}" in err
     assert f"{out.stat().st_size:,} bytes" in text
@@ -136,7 +115,7 @@ def test_the_command_packs_and_its_file_is_a_model(tones: Tones, trained: Path, 
     code, text, _ = command("evaluate", tones.test_folder, "--model", f"{out}", "--json")
     assert code == 0
     assert json.loads(text)[0]["num_utterances"] == 10
-    code, _, err = command("pack", trained, "--budget", "1KB", "--data", tones.folder, *words)
+    code, _, err = command("pack", trained, "--budget", "1KB", *words)
     assert code == 2
     assert "the smallest is" in err
     assert err.count("\n") == 1
