@@ -69,7 +69,7 @@ MODEL = SanmSettings(
 )
 RECIPE = Recipe(model=MODEL, epochs=12, batch_seconds=60, learning_rate=2e-3, save_every=100)
 REFINING = RefiningRecipe(
-    replace(RECIPE, epochs=2, learning_rate=5e-4), PruningSettings(), bits=8, quantize_from=0.0
+    replace(RECIPE, epochs=4, learning_rate=1e-3), PruningSettings(), bits=8, quantize_from=0.3
 )
 
 SIZES = ("small", "medium", "large", "eight ounce", "twelve ounce", "sixteen ounce", "twenty ounce")

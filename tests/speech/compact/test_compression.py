@@ -257,6 +257,19 @@ def test_refining_learns_from_an_unshared_teacher(shared: Recognizer, tones: Ton
         compress_recognizer(shared, tones.test, REFINING, targets=targets)
 
 
+def test_recovery_terms_are_refined_and_rounded_too(tones: Tones) -> None:
+    settings = replace(SANM, rank=2, adapter=4, num_layers=2, sharing="all")
+    begun = Recognizer(settings.build(40, 4), TOKENS, tones.corpus.settings.features)
+    recipe = replace(REFINING, training=replace(REFINING.training, epochs=1))
+    compact = compress_recognizer(begun, tones.corpus, recipe)
+    names = {name for name, _ in begun.model.named_parameters() if "low_rank" in name or "adapter" in name}
+    assert {name for name in names if not name.endswith(("bias", "norm.weight"))} <= set(compact.tensors)
+    changed = [
+        not torch.equal(begun.model.state_dict()[x], compact.recognizer.model.state_dict()[x]) for x in names
+    ]
+    assert all(changed)
+
+
 def test_training_sees_the_weights_that_are_stored(shared: Recognizer, tones: Tones) -> None:
     """With rounding from the first step on and a rate of 0 the first loss is that of the compact model."""
     training = replace(REFINING.training, epochs=1, batch_seconds=1000.0, learning_rate=1e-30)

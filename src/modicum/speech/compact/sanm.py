@@ -130,7 +130,8 @@ class LowRank(nn.Module):
 
     def added(self, name: str, x: Tensor) -> Tensor:
         """x A^T B^T of a matrix."""
-        return F.linear(F.linear(x, self.get_parameter(f"{name}_a")), self.get_parameter(f"{name}_b"))
+        # By getattr: in a refining they are rounded tensors, which are no parameters.
+        return F.linear(F.linear(x, getattr(self, f"{name}_a")), getattr(self, f"{name}_b"))
 
 
 class Adapter(nn.Module):
