@@ -47,7 +47,8 @@ def train(
     manifest: ManifestArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the recognizer goes.", metavar="FOLDER")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="conv or dfsmn (CTC), or frames (a phone for each frame).")
+        str,
+        typer.Option("--model", "-m", help="conv, dfsmn or sanm (CTC), or frames (a phone for each frame)."),
     ] = "conv",
     size: Annotated[str, typer.Option(help="tiny, small or base.")] = "small",
     units: Annotated[str, typer.Option(help="Classes of a CTC model: graphemes or phones.")] = "graphemes",
@@ -88,6 +89,13 @@ def train(
         Path | None,
         typer.Option(help="Record the teachers' targets here and keep them.", metavar="FOLDER"),
     ] = None,
+    streamable: Annotated[
+        bool,
+        typer.Option(
+            "--streamable",
+            help="For transcribe --stream and sherpa-onnx: features as these have them, limited attention.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of weights, order and masks.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,6 +105,7 @@ def train(
     """
     with _settings_as_options():
         from modicum.distill.essence import check_tail
+        from modicum.speech.compact.streaming import streamable_features, streamable_model
         from modicum.speech.corpus import CorpusSettings
         from modicum.speech.entry import TrainSettings, check_units, train_recognizer
         from modicum.speech.features import FeatureSettings
@@ -105,8 +114,9 @@ def train(
         from modicum.speech.sizes import model_settings
         from modicum.speech.teaching import TeachingSettings
 
+        sizes = model_settings(model, size)
         recipe = Recipe(
-            model=model_settings(model, size),
+            model=streamable_model(sizes) if streamable else sizes,
             epochs=epochs,
             batch_seconds=batch_seconds,
             learning_rate=rate,
@@ -119,8 +129,9 @@ def train(
         if len(ratios) not in (0, 2):
             raise InputError(f"noise is {noise!r}: give the lowest and the highest ratio, as in 0,20")
         added = NoiseSettings((ratios[0], ratios[1])) if ratios else None
+        inputs = streamable_features(mels) if streamable else FeatureSettings(num_mels=mels)
         # Members of an ensemble share features: --seed has no part in them.
-        corpus = CorpusSettings(FeatureSettings(num_mels=mels), copies, _numbers("speeds", speeds), added)
+        corpus = CorpusSettings(inputs, copies, _numbers("speeds", speeds), added)
         settings = TrainSettings(
             recipe, corpus, TeachingSettings(keep, bits, temperature), check_units(units), features, targets
         )

@@ -96,8 +96,8 @@ def export(
         complain(f"sherpa-onnx loads it by from_zipformer_ctc(feature_dim={recognizer.features.num_mels})")
     else:
         complain(
-            "sherpa-onnx computes other features (mel filters up to 7,600 Hz at 16 kHz): for it, train on "
-            "FeatureSettings(high_frequency=-400)"
+            "sherpa-onnx computes other features (mel filters up to 7,600 Hz at 16 kHz): for it, train "
+            "with --streamable"
         )
 
 

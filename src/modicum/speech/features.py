@@ -17,6 +17,9 @@ from modicum.speech.packages import import_package
 Normalization = Literal["utterance", "none"]
 """Of each mel channel: to mean 0 and variance 1 over the utterance's frames, or none."""
 
+SHERPA_HIGH_FREQUENCY = -400.0
+"""The mel filters of sherpa-onnx and icefall end so much below half the sample rate, in Hz."""
+
 _LEAST_STANDARD_DEVIATION = 1e-3
 """Below it a channel is constant: in silence the division would make noise of rounding errors."""
 

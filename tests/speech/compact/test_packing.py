@@ -146,6 +146,19 @@ def test_streams_from_the_command(
     assert "pip install sounddevice" in err
 
 
+def test_a_streamable_model_is_trained_by_the_command(tones: Tones, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    words = ("--model", "sanm", "--size", "tiny", "--epochs", "1", "--batch-seconds", "8", "--streamable")
+    code, _, err = command("train", tones.folder, "--out", out, *words)
+    assert code == 0, err
+    recognizer = Recognizer.load(out)
+    assert recognizer.features == FeatureSettings(normalization="none", high_frequency=-400)
+    path = tones.test.utterances[0].audio
+    code, text, err = command("transcribe", "--stream", path, "--model", out)
+    assert code == 0, err
+    assert text == recognizer.transcribe(path).text + "\n"
+
+
 def test_the_export_command_refuses_what_is_no_model(tmp_path: Path) -> None:
     code, _, err = command("export", tmp_path, "--out", tmp_path / "onnx")
     assert code == 2

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from modicum.errors import InputError, ModelError
+from modicum.speech.features import SHERPA_HIGH_FREQUENCY
 from modicum.speech.frame_norm import FrameNorm
 from modicum.speech.recognizer import Recognizer
 
 OPSET = 18
-SHERPA_HIGH_FREQUENCY = -400.0
-"""sherpa-onnx' mel filters end so much below half the sample rate, in Hz."""
 _LEAST_STANDARD_DEVIATION = 1e-3
 
 

@@ -8,7 +8,7 @@ chunk: nothing but features is kept between chunks, at the price of more computa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError, ModelError
-from modicum.speech.acoustic_model import AcousticModel
+from modicum.speech.acoustic_model import AcousticModel, ModelSettings
 from modicum.speech.audio import audio_info
 from modicum.speech.compact.context import model_context
-from modicum.speech.features import Fbank
+from modicum.speech.compact.sanm import SanmSettings
+from modicum.speech.features import SHERPA_HIGH_FREQUENCY, Fbank, FeatureSettings
 from modicum.speech.packages import import_package
 from modicum.speech.recognizer import Recognizer
 from modicum.speech.tokens import BLANK
@@ -166,6 +167,18 @@ class StreamingRecognizer:
         tokens = self.recognizer.tokens
         added = tokens.decode(classes)
         return f" {added}" if added and tokens.kind == "phones" and self.text else added
+
+
+def streamable_features(num_mels: int) -> FeatureSettings:
+    """Features that need no whole utterance, as sherpa-onnx computes them."""
+    return FeatureSettings(num_mels=num_mels, normalization="none", high_frequency=SHERPA_HIGH_FREQUENCY)
+
+
+def streamable_model(model: ModelSettings) -> ModelSettings:
+    """The same sizes, with attention of limited context and a memory that looks less far ahead."""
+    if not isinstance(model, SanmSettings):
+        return model
+    return replace(model, attention_left=16, attention_right=2, shift=min(2, model.kernel // 2))
 
 
 def read_blocks(path: str | Path, sample_rate: int, seconds: float = 0.1) -> Iterator[Tensor]:
