@@ -27,6 +27,7 @@ from modicum.speech import (
     AddNoise,
     CorpusSettings,
     FeatureSettings,
+    GreedyDecoder,
     NoiseSettings,
     Recipe,
     Recognizer,
@@ -49,6 +50,8 @@ from modicum.speech.compact.packed_file import save_packed
 from modicum.speech.compact.pruning import PruningSettings
 from modicum.speech.compact.refining import RefiningRecipe
 from modicum.speech.compact.sanm import SanmSettings
+from modicum.speech.compact.word_search import WordSearch, read_words
+from modicum.speech.decoding import Decoder
 from modicum.speech.digits import WORDS
 from modicum.speech.synthesis import ACCENTS, DOMAINS, Voice, split_voices
 
@@ -225,25 +228,34 @@ def compress(work: Path) -> None:
     )
     nbytes = save_packed(compact, work / "embedded" / "recognizer.safetensors")
     print(f"{nbytes:,} bytes")
+    words = sorted({word for row in read_manifest(work / "train") for word in row.text.split()})
+    (work / "embedded" / "words.txt").write_text("\n".join(words) + "\n")
 
 
 def measure(work: Path, digits: Path | None, orders: Path | None) -> None:
-    """The numbers of the card, as JSON."""
+    """The numbers of the card, as JSON: of the float model and the packed one, free and with the list."""
     found: dict[str, Any] = {}
-    for name, path in (("float", work / "float"), ("packed", work / "embedded" / "recognizer.safetensors")):
+    words = read_words(work / "embedded" / "words.txt")
+    rows = {split: read_manifest(work / split) for split in ("dev", "test")}
+    if digits is not None:
+        # Indices 0 to 4 are the dataset's own test split.
+        rows["digits"] = [x for x in read_digits(digits) if int(x.audio.stem.split("_")[2]) < 5]
+    packed = work / "embedded" / "recognizer.safetensors"
+    kinds = [("packed, list", packed, True), ("packed", packed, False), ("float", work / "float", False)]
+    for name, path, has_list in kinds:
         recognizer = Recognizer.load(path)
-        rows = {split: read_manifest(work / split) for split in ("dev", "test")}
-        if digits is not None:
-            # Indices 0 to 4 are the dataset's own test split.
-            rows["digits"] = [x for x in read_digits(digits) if int(x.audio.stem.split("_")[2]) < 5]
-        found[name] = {split: _rates(recognizer, utterances) for split, utterances in rows.items()}
+        decoder = WordSearch.of(recognizer.tokens, words) if has_list else GreedyDecoder()
+        found[name] = {split: _rates(recognizer, decoder, utterances) for split, utterances in rows.items()}
+        if digits is not None and has_list:
+            ten = WordSearch.of(recognizer.tokens, WORDS)
+            found[name]["digits, list of ten"] = _rates(recognizer, ten, rows["digits"])
         if orders is not None:
-            found[name]["orders"] = _slots(recognizer, orders)
+            found[name]["orders"] = _slots(recognizer, decoder, orders)
         print(json.dumps(found, indent=1), flush=True)
 
 
-def _rates(recognizer: Recognizer, utterances: Sequence[Utterance]) -> dict[str, Any]:
-    texts = [recognizer.transcribe(utterance.audio).text for utterance in utterances]
+def _rates(recognizer: Recognizer, decoder: Decoder, utterances: Sequence[Utterance]) -> dict[str, Any]:
+    texts = [recognizer.transcribe(utterance.audio, decoder).text for utterance in utterances]
     references = [utterance.text for utterance in utterances]
     right = sum(text == reference for text, reference in zip(texts, references, strict=True))
     return {
@@ -254,13 +266,13 @@ def _rates(recognizer: Recognizer, utterances: Sequence[Utterance]) -> dict[str,
     }
 
 
-def _slots(recognizer: Recognizer, folder: Path) -> dict[str, Any]:
+def _slots(recognizer: Recognizer, decoder: Decoder, folder: Path) -> dict[str, Any]:
     """Words of the slots of real orders that are among the words heard, and slots heard whole."""
     labels: dict[str, dict[str, str]] = json.loads((folder / "labels.json").read_text())
     words = heard = slots = whole = 0
     examples = []
     for name, wanted in sorted(labels.items()):
-        text = recognizer.transcribe(folder / name).text
+        text = recognizer.transcribe(folder / name, decoder).text
         left = Counter(text.split())
         for value in wanted.values():
             hits = 0

@@ -163,6 +163,14 @@ def transcribe(
         ),
     ] = None,
     beam: BeamOption = 0,
+    words: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write only words of this text file; the embedded model has a list of its own.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Write text as audio arrives; without a FILE from a microphone.")
     ] = False,
@@ -177,13 +185,13 @@ def transcribe(
 
     recognizer = embedded_recognizer() if model is None else Recognizer.load(model)
     if stream:
-        if beam or as_json:
-            raise InputError("--stream writes text by greedy decoding: leave out --beam and --json")
+        if beam or as_json or words is not None:
+            raise InputError("--stream writes text by greedy decoding: leave out --beam, --words and --json")
         stream_text(recognizer, files or [])
         return
     if not files:
         raise InputError("there is no file: give audio to transcribe, or --stream for a microphone")
-    decoder = _decoder(beam)
+    decoder = _transcribing(recognizer, model is None, beam, words)
     rows: list[dict[str, Any]] = []
     for path in files:
         try:
@@ -294,6 +302,16 @@ def _decoder(beam: int) -> Any:
     from modicum.speech.decoding import GreedyDecoder, PrefixBeamSearch
 
     return PrefixBeamSearch(beam) if beam else GreedyDecoder()
+
+
+def _transcribing(recognizer: Recognizer, is_embedded: bool, beam: int, words: Path | None) -> Any:
+    """The decoder that the options of transcribe ask for."""
+    from modicum.speech.compact.embedded import embedded_decoder
+    from modicum.speech.compact.word_search import WordSearch, read_words
+
+    if words is not None:
+        return WordSearch.of(recognizer.tokens, read_words(words), beam or 16)
+    return embedded_decoder() if is_embedded and not beam else _decoder(beam)
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -10,10 +10,11 @@ import torch
 
 from modicum.speech import read_digits
 from modicum.speech.compact.byte_count import file_nbytes, sections
-from modicum.speech.compact.embedded import EMBEDDED, embedded_recognizer
+from modicum.speech.compact.embedded import EMBEDDED, WORDS, embedded_decoder, embedded_recognizer
 from modicum.speech.compact.onnx_export import _is_for_sherpa
 from modicum.speech.compact.packed_file import load_packed, packed_metadata
 from modicum.speech.compact.streaming import StreamingRecognizer
+from modicum.speech.compact.word_search import read_words
 from tests.speech.test_command import command
 
 DIGITS = Path(os.environ.get("MODICUM_DATA", "")) / "fsdd"
@@ -44,4 +45,5 @@ def test_it_is_what_transcribes_without_a_model() -> None:
     path = read_digits(DIGITS)[0].audio
     code, out, err = command("transcribe", path)
     assert code == 0, err
-    assert out == embedded_recognizer().transcribe(path).text + "\n"
+    assert out == embedded_recognizer().transcribe(path, embedded_decoder()).text + "\n"
+    assert set(out.split()) <= set(read_words(WORDS))

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from modicum.errors import InputError
-from modicum.speech import ConvCtcSettings, DfsmnCtcSettings, FeatureSettings, Recipe, Recognizer, train
+from modicum.speech import (
+    ConvCtcSettings,
+    DfsmnCtcSettings,
+    FeatureSettings,
+    Recipe,
+    Recognizer,
+    TokenSet,
+    train,
+)
 from modicum.speech.compact.candidates import fitting_candidates
 from modicum.speech.compact.compressed import compress_weights
 from modicum.speech.compact.packed_file import save_packed
@@ -137,7 +145,7 @@ def test_streams_from_the_command(
     assert code == 2
     assert "cannot be streamed" in err
     code, _, err = command("transcribe", "--stream", path, "--json", "--model", tmp_path / "streamed")
-    assert (code, "leave out --beam and --json" in err) == (2, True)
+    assert (code, "leave out --beam, --words and --json" in err) == (2, True)
     code, _, err = command("transcribe", "--model", tmp_path / "streamed")
     assert (code, "there is no file" in err) == (2, True)
     monkeypatch.setitem(sys.modules, "sounddevice", None)
@@ -157,6 +165,22 @@ def test_a_streamable_model_is_trained_by_the_command(tones: Tones, tmp_path: Pa
     code, text, err = command("transcribe", "--stream", path, "--model", out)
     assert code == 0, err
     assert text == recognizer.transcribe(path).text + "\n"
+
+
+def test_only_words_of_a_list_are_written(tones: Tones, tmp_path: Path) -> None:
+    recognizer = Recognizer(
+        SANM.build(40, 5).eval(), TokenSet("graphemes", (" ", "a", "b", "c")), FeatureSettings()
+    )
+    recognizer.save(tmp_path / "model")
+    (tmp_path / "words.txt").write_text("ab\ncab")
+    path = tones.test.utterances[0].audio
+    code, text, err = command(
+        "transcribe", path, "--model", tmp_path / "model", "--words", tmp_path / "words.txt"
+    )
+    assert code == 0, err
+    assert set(text.split()) <= {"ab", "cab"}
+    code, _, err = command(*words, tmp_path / "none")
+    assert (code, "cannot read the words" in err) == (2, True)
 
 
 def test_the_export_command_refuses_what_is_no_model(tmp_path: Path) -> None:

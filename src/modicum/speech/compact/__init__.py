@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from modicum.speech.compact.compressed import CompactRecognizer, CompressedTensor, compress_weights
     from modicum.speech.compact.compression import compress_recognizer
     from modicum.speech.compact.context import Context, model_context
-    from modicum.speech.compact.embedded import embedded_recognizer
+    from modicum.speech.compact.embedded import embedded_decoder, embedded_recognizer
     from modicum.speech.compact.onnx_export import OnnxFiles, export_onnx
     from modicum.speech.compact.packed_file import load_packed, save_packed
     from modicum.speech.compact.packing import PackSettings, Trial, pack
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from modicum.speech.compact.sanm import SanmEncoder, SanmSettings
     from modicum.speech.compact.sharing import sharing_map
     from modicum.speech.compact.streaming import StreamingRecognizer
+    from modicum.speech.compact.word_search import WordSearch, read_words
 
 _HOMES = {
     "byte_count": ("file_nbytes", "planned_sections", "sections"),
     "compressed": ("CompactRecognizer", "CompressedTensor", "compress_weights"),
     "compression": ("compress_recognizer",),
     "context": ("Context", "model_context"),
-    "embedded": ("embedded_recognizer",),
+    "embedded": ("embedded_decoder", "embedded_recognizer"),
     "onnx_export": ("OnnxFiles", "export_onnx"),
     "packed_file": ("load_packed", "save_packed"),
     "packing": ("PackSettings", "Trial", "pack"),
@@ -37,6 +38,7 @@ _HOMES = {
     "sanm": ("SanmEncoder", "SanmSettings"),
     "sharing": ("sharing_map",),
     "streaming": ("StreamingRecognizer",),
+    "word_search": ("WordSearch", "read_words"),
 }
 _HOME = {name: f"modicum.speech.compact.{home}" for home, names in _HOMES.items() for name in names}
 
@@ -64,7 +66,10 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "StreamingRecognizer",
     "model_context",
     "Context",
+    "WordSearch",
+    "read_words",
     "embedded_recognizer",
+    "embedded_decoder",
 ]
 
 
