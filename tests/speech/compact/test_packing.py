@@ -168,15 +168,12 @@ def test_a_streamable_model_is_trained_by_the_command(tones: Tones, tmp_path: Pa
 
 
 def test_only_words_of_a_list_are_written(tones: Tones, tmp_path: Path) -> None:
-    recognizer = Recognizer(
-        SANM.build(40, 5).eval(), TokenSet("graphemes", (" ", "a", "b", "c")), FeatureSettings()
-    )
+    tokens = TokenSet("graphemes", (" ", "a", "b", "c"))
+    recognizer = Recognizer(SANM.build(40, 5).eval(), tokens, FeatureSettings())
     recognizer.save(tmp_path / "model")
     (tmp_path / "words.txt").write_text("ab\ncab")
-    path = tones.test.utterances[0].audio
-    code, text, err = command(
-        "transcribe", path, "--model", tmp_path / "model", "--words", tmp_path / "words.txt"
-    )
+    words = ("transcribe", tones.test.utterances[0].audio, "--model", tmp_path / "model", "--words")
+    code, text, err = command(*words, tmp_path / "words.txt")
     assert code == 0, err
     assert set(text.split()) <= {"ab", "cab"}
     code, _, err = command(*words, tmp_path / "none")
