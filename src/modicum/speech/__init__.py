@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from modicum.speech.teaching import TeachingSettings, record_targets
     from modicum.speech.tokens import TokenSet
     from modicum.speech.training import TrainingResult, train
+    from modicum.speech.viterbi import PhoneViterbi
 
 _HOMES = {
     "acoustic_model": ("AcousticModel", "ModelSettings"),
@@ -55,6 +56,7 @@ _HOMES = {
     "augment": ("SpecAugment", "SpeedPerturbation"),
     "noise": ("AddNoise", "NoiseSettings"),
     "training": ("TrainingResult", "train"),
+    "viterbi": ("PhoneViterbi",),
 }
 _HOME = {name: f"modicum.speech.{home}" for home, names in _HOMES.items() for name in names}
 
@@ -99,6 +101,7 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "Rate",
     "word_error_rate",
     "character_error_rate",
+    "PhoneViterbi",
     "SpecAugment",
     "SpeedPerturbation",
     "AddNoise",

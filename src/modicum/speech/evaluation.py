@@ -77,8 +77,8 @@ def evaluate(
     references, hypotheses, right, totals = [], [], [], []
     for row, utterance in enumerate(corpus.utterances):
         tell("recognising", row, len(corpus))
-        classes = _classes(recognizers, corpus.features(row), decoder)
-        hypotheses.append(tokens.decode(classes))
+        classes, text = _recognize(recognizers, corpus.features(row), decoder)
+        hypotheses.append(text)
         reference = reference_text(utterance, tokens)
         references.append(normalize_text(reference) if tokens.kind == "graphemes" else reference)
         if tokens.kind == "thirds" and utterance.phones:
@@ -102,15 +102,18 @@ def evaluate(
     )
 
 
-def _classes(recognizers: Sequence[Recognizer], features: Tensor, decoder: Decoder | None) -> list[int]:
-    """Tokens, or the class of each frame, for the features [T, F] of one utterance."""
+def _recognize(
+    recognizers: Sequence[Recognizer], features: Tensor, decoder: Decoder | None
+) -> tuple[list[int], str]:
+    """Tokens, or the class of each frame, and the text, for the features [T, F] of one utterance."""
     tokens = recognizers[0].tokens
     if len(recognizers) == 1 or tokens.kind == "thirds":
         ensemble = Ensemble.of([recognizer.logits for recognizer in recognizers])
         (probabilities,) = ensemble.probabilities([features])
         return recognize((probabilities + _LEAST).log(), tokens, decoder)
     log_probs = [recognizer.logits(features).log_softmax(-1) for recognizer in recognizers]
-    return SequenceEnsemble(decoder or GreedyDecoder())(log_probs)
+    classes = SequenceEnsemble(decoder or GreedyDecoder())(log_probs)
+    return classes, tokens.decode(classes)
 
 
 def _frame_labels(corpus: FeatureCorpus, row: int, tokens: TokenSet, subsampling: int) -> Tensor:

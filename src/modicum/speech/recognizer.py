@@ -21,6 +21,7 @@ from modicum.speech.audio import is_silent, load_audio
 from modicum.speech.decoding import Decoder, GreedyDecoder
 from modicum.speech.features import Fbank, FeatureSettings
 from modicum.speech.tokens import TokenSet
+from modicum.speech.viterbi import PhoneViterbi
 from modicum.weights.new_folder import new_files
 
 WEIGHTS = "model.safetensors"
@@ -149,12 +150,17 @@ class Recognizer:
             name = "the samples are" if isinstance(audio, Tensor) else f"{audio} is"
             raise InputError(f"{name} silent: give a recording with speech")
         log_probs = self.logits(Fbank(self.features)(samples)).log_softmax(-1)
-        classes = recognize(log_probs, self.tokens, decoder)
-        return Transcript(self.tokens.decode(classes), tuple(classes), len(samples) / sample_rate)
+        classes, text = recognize(log_probs, self.tokens, decoder)
+        return Transcript(text, tuple(classes), len(samples) / sample_rate)
 
 
-def recognize(log_probs: Tensor, tokens: TokenSet, decoder: Decoder | None = None) -> list[int]:
-    """Classes for log-probabilities [T', C]: of CTC decoded, of frames the most probable of each."""
+def recognize(log_probs: Tensor, tokens: TokenSet, decoder: Decoder | None = None) -> tuple[list[int], str]:
+    """Classes for log-probabilities [T', C], and their text.
+
+    Of CTC both are decoded. Of frames the classes are the most probable of each, which flicker, and the text
+    is that of the best path (see `PhoneViterbi`).
+    """
     if tokens.kind == "thirds":
-        return [int(one) for one in log_probs.argmax(-1)]
-    return (decoder or GreedyDecoder())(log_probs)
+        return [int(one) for one in log_probs.argmax(-1)], " ".join(PhoneViterbi(tokens)(log_probs))
+    classes = (decoder or GreedyDecoder())(log_probs)
+    return classes, tokens.decode(classes)
