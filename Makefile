@@ -6,10 +6,13 @@ NEWEST := .venv-newest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := -m pip install --quiet
 
+# Of benchmarks, such as OPTIONS=--quick.
+OPTIONS ?=
+
 # One thread in each process: pytest runs several, and they would fight over the cores. Tests need no network.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv smollm2 run test test-fast test-portable test-compat test-newest test-vllm test-lm-eval bench bench-vllm bench-prune bench-prune-peers bench-speed-peers bench-peers lint clean
+.PHONY: venv smollm2 run test test-fast test-portable test-compat test-newest test-vllm test-lm-eval bench bench-vllm bench-prune bench-winograd bench-prune-peers bench-speed-peers bench-peers lint clean
 
 venv: $(VENV)/.stamp
 
@@ -67,22 +70,29 @@ test-newest:
 	$(NEWEST)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
 	$(TESTING) $(NEWEST)/bin/pytest -q tests/contract
 
+# Benchmarks rewrite their tables in docs/ and take up to an hour; with OPTIONS=--quick they only show that they run, and
+# write nothing.
 bench: venv
-	$(VENV)/bin/python benchmarks/kv_cpu.py
-	$(VENV)/bin/python benchmarks/scaling.py
+	$(VENV)/bin/python benchmarks/kv_cpu.py $(OPTIONS)
+	$(VENV)/bin/python benchmarks/scaling.py $(OPTIONS)
 
 bench-prune: venv
-	$(VENV)/bin/python benchmarks/prune.py
-	$(VENV)/bin/python benchmarks/prune_cache.py
-	$(VENV)/bin/python benchmarks/sparse.py
+	$(VENV)/bin/python benchmarks/prune.py $(OPTIONS)
+	$(VENV)/bin/python benchmarks/prune_cache.py $(OPTIONS)
+	$(VENV)/bin/python benchmarks/sparse.py $(OPTIONS)
+
+# int8 convolutions beside onnxruntime's and torch's.
+bench-winograd: venv
+	$(VENV)/bin/python $(INSTALL) onnx==1.23.2 onnxruntime==1.32.0
+	$(VENV)/bin/python benchmarks/winograd.py
 
 # Pruning beside torchao and llm-compressor, each in an environment of its own.
 bench-prune-peers: venv .venv-torchao/.stamp .venv-llmcompressor/.stamp
-	$(VENV)/bin/python benchmarks/prune_peers.py
+	$(VENV)/bin/python benchmarks/prune_peers.py $(OPTIONS)
 
 # Speed and peak memory beside kvpress and transformers' quantised caches.
 bench-speed-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
-	$(VENV)/bin/python benchmarks/kv_peers.py
+	$(VENV)/bin/python benchmarks/kv_peers.py $(OPTIONS)
 
 # The same samples through kvpress and transformers' own caches, each in an environment of its own.
 bench-peers: venv .venv-kvpress/.stamp .venv-transformers/.stamp
@@ -98,7 +108,7 @@ test-lm-eval: .venv-lm-eval/.stamp
 	$(TESTING) .venv-lm-eval/bin/pytest -q tests/test_lm_eval.py
 
 bench-vllm: .venv-vllm/.stamp
-	.venv-vllm/bin/python benchmarks/vllm_cpu.py
+	.venv-vllm/bin/python benchmarks/vllm_cpu.py $(OPTIONS)
 
 .venv-vllm/.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm

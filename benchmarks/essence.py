@@ -1,5 +1,5 @@
 """Essence distillation of speech models: what an ensemble's soft targets bring to a student, how many of them
-are needed, and whether a student beats its ensemble. One core, about an hour, resumable.
+are needed, and whether a student beats its ensemble. One core, some two hours, resumable.
 
     python benchmarks/essence.py --work FOLDER [--digits FSDD]  # measures what rows.jsonl does not have
     python benchmarks/essence.py --work FOLDER --quick          # one small seed of each task, minutes
@@ -664,6 +664,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="gets models, targets and rows.jsonl")
     parser.add_argument("--digits", type=Path, help="the dataset; by default fsdd in $MODICUM_DATA")
+    parser.add_argument("--tasks", nargs="+", default=["phones", "digits"], choices=["phones", "digits"])
     parser.add_argument("--quick", action="store_true", help="one seed, very small; for a trial")
     parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
     asked = parser.parse_args()
@@ -674,11 +675,13 @@ def main() -> None:
     warnings.simplefilter("once")
     sizes = QUICK if asked.quick else Sizes()
     asked.work.mkdir(parents=True, exist_ok=True)
-    tasks: dict[str, Task] = {"phones": phones_task(asked.work, sizes)}
+    tasks: dict[str, Task] = {}
+    if "phones" in asked.tasks:
+        tasks["phones"] = phones_task(asked.work, sizes)
     dataset = asked.digits or Path(os.environ.get("MODICUM_DATA", "")) / "fsdd"
-    if dataset.is_dir():
+    if "digits" in asked.tasks and dataset.is_dir():
         tasks["digits"] = digits_task(asked.work, sizes, dataset)
-    else:
+    elif "digits" in asked.tasks:
         print(f"there are no digits in {dataset}: give --digits", file=sys.stderr)
     bench = Bench(asked.work, tasks)
     cells = [cell for seed in sizes.seeds for task in tasks.values() for cell in main_cells(task, seed)]

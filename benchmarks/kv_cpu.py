@@ -24,7 +24,18 @@ import storage
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from subject import COMPILED, FLOOR, PRIME, QUICK, Settings, all_policies, probe_heads, random_model, split
+from subject import (
+    COMPILED,
+    FLOOR,
+    PRIME,
+    QUICK,
+    Settings,
+    all_policies,
+    calibrate_heads,
+    probe_heads,
+    random_model,
+    split,
+)
 
 import modicum
 
@@ -37,6 +48,8 @@ def run(settings: Settings, tell: speed.Tell) -> dict[str, Any]:
     model = random_model(settings.seed)
     if any("razor" in policy for policy in settings.policies):
         probe_heads(model)
+    if "learned" in settings.policies:
+        calibrate_heads(model)
     weights = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
     prefills, stored, caches = speed.prefills(model, settings, tell)
     memory = {policy: storage.measure(cache, settings.chunk) for policy, cache in caches.items()}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -74,7 +77,7 @@ class Settings:
         return self.tokens + self.block * (self.repeats + 1) if policy == "full" else self.budget
 
 
-QUICK = Settings(tokens=2048, budget=256, chunk=128, repeats=2, block=4)
+QUICK = Settings(tokens=512, budget=128, chunk=128, repeats=2, block=2)
 """Small, to see that all of it runs."""
 
 
@@ -93,14 +96,14 @@ def all_policies() -> tuple[str, ...]:
 
 
 class Numbers:
-    """A tokenizer for random tokens: a text is their ids, with spaces between."""
+    """A tokenizer for random tokens: a text is their ids, with spaces between; other words are token 0."""
 
     eos_token_id = None
     pad_token_id = 0
     padding_side = "left"
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [int(word) for word in text.split()]}
+        return {"input_ids": [int(word) if word.isdigit() else 0 for word in text.split()]}
 
     def decode(self, tokens: Sequence[int], **_: Any) -> str:
         return " ".join(map(str, tokens))
@@ -137,6 +140,15 @@ def as_text(ids: Tensor) -> str:
 def probe_heads(model: PreTrainedModel) -> None:
     """A short probe for RazorAttention: which heads of a random model it picks does not change its speed."""
     use_head_scores(model, probe(model, tokens=64, seeds=(0,)))
+
+
+def calibrate_heads(model: PreTrainedModel) -> None:
+    """A short calibration, for `learned`: what it says of a random model's tokens does not change its speed.
+
+    It is not kept in the user's folder.
+    """
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, MODICUM_CACHE=folder):
+        modicum.calibrate(model, Numbers(), [as_text(random_ids(128))], tokens=128)
 
 
 @contextmanager

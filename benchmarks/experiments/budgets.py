@@ -13,24 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from ablation import Ablation
 from asking import ask, ruler
-from common import DOCS, table
+from budget_peers import PEERS, run_peer
+from budget_rows import CHUNK, Row, put_results, read, results
+from common import DOCS
 from torch.nn.functional import cross_entropy
 
 import modicum
-from modicum.evaluation.summary import confidence
 from modicum.generation.inputs import Block
 from modicum.generation.reader import Reader
 from modicum.kv.cache import use_head_scores
@@ -38,15 +36,7 @@ from modicum.kv.heads import probe
 from modicum.kv.policy import Policy
 from modicum.kv.registry import parse_policy
 
-RECENT, CHUNK, BATCH = 16, 512, 4
-PRESSES = (
-    "KVzipPress",
-    "KVzipPress(kvzip_plus_normalization=True)",
-    "CompactorPress",
-    "KeyDiffPress",
-    "AdaKVPress(ExpectedAttentionPress)",
-    "SnapKVPress",
-)
+RECENT, BATCH = 16, 4
 SCORES = ("keydiff", "manifoldkv", "compactor(window=16)", "replay", "learned")
 
 Cell = tuple[str | Policy, str, str]
@@ -112,48 +102,6 @@ TASKS = {
 """
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one cell gave for one context."""
-
-    model: str
-    length: int
-    task: str
-    haystack: str
-    policy: str
-    store: str
-    budget: str
-    context: int
-    questions: int
-    right: float
-    """Answers of which every token ranked first."""
-    nbytes: int
-    """All that the cache holds."""
-    full_nbytes: int
-    """A full cache's, in 16 bits."""
-    loss: float | None = None
-    """Of the tokens of a long answer, mean, in nats."""
-    tokens: float | None = None
-    """Share of the answers' tokens that ranked first, each given those before it."""
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return (
-            self.model,
-            self.length,
-            self.task,
-            self.haystack,
-            self.policy,
-            self.store,
-            self.budget,
-        )
-
-
-def read(path: Path) -> list[Row]:
-    """Rows of earlier calls."""
-    return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def haystack_of(asked: argparse.Namespace) -> tuple[str, str]:
     """Its name in rows, and its setting behind a task's others."""
     if asked.haystack is None:
@@ -165,6 +113,7 @@ def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
     """The rows that are missing, some contexts at a time, until there are all or the time is over."""
     end = time.monotonic() + 60 * asked.minutes
     model_name, length = asked.model, asked.length
+    chunk = asked.chunk or length + 64  # of one shot
     model, tokenizer = modicum.load(model_name, dtype=asked.dtype)
     hidden_in, text = haystack_of(asked)
     wide = model.dtype.itemsize / 2
@@ -176,7 +125,7 @@ def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
             made = None
             for policy, store, budget in GROUPS[asked.group]:
                 name = str(parse_policy(policy))  # what auto stands for may change
-                key = (model_name, length, task, hidden_in, name, store, budget)
+                key = (model_name, length, task, hidden_in, name, store, budget, chunk)
                 wanted = [i for i in range(first, min(first + BATCH, contexts)) if (*key, i) not in done]
                 if not wanted:
                     continue
@@ -192,7 +141,7 @@ def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
                     mine,
                     policy,
                     room,
-                    chunk=CHUNK,
+                    chunk=chunk,
                     read=saying,
                     recent=RECENT,
                     store=store,
@@ -205,57 +154,22 @@ def run(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
                     per = len(context.questions)
                     full = round(got.full_nbytes / wide)
                     held = got.nbytes if store != "model" else round(got.nbytes / wide)
-                    yield Row(*key, i, per, right * per, held, full, loss, hits)
+                    yield Row(*key[:-1], i, per, right * per, held, full, loss, hits, chunk)
 
 
-def run_kvpress(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
-    """The same contexts and questions through kvpress' presses, one shot, in its own environment."""
-    model, tokenizer = modicum.load(asked.model, dtype=asked.dtype)
-    hidden_in, text = haystack_of(asked)
-    known = {(row.model, row.length, row.task, row.haystack, row.policy) for row in read(path)}
-    for task in asked.tasks:
-        where = (asked.model, asked.length, task, hidden_in)
-        presses = [press for press in PRESSES if (*where, f"kvpress: {press}") not in known]
-        made = ruler(tokenizer, TASKS[task] + text, contexts, asked.length, 0)
-        job = {
-            "model": model.name_or_path,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "presses": presses,
-            "shares": [0.25, 0.125],
-            "contexts": [
-                {
-                    "ids": context.ids,
-                    "questions": [
-                        {"ids": q.ids, "answer": [t for answer in q.answers for t in answer]}
-                        for q in context.questions
-                    ],
-                }
-                for context in made
-            ],
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "job.json"
-            file.write_text(json.dumps(job))
-            script = Path(__file__).resolve().parents[1] / "peers" / "kvpress_asked.py"
-            with subprocess.Popen(
-                [asked.kvpress, str(script), str(file)], stdout=subprocess.PIPE, text=True
-            ) as process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    told = json.loads(line)
-                    yield Row(
-                        *where,
-                        f"kvpress: {told['press']}",
-                        "model",
-                        f"{100 * told['share']:g}%",
-                        told["context"],
-                        len(made[0].questions),
-                        told["right"],
-                        told["nbytes"],
-                        told["full_nbytes"],
-                        None,
-                        told["tokens"],
-                    )
+def made(asked: argparse.Namespace, contexts: int, path: Path) -> Iterator[Row]:
+    """The missing rows: a peer's, where its environment is given, else modicum's."""
+    for name in PEERS:
+        if python := getattr(asked, name):
+            haystack, setting = haystack_of(asked)
+            model, tokenizer = modicum.load(asked.model, dtype=asked.dtype)
+            known = {row.key for row in read(path)}
+            for task in asked.tasks:
+                found = ruler(tokenizer, TASKS[task] + setting, contexts, asked.length, 0)
+                where = (asked.model, asked.length, task, haystack)
+                yield from run_peer(name, python, model, found, where, known)
+            return
+    yield from run(asked, contexts, path)
 
 
 class Saying:
@@ -278,57 +192,6 @@ class Saying:
         self.losses += (total / (valid.sum(1) - 1)).tolist()
 
 
-def results(rows: list[Row], model: str, length: int, haystack: str, groups: Sequence[str]) -> str:
-    """A table of some groups: right answers of each policy and store at each budget, and the bytes held."""
-    shown_cells = {(str(parse_policy(p)), s, b) for group in groups for p, s, b in GROUPS[group]}
-    own = [
-        row
-        for row in rows
-        if (row.model, row.length, row.haystack) == (model, length, haystack)
-        and (
-            (row.policy, row.store, row.budget) in shown_cells
-            or (row.policy.startswith("kvpress") and "papers" not in groups)
-        )
-    ]
-    tasks = [task for task in TASKS if any(row.task == task for row in own)]
-    lines = []
-    for policy, store, budget in dict.fromkeys((r.policy, r.store, r.budget) for r in own):
-        found = [r for r in own if (r.policy, r.store, r.budget) == (policy, store, budget)]
-        share = sum(r.nbytes for r in found) / sum(r.full_nbytes for r in found)
-        shown = [_right([r for r in found if r.task == task]) for task in tasks]
-        lines.append([f"`{policy}`", store, budget, f"{share:.1%}", *shown])
-    lines.sort(key=lambda line: (line[0] != "`full`", line[0], line[1], -float(line[3][:-1])))
-    head = ["policy", "store", "budget", "bytes, of 16-bit", *tasks]
-    where = f" of {haystack}" if haystack else ""
-    return f"**{model}**, {length} tokens{where}:\n\n{table(head, lines)}"
-
-
-def _right(rows: list[Row]) -> str:
-    """Answers right of those asked; the interval is over contexts."""
-    if not rows:
-        return "–"
-    count, right = sum(row.questions for row in rows), sum(row.right for row in rows)
-    low, high, _ = confidence([row.right / row.questions for row in rows])
-    means = {}
-    for name in ("tokens", "loss"):
-        values = [getattr(row, name) for row in rows if getattr(row, name) is not None]
-        if values:
-            means[name] = sum(values) / len(values)
-    said = f", tokens {means['tokens']:.0%}" if "tokens" in means else ""
-    said += f", loss {means['loss']:.3f}" if "loss" in means else ""
-    return f"{right:g} of {count} [{low:.0%}, {high:.0%}]{said}"
-
-
-def put_results(page: Path, name: str, text: str) -> None:
-    """Renew one section of the page."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    written = page.read_text(encoding="utf-8")
-    if begin not in written:
-        raise SystemExit(f"{page} has no section {name}")
-    section = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    page.write_text(section.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", written), encoding="utf-8")
-
-
 def main() -> None:
     """Run, and renew the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
@@ -336,9 +199,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--dtype", default="auto", help="of the weights")
     parser.add_argument("--haystack", help="a text to hide needles in; else the sample text")
-    parser.add_argument(
-        "--kvpress", metavar="PYTHON", help="of an environment with kvpress: run its presses, one shot"
-    )
+    for name in PEERS:
+        parser.add_argument(
+            f"--{name}", metavar="PYTHON", help=f"of an environment with {name}: run what it has, one shot"
+        )
+    parser.add_argument("--chunk", type=int, default=CHUNK, help="tokens read at a time; 0 reads all in one")
     parser.add_argument("--group", default="auto", choices=sorted(GROUPS))
     parser.add_argument("--tasks", nargs="+", default=["single", "keys"], choices=sorted(TASKS))
     parser.add_argument("--contexts", type=int, default=50, help="of each cell")
@@ -351,7 +216,7 @@ def main() -> None:
         path = Path(passing if asked.quick else asked.folder) / "rows.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         contexts = 1 if asked.quick else asked.contexts
-        for row in (run_kvpress if asked.kvpress else run)(asked, contexts, path):
+        for row in made(asked, contexts, path):
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
             print(
@@ -359,11 +224,32 @@ def main() -> None:
                 file=sys.stderr,
             )
         haystack, _ = haystack_of(asked)
-        groups = [name for name in GROUPS if (name == "papers") == (asked.group == "papers")]
-        text = results(read(path), asked.model, asked.length, haystack, groups)
+        has_papers = asked.group == "papers"
+        rows = [
+            row
+            for row in read(path)
+            if (row.model, row.length, row.haystack) == (asked.model, asked.length, haystack)
+        ]
+        shown = {
+            (str(parse_policy(policy)), store, budget)
+            for name, group in GROUPS.items()
+            if (name == "papers") == has_papers
+            for policy, store, budget in group
+        }
+        text = results(
+            rows,
+            list(TASKS),
+            lambda row: (
+                (row.policy, row.store, row.budget) in shown
+                or (not has_papers and row.policy.startswith(tuple(f"{name}:" for name in PEERS)))
+            ),
+            {str(parse_policy("auto")): "auto"},
+        )
+        where = f" of {haystack}" if haystack else ""
+        text = f"**{asked.model}**, {asked.length} tokens{where}:\n\n{text}"
         print(text)
         if not asked.quick:
-            page = "papers.md" if asked.group == "papers" else "budgets.md"
+            page = "papers.md" if has_papers else "budgets.md"
             name = " ".join(filter(None, [asked.model, str(asked.length), haystack]))
             put_results(DOCS / page, name, text)
 

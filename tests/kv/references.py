@@ -323,21 +323,38 @@ def deviation(x: Scores) -> float:
 def replay(policy: Replay, head: Head) -> Scores:
     """The best of what was kept and the largest weight of a query of the second reading, over the tokens at
     hand and those of the reading itself; or, where there is none, of a query of the call after the token.
+    With `plus` times the norm of the projected value, over that of the query's hidden state.
     """
     view = head.view
     assert view.state is not None
     assert view.query_positions is not None
-    best = {j: float(view.state[head.row, head.head, j, 0]) for j in head.slots}
+    state = view.state[head.row, head.head].double().tolist()
+    best = {j: state[j][0] for j in head.slots}
     for g in range(view.group):
         rows = second_reading(head, g) if view.replay is not None else []
         if view.replay is None:
             for r, at in enumerate(view.query_positions[head.row].tolist()):
                 row = head.attention(g, r)
                 rows.append({j: a for j, a in row.items() if head.position[j] < at})
-        for row in rows:
+        for row, asking in zip(rows, replay_norms(policy, head, len(rows)), strict=True):
             for j, a in row.items():
-                best[j] = max(best[j], a)
+                best[j] = max(best[j], a * state[j][1 + g] / asking if policy.plus else a)
     return best
+
+
+def replay_norms(policy: Replay, head: Head, count: int) -> Vector:
+    """Norms of so many queries' hidden states: the second reading's own, or the mean of earlier ones."""
+    view = head.view
+    if not policy.plus:
+        return [1.0] * count
+    if view.replay is None:
+        assert view.tally is not None
+        number, total = view.tally[head.row, head.head].tolist()
+        return [total / number if number else 1.0] * count
+    assert view.replay.residual_norms is not None
+    norms: Vector = view.replay.residual_norms[head.row].double().tolist()
+    there = [True] * len(norms) if view.replay.valid is None else view.replay.valid[head.row].tolist()
+    return [norm for norm, is_there in zip(norms, there, strict=True) if is_there]
 
 
 def second_reading(head: Head, g: int) -> list[Scores]:

@@ -79,6 +79,7 @@ POLICIES: list[Policy] = [
     TriAttention(window=1, group="mean"),
     Learned(),
     Replay(window=3),
+    Replay(window=3, plus=True),
 ]
 
 VIEWS: dict[str, dict[str, object]] = {
@@ -103,7 +104,7 @@ def view_for(policy: Policy, **options: object) -> View:
     rows = newcomers + policy.kept_queries if policy.query_rows == ALL else policy.query_rows
     view = make_view(  # type: ignore[arg-type]
         rows=rows,
-        state=policy.state_width(2),
+        state=policy.state_width(int(options.get("g", 2))),  # type: ignore[call-overload]
         same_heads=str(policy) == "tova",
         **options,
     )
@@ -120,9 +121,13 @@ def rotary(group: int) -> Rotary:
 
 
 def tally(view: View, width: int) -> Tensor:
-    """Of five queries before those of the view: [B, H, width], see `TriAttention.tally_width`."""
+    """Of five queries before those of the view: [B, H, width], see `TriAttention.tally_width`; or how many
+    tokens were read twice, and the sum of their norms, see `Replay.tally_width`.
+    """
     rng = torch.Generator().manual_seed(int(view.seen.sum()))
     b, h = view.positions.shape[:2]
+    if width == 2:
+        return 5 * torch.cat([torch.ones(b, h, 1), torch.rand(b, h, 1, generator=rng) + 0.5], -1).double()
     queries = torch.randn(b, h, view.group, 5, 2, (width - 1) // view.group // 3, generator=rng)
     parts = torch.cat([queries, queries.norm(dim=-2, keepdim=True)], dim=-2).double().sum(3)
     return torch.cat([torch.full((b, h, 1), 5.0), parts.flatten(2)], dim=-1)

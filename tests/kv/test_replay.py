@@ -33,7 +33,8 @@ def with_reading(view: View, columns: int, pads: bool) -> View:
     queries = torch.randn(b, h, view.group, columns, view.keys.shape[-1], generator=rng)
     keys = torch.randn(b, h, columns, view.keys.shape[-1], generator=rng)
     valid = torch.rand(b, columns, generator=rng) > 0.3 if pads else None
-    return replace(view, replay=SecondReading(queries, keys, valid))
+    norms = torch.rand(b, columns, generator=rng) + 0.5
+    return replace(view, replay=SecondReading(queries, keys, valid, norms))
 
 
 @pytest.mark.parametrize("pads", [False, True])
@@ -49,23 +50,29 @@ def with_reading(view: View, columns: int, pads: bool) -> View:
     ids=str,
 )
 @pytest.mark.parametrize("sinks", [False, True])
-def test_scores_are_those_of_plain_loops(options: dict[str, Any], pads: bool, sinks: bool) -> None:
-    newcomers = options.get("newcomers", 3)
-    view = make_view(rows=newcomers, state=1, seed=7, **options)
-    view = with_reading(view, 6, pads)
+@pytest.mark.parametrize("plus", [False, True])
+def test_scores_are_those_of_plain_loops(
+    options: dict[str, Any], pads: bool, sinks: bool, plus: bool
+) -> None:
+    newcomers, policy = options.get("newcomers", 3), Replay(plus=plus)
+    view = make_view(rows=newcomers, state=policy.state_width(options.get("g", 2)), seed=7, **options)
+    assert view.state is not None
+    view = replace(view, tally=torch.ones(*view.positions.shape[:2], 2 * plus).double())
+    view = with_reading(replace(view, state=view.state.abs()), 6, pads)
     if sinks:
         view = replace(view, sink_logits=torch.randn(view.positions.shape[1], view.group))
     assert view.state is not None
     assert view.replay is not None
     wanted = [
-        [reference(Replay(), view, row, head) for head in range(view.positions.shape[1])]
+        [reference(policy, view, row, head) for head in range(view.positions.shape[1])]
         for row in range(view.positions.shape[0])
     ]
-    found = Replay().observe(replace(view, state=view.state.clone()))[..., 0]
+    found = policy.observe(replace(view, state=view.state.clone()))[..., 0]
     keys = torch.cat([view.keys.flatten(0, 2), view.replay.keys.flatten(0, 2)])
     error = logit_bound(torch.float32, view.replay.queries, keys, view.scaling, view.softcap)
     count = view.positions.shape[2] + 6
-    bound = softmax_bound(count, torch.float32, error) + gamma(FUNCTION, torch.float32)
+    # A contribution is two more operations than a weight.
+    bound = softmax_bound(count, torch.float32, error) + gamma(FUNCTION + 2, torch.float32)
     for row, heads in enumerate(wanted):
         for head, scores in enumerate(heads):
             for j, x in scores.items():
@@ -103,6 +110,96 @@ def test_in_one_shot_it_is_kvzip(name: str) -> None:
                     float(weights[head * group + g, i, j]) for g in range(group) for i in range(24, 48)
                 )
                 assert float(arena.state[0, head, at.index(j), 0]) == pytest.approx(best, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-mqa", "qwen3"])
+def test_in_one_shot_with_plus_it_is_kvzip_plus(name: str) -> None:
+    """Contributions a_ij · ‖W_O v_j‖ / ‖h_i‖, with padding in one row, and the tally of what was read."""
+    model, ids = zoo.build(name), zoo.tokens(2, 20)
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    cache = BudgetCache(model, "replay(plus=True)", 64, chunk=48)
+    read_twice(model, cache, ids, mask)
+    eager = zoo.build(name, torch.float64, attention="eager")
+    for row, first in enumerate((0, 5)):
+        own = ids[row, first:].repeat(2)[None]
+        with torch.no_grad():
+            told = eager(own, output_attentions=True, output_hidden_states=True, use_cache=False)
+        for i, layer in budget_layers(cache):
+            wanted = best_contributions(
+                told.attentions[i][0],
+                told.hidden_states[i][0].norm(dim=-1),
+                layer.banks[0].arena.values[row].double(),
+                layer.banks[0].arena.positions[row].tolist(),
+                layer._output_weight(attention_of(model, i)).double(),
+            )
+            tally = layer.banks[0].arena.tally[row]
+            assert tally[:, 0].tolist() == [20.0 - first] * len(tally)
+            norm = told.hidden_states[i][0, 20 - first :].norm(dim=-1).sum()
+            assert torch.allclose(tally[:, 1], norm.expand(len(tally)), rtol=1e-5)
+            for (head, slot), best in wanted.items():
+                found = float(layer.banks[0].arena.state[row, head, slot, 0])
+                assert found == pytest.approx(best, rel=1e-3, abs=1e-9)
+
+
+def best_contributions(
+    weights: Tensor, norms: Tensor, values: Tensor, positions: list[list[int]], output: Tensor
+) -> dict[tuple[int, int], float]:
+    """(KV head, slot) -> the largest a · ‖v W‖ / ‖h‖ that a query of the second half makes of its token.
+
+    weights [Hq, 2n, 2n], norms [2n], values [H, slots, Dv], positions by head and slot,
+    output [H, G, Dv, hidden].
+    """
+    n, group, found = len(norms) // 2, output.shape[1], {}
+    for head, places in enumerate(positions):
+        for slot, position in enumerate(places):
+            if not 0 <= position < n:
+                continue
+            found[head, slot] = max(
+                float(weights[head * group + g, i, position] / norms[i])
+                * float((values[head, slot] @ output[head, g]).norm())
+                for g in range(group)
+                for i in range(n, 2 * n)
+            )
+    return found
+
+
+def attention_of(model: Any, layer: int) -> Any:
+    """The module of a layer's attention."""
+    return next(m for m in model.modules() if getattr(m, "layer_idx", None) == layer and layer_has(m))
+
+
+def layer_has(module: Any) -> bool:
+    """Whether it has an output projection."""
+    return any(hasattr(module, name) for name in ("o_proj", "c_proj"))
+
+
+def test_with_plus_steps_count_by_the_mean_norm_of_second_readings() -> None:
+    """A step's own weights, times norms, over the mean norm; 1 where nothing was read twice."""
+    model, ids = zoo.build("llama"), zoo.tokens(1, 12)
+    caches = [BudgetCache(model, "replay(plus=True,window=2)", 64, chunk=48) for _ in range(2)]
+    read_twice(model, caches[0], ids[:, :11])
+    feed(model, caches[1], ids[:, :11])
+    before = [c.layers[0].banks[0].arena.state[0, :, :11].clone() for c in caches]
+    for cache in caches:
+        feed(model, cache, ids, start=11)
+    for cache, old, was_read in zip(caches, before, (True, False), strict=True):
+        arena = cache.layers[0].banks[0].arena
+        count, total = arena.tally[0, 0].tolist()
+        assert count == 11 * was_read
+        mean = total / count if was_read else 1.0
+        eager = zoo.build("llama", torch.float64, attention="eager")
+        with torch.no_grad():
+            weights = eager(ids, output_attentions=True).attentions[0][0, :, 11]  # [Hq, 12]
+        group = len(weights) // old.shape[0]
+        for head in range(old.shape[0]):
+            for j, position in enumerate(arena.positions[0, head, :11].tolist()):
+                now = max(
+                    float(weights[head * group + g, position] * old[head, j, 1 + g]) / mean
+                    for g in range(group)
+                )
+                wanted = max(float(old[head, j, 0]), now)
+                assert float(arena.state[0, head, j, 0]) == pytest.approx(wanted, rel=1e-3, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral-window", "qwen2-window"])
@@ -172,7 +269,10 @@ def room(cache: BudgetCache) -> int:
     )
 
 
-@pytest.mark.parametrize("policy", ["replay(window=4)", "calibrated+replay(window=4)"])
+@pytest.mark.parametrize(
+    "policy",
+    ["replay(window=4)", "calibrated+replay(window=4)", "calibrated+replay(window=4,plus=True)"],
+)
 def test_a_prompt_is_read_under_the_bound_and_scored_by_second_readings(policy: str) -> None:
     model, tokenizer = modicum.load("reference")
     text = "The king of the north had seven ships, and one of them was green. " * 12

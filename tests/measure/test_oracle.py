@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +141,22 @@ def test_real_candidates_are_timed(tmp_path: Path) -> None:
 
     operation = Operation("sum", {"slow": work(100), "quick": work(1)})
     assert LatencyOracle(operation, tmp_path, TimingSettings(5, 1e-4)).choose(Shape(200)) == "quick"
+
+
+def test_with_one_thread_only_the_threads_own_time_counts(tmp_path: Path) -> None:
+    """A candidate that waits takes longer on the wall, and no processor time."""
+    operation = Operation(
+        "wait",
+        {"work": lambda shape: lambda: sum(range(50_000)), "wait": lambda shape: lambda: time.sleep(0.01)},
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = LatencyOracle(operation, tmp_path, TimingSettings(3, 1e-4))
+        assert found.choose(Shape(1)) == "wait"
+        assert found.path.stem.endswith("-1")
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_what_the_oracle_refuses(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ def test_every_layer_gets_its_range() -> None:
         largest = batch.abs().max()
         expected = largest if number == 0 else expected + 0.1 * (largest - expected)
     torch.testing.assert_close(first.scale * first.limit, expected)
+    quant[0].eval()  # type: ignore[index, operator]
+    calibrate(quant, batches())
+    assert [module.training for module in quant] == [False, True, True, True, True]  # type: ignore[union-attr]
+    quant.train()
     # In evaluation it stays; in training it follows.
     scale = first.scale.clone()
     quant.eval()(100 * batches()[0])
@@ -65,6 +69,9 @@ def test_a_layer_that_is_given_nan_is_named(value: float) -> None:
     broken[0, 0, 5] = value
     with pytest.raises(InputError, match="the input of 0 was given values that are not finite"):
         calibrate(quant, [broken])
+    calibrate(quant, batches())
+    with pytest.raises(InputError, match="the input of 0 was given values that are not finite"):
+        search_alphas(quant, [broken])
     with torch.no_grad():
         quant[2].weight[0, 0, 0] = value  # type: ignore[index, union-attr, operator]
     with pytest.raises(InputError, match="the weights of 2 was given values"):

@@ -137,7 +137,7 @@ def test_the_gradient_of_a_learned_step(seed: int, limit: int) -> None:
     x = sample(seed, 50).double().requires_grad_()
     quant = quantizer(limit, "lsq").double()
     quant.observe(x)
-    assert float(quant.step.detach()) == exactly(2 * float(x.abs().mean()) / math.sqrt(limit), 200)
+    assert float(quant.step.detach()) == exactly(2 * float(x.detach().abs().mean()) / math.sqrt(limit), 200)
     with torch.no_grad():
         quant.step.mul_(0.6)
     upstream = sample(seed + 1, 50).double()

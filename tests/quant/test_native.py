@@ -283,3 +283,30 @@ def test_another_compiler_is_another_build(monkeypatch: pytest.MonkeyPatch) -> N
     before = native.digest()
     monkeypatch.setenv("CXX", "another-compiler")
     assert native.digest() != before
+
+
+def test_onnxruntime_gives_the_same_direct_sums() -> None:
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = torch.Generator().manual_seed(4)
+    x, weight = integers(generator, 127, 6, 40), integers(generator, 127, 9, 6, 3)
+    node = helper.make_node(
+        "ConvInteger", ["x", "w", "zero"], ["y"], kernel_shape=[3], pads=[2, 1], strides=[2]
+    )
+    zero = torch.tensor(128, dtype=torch.uint8).numpy()
+    graph = helper.make_graph(
+        [node],
+        "conv",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 6, 40])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, None)],
+        [numpy_helper.from_array(weight.numpy(), "w"), numpy_helper.from_array(zero, "zero")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": (x.int() + 128).to(torch.uint8)[None].numpy()})
+    conv = ConvSettings(3, (2, 1), stride=2)
+    for variant in kernels_or_skip().variants():
+        found = sums_of(NativeConv(weight, conv, "direct", 127, variant), x)
+        assert torch.equal(found, torch.from_numpy(expected)[0]), variant.name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -89,9 +91,12 @@ def test_weights_are_kept_and_a_layer_alone_is_replaced() -> None:
     conv = nn.Conv1d(2, 3, 3)
     quant = quantize_model(conv, QuantSettings("direct"))
     assert isinstance(quant, QuantConv1d)
-    assert torch.equal(quant.weight, conv.weight)
-    quant.load_state_dict({name: 2 * tensor for name, tensor in conv.state_dict().items()}, strict=False)
-    assert torch.equal(quant.weight, 2 * conv.weight)
+    assert quant.weight is conv.weight
+    doubled = {name: 2 * tensor for name, tensor in conv.state_dict().items()}
+    missing, unexpected = quant.load_state_dict(doubled, strict=False)
+    assert not unexpected
+    assert not {"weight", "bias"} & set(missing)
+    assert torch.equal(quant.weight, doubled["weight"])
     calibrate(quant, [torch.ones(1, 2, 5)])
     assert isinstance(convert_model(quant), IntegerConv1d)
 
@@ -103,6 +108,54 @@ def test_a_saved_layer_is_the_same_after_loading() -> None:
     second = quantize_model(nn.Conv1d(2, 3, 3), QuantSettings("tapwise"))
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.eval()(x), second.eval()(x))
+
+
+class Shared(nn.Module):
+    """One layer at two places, and another one with the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(4, 4, 3, padding=1)
+        self.again = self.first
+        self.tied = nn.Conv1d(4, 4, 3, padding=1)
+        self.tied.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.tied(self.again(self.first(x)))
+        return out
+
+
+def test_what_is_shared_stays_shared() -> None:
+    torch.manual_seed(0)
+    exact = Shared()
+    x = torch.randn(2, 4, 20)
+    expected = exact(x)
+    model = quantize_model(exact, QuantSettings("rsq", ranges=RangeSettings(weight="lsq")))
+    assert isinstance(model, Shared)
+    assert model.first is model.again
+    assert isinstance(model.tied, QuantConv1d)
+    assert model.tied.weight is model.first.weight
+    calibrate(model, [x])
+    model.train()(x).square().sum().backward()  # one layer twice in a graph
+    assert model.first.weight.grad is not None
+    with torch.no_grad():
+        convert_model(model.eval())
+        assert model.first is model.again
+        assert sqnr(model(x), expected) > 15
+
+
+def test_a_converted_model_can_be_copied_and_pickled() -> None:
+    torch.manual_seed(0)
+    model = quantize_model(nn.Sequential(nn.Conv1d(3, 4, 3), nn.Conv1d(4, 4, 3)))
+    x = torch.randn(1, 3, 12)
+    calibrate(model, [x])
+    expected = convert_model(model)(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+    first = model[0]
+    assert isinstance(first, IntegerConv1d)
+    first.weights = torch.zeros_like(first.weights)  # another tensor: not the packed one any more
+    assert not first.sums(x).any()
 
 
 def test_layers_with_other_padding_stay() -> None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modicum.errors import InputError
+from modicum.errors import InputError, ModicumError
 
 if TYPE_CHECKING:
     from modicum.weights.progress import Progress as StageProgress
@@ -36,6 +36,17 @@ def warnings_for_people() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+@contextmanager
+def settings_as_options(*names: str) -> Iterator[None]:
+    """Errors that name these settings as Python does (pattern="2:4") name them as options (--pattern 2:4)."""
+    setting = re.compile(rf"\b({'|'.join(names)})=[\"']?([\w:.=-]*\w)[\"']?")
+    try:
+        yield
+    except ModicumError as error:
+        text = setting.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2]}", str(error))
+        raise type(error)(text) from error
 
 
 def quiet() -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modicum.cli.console import complain, print_json, progress_bar, quiet
+from modicum.cli.console import complain, print_json, progress_bar, quiet, settings_as_options
 from modicum.cli.options import DeviceOption, JsonOption
-from modicum.errors import InputError, ModicumError
+from modicum.errors import InputError
 
 if TYPE_CHECKING:
     from modicum.distill.entry import DistillReport
 
-_SETTING = re.compile(
-    r"\b(keep|tail|bits|temperature|sequences|length|hard_weight|epochs|batch)=[\"']?([\w:.=-]*\w)[\"']?"
-)
+_SETTINGS = ("keep", "tail", "bits", "temperature", "sequences", "length", "hard_weight", "epochs", "batch")
 
 
 def distill(
@@ -76,7 +71,7 @@ def distill(
     """
     from modicum.distill.essence import check_tail
 
-    with _settings_as_options():
+    with settings_as_options(*_SETTINGS):
         checked_tail = check_tail(tail)
     quiet()
     from modicum.distill.entry import DistillSettings
@@ -85,7 +80,7 @@ def distill(
     from modicum.texts import sample_text
     from modicum.weights.calibration import texts_in
 
-    with _settings_as_options():
+    with settings_as_options(*_SETTINGS):
         training = TrainingSettings(
             epochs=epochs,
             batch=batch,
@@ -109,16 +104,6 @@ def distill(
         print_json(report.to_dict())
         return
     _summary(report, out)
-
-
-@contextmanager
-def _settings_as_options() -> Iterator[None]:
-    """Errors that name settings as Python does (keep="topk=16") name them as options (--keep topk=16)."""
-    try:
-        yield
-    except ModicumError as error:
-        text = _SETTING.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2]}", str(error))
-        raise type(error)(text) from error
 
 
 def _summary(report: DistillReport, out: Path) -> None:

@@ -24,9 +24,9 @@ def heads(
             "--out", "-o", help="Save the scores, for --policy 'razor(heads=\"FILE\")'.", metavar="FILE"
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Length of the random text that is repeated.")] = 2500,
+    tokens: Annotated[int, typer.Option(help="Length of the random text that is repeated.")] = 400,
     copies: Annotated[int, typer.Option(help="How often it stands.")] = 4,
-    seeds: Annotated[int, typer.Option(min=1, help="Random texts to average over.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Random texts to average over.")] = 1,
     top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 24,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -42,7 +42,14 @@ def heads(
     lm, tokenizer = load(model, dtype, device)
     from modicum.kv.heads import probe
 
-    scores = probe(lm, tokens=tokens, copies=copies, seeds=range(seeds), exclude=tokenizer.all_special_ids)
+    scores = probe(
+        lm,
+        tokens=tokens,
+        copies=copies,
+        seeds=range(seeds),
+        exclude=tokenizer.all_special_ids,
+        progress=True,
+    )
     if out is not None:
         try:
             scores.save(out)

@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modicum.cli.console import complain, load, print_json, print_table, progress_bar
+from modicum.cli.console import complain, load, print_json, print_table, progress_bar, settings_as_options
 from modicum.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
-from modicum.errors import InputError, ModicumError
+from modicum.errors import InputError
 
 if TYPE_CHECKING:
     from modicum.weights.prune import PruneReport
 
-_SETTING = re.compile(
-    r"\b(method|refine|sparsity|pattern|budget|layers|update|sequences|length|dtype)=[\"']?([\w:.-]*\w)[\"']?"
+_SETTINGS = (
+    "method",
+    "refine",
+    "sparsity",
+    "pattern",
+    "budget",
+    "layers",
+    "update",
+    "sequences",
+    "length",
+    "dtype",
 )
 
 
@@ -80,10 +87,10 @@ def prune(
     texts = [sample_text()] if calibration is None else calibrate.texts_in(calibration)
     size = length or calibrate.length_for(lm)
     held = max(1, sequences // 8)
-    with _settings_as_options():
+    with settings_as_options(*_SETTINGS):
         ids = calibrate.tokens(texts, tokenizer, sequences, size, seed, held)
     before = perplexity(lm, ids[sequences:])
-    with _settings_as_options(), progress_bar() as progress:
+    with settings_as_options(*_SETTINGS), progress_bar() as progress:
         found = run(
             lm,
             ids[:sequences],
@@ -131,15 +138,6 @@ def _check_output(out: Path | None, format: str, budget: str | None) -> None:
         )
     if out is not None:
         check_new(out)
-
-
-@contextmanager
-def _settings_as_options() -> Iterator[None]:
-    """Errors that name settings as Python does (pattern="2:4") name them as options (--pattern 2:4)."""
-    try:
-        yield
-    except ModicumError as error:
-        raise type(error)(_SETTING.sub(r"--\1 \2", str(error))) from error
 
 
 def _share(error: float | None) -> str:

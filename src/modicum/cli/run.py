@@ -134,13 +134,19 @@ def run(
     else:
         if expected is not None:
             print(f"\nExpected: {', '.join(expected)}", flush=True)
-        _report(answers, head)
+        _report(answers, {**head, "policy": _settled(settings["policy"], answers)})
         if _wants_calibration(settings["policy"], answers):
             print(f"every KV head had as many slots; to give each what it needs: modicum calibrate {model}")
         if whole:
             _report(whole, {**head, "policy": "full", "budget": "everything"})
     if any(answer.finish_reason == "interrupted" for answer in [*answers, *whole]):
         raise typer.Exit(130)
+
+
+def _settled(policy: str | Policy, answers: list[Generation]) -> str:
+    """The policy that was used: what was asked for may depend on what is known of the model."""
+    cache = answers[0].cache if answers else None
+    return str(policy if cache is None else cache.policy)
 
 
 def _wants_calibration(policy: str | Policy, answers: list[Generation]) -> bool:

@@ -137,6 +137,8 @@ class Moment:
     """How the model turns, if the policy needs it."""
     has_replay: bool = False
     """Whether behind the piece's columns come as many more, its tokens read again."""
+    residual_norms: Tensor | None = None
+    """[B, m] fp32: of the hidden states of the tokens read again, if the policy needs them."""
     token_scores: Tensor | None = None
     """[B, H, m] fp32: of the piece's tokens by the model's regression, if the policy needs them."""
 
@@ -336,7 +338,7 @@ class Bank:
         replay, m = None, piece.length
         if moment.has_replay:
             again = None if fresh_valid is None else fresh_valid[:, m:]
-            replay = Replay(query[:, :, :, m:], key[:, :, m:], again)
+            replay = Replay(query[:, :, :, m:], key[:, :, m:], again, moment.residual_norms)
             key, value = key[:, :, :m], value[:, :, :m]
             fresh_valid = None if fresh_valid is None else fresh_valid[:, :m]
         view = self._chunk_view(setting, moment, held, held_valid, key, value, fresh_valid)

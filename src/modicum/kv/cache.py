@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, SupportsIndex
 
@@ -33,6 +34,7 @@ from modicum.kv.precision import in_cache_dtype
 from modicum.kv.recurrent import HybridLayer, RecurrentLayer, make_layer
 from modicum.kv.registration import attach, is_attached
 from modicum.kv.registry import parse_policy
+from modicum.kv.residual_norms import residual_norms
 from modicum.kv.rotary import rotary_of, turning_of
 from modicum.kv.shape import Shape
 from modicum.kv.shared import Shared, lasting
@@ -118,6 +120,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
                 "budget and policy change nothing: a BudgetCache has no use for this model",
                 stacklevel=2,
             )
+        self._model = weakref.ref(model)
         self.shared = Shared(model.config.get_text_config(decoder=True))
         self.shared.has_readers = any(layer.num_readers for layer in self.shape.layers)
         if self.numbering == "renumbered":
@@ -238,11 +241,15 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
                 f"two readings of {columns} columns do not fit into a chunk of {self.budget.chunk}: give a "
                 f"chunk of at least {2 * columns}, or fewer columns"
             )
-        self.shared.replayed = columns
-        try:
-            yield
-        finally:
-            self.shared.replayed = 0
+        with ExitStack() as stack:
+            model = self._model()
+            if self.policy.needs_residual_norms and model is not None:
+                self.shared.residual_norms = stack.enter_context(residual_norms(model))
+            self.shared.replayed = columns
+            try:
+                yield
+            finally:
+                self.shared.replayed, self.shared.residual_norms = 0, {}
 
     def prepare(self) -> bool:
         """Make ready for a compiled call with one token of every row; False where there can be none (yet).

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from modicum.errors import InputError, ModelError
@@ -45,6 +45,7 @@ from modicum.kv.shape import Shape
 from modicum.kv.token_regression import features, too_large, why_none
 from modicum.kv.turning import Turning
 from modicum.kv.unwrap import unwrap
+from modicum.kv.value_norms import value_norms
 from modicum.progress import Progress, reporting
 
 FRACTIONS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -164,7 +165,7 @@ class _Largest:
     length: int
     """Tokens of the text."""
     residuals: Mapping[int, Tensor] = field(default_factory=dict)
-    """Layer -> [n], see `residual_norms`."""
+    """Layer -> [1, n], see `residual_norms`."""
     value_norms: dict[int, Tensor] = field(default_factory=dict)
     """Layer -> [H, G, length]: L2 norms of values after the output projection, of the layer being read."""
     weights: dict[int, Tensor] = field(default_factory=dict)
@@ -187,7 +188,7 @@ class _Largest:
         residual, norms = self.residuals.get(layer), self.value_norms.get(layer)
         if residual is None or norms is None:
             return
-        asking = residual[first + start : first + weights.shape[2], None].clamp_min(_TINY).to(seen.device)
+        asking = residual[0, first + start : first + weights.shape[2], None].clamp_min(_TINY).to(seen.device)
         _raise_to(self.contributions, layer, (seen * norms[:, :, None] / asking).amax((1, 2)))
 
 
@@ -195,23 +196,6 @@ def _raise_to(known: dict[int, Tensor], layer: int, found: Tensor) -> None:
     """Let no entry of a layer's be below what was found."""
     before = known.get(layer)
     known[layer] = found if before is None else torch.maximum(before, found)
-
-
-def _value_norms(module: nn.Module, values: Tensor, shape: LayerShape) -> Tensor | None:
-    """[H, G, n]: L2 norms of values [H, n, Dv] after the output projection of each query head; None where the
-    layer has none that is a plain matrix.
-    """
-    try:
-        weight = output_weight(module, shape, values.device, "calibration")
-    except ModelError:
-        return None
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    # One query head at a time: all of them would take group times hidden numbers a token.
-    rows = [
-        torch.stack([(own @ part.to(own.dtype)).norm(dim=-1) for part in parts])
-        for own, parts in zip(values, weight, strict=True)
-    ]
-    return torch.stack(rows)
 
 
 @dataclass
@@ -239,9 +223,9 @@ def _scores(model: PreTrainedModel, piece: list[int], turning: Turning | None) -
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         layer = getattr(module, "layer_idx", None)
         if layer is not None and shapes[layer].is_full:
-            norms = _value_norms(module, value[0, :, :length], shapes[layer])
-            if norms is not None:
-                largest.value_norms[layer] = norms
+            with suppress(ModelError):  # there is no projection that is a plain matrix
+                weight = output_weight(module, shapes[layer], value.device, "calibration")
+                largest.value_norms[layer] = value_norms(value[0, :, :length], weight)
         if layer in scorable:
             first = key[:, :, :length].to(torch.promote_types(key.dtype, torch.float32))
             first = first if turning is None else turning.back(first, positions.to(key.device))

@@ -476,6 +476,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
         stored = (stored[0][:, :, :fresh], stored[1][:, :, :fresh])
         every_query, at = self._asked(query[:, :, :, :fresh], piece)
         weight = self._output_weight(module) if policy.needs_output_weight else None
+        norms = self._replay_norms(module, m - fresh)
         moments = []
         for bank in self.banks:
             own = weight if weight is None or len(self.banks) == 1 else weight[bank.heads]
@@ -495,6 +496,7 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
                     None if by_head is None else by_head[bank.heads],
                     self.shared.rotary,
                     m > fresh,
+                    None if norms is None else norms[bank.rows],
                     None if scores is None else scores[bank.rows, bank.heads],
                 )
             )
@@ -543,6 +545,19 @@ class BudgetLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not
     def _output_weight(self, module: torch.nn.Module) -> Tensor:
         """[H, G, Dv, hidden]: the output projection's slice of each query head."""
         return output_weight(module, self.shape, self.device, str(self.setting.policy))
+
+    def _replay_norms(self, module: torch.nn.Module, columns: int) -> Tensor | None:
+        """[B, columns] fp32: of the hidden states of the columns read again, where the policy needs them."""
+        policy = self.setting.policy
+        if not columns or not policy.needs_residual_norms:
+            return None
+        norms = self.shared.residual_norms.get(self.setting.layer)
+        if norms is None:
+            raise ModelError(
+                f"{policy} needs the hidden states that {type(module).__name__} is given, and found no "
+                "decoder layer around it: use replay without plus"
+            )
+        return norms[:, -columns:].to(self.device)
 
     def check(self) -> str | None:
         """What is wrong, or None."""

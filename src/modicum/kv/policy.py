@@ -136,6 +136,11 @@ class Policy:
         """Whether a prompt's chunks are to be read a second time, storing nothing, for `view.replay`."""
         return False
 
+    @property
+    def needs_residual_norms(self) -> bool:
+        """Whether `view.replay.residual_norms` must be there."""
+        return False
+
     def probe(self, sums: Tensor) -> Tensor | None:
         """A vector [B, H, Dk] whose product with each key the score needs, if the sums say it; else None."""
         return None
@@ -258,6 +263,10 @@ class Wrapper(Policy):
     @property
     def replays(self) -> bool:
         return self.base.replays
+
+    @property
+    def needs_residual_norms(self) -> bool:
+        return self.base.needs_residual_norms
 
     def probe(self, sums: Tensor) -> Tensor | None:
         return self.base.probe(sums)

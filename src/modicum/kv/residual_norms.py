@@ -15,8 +15,8 @@ from modicum.kv.output_weight import PROJECTIONS
 
 @contextmanager
 def residual_norms(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
-    """Layer -> L2 norms [n] fp32 of the inputs of the decoder layer that holds its attention, from this
-    thread's calls of the model with one row; the newest call's. Layers that are built otherwise are left out.
+    """Layer -> L2 norms [B, n] fp32 of the inputs of the decoder layer that holds its attention, from this
+    thread's calls of the model; the newest call's. Layers that are built otherwise are left out.
     """
     found: dict[int, Tensor] = {}
     thread = threading.get_ident()
@@ -25,7 +25,7 @@ def residual_norms(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             states = args[0] if args else kwargs.get("hidden_states")
             if threading.get_ident() == thread and isinstance(states, Tensor) and states.dim() == 3:
-                found[layer] = states[0].detach().float().norm(dim=-1)
+                found[layer] = states.detach().float().norm(dim=-1)
 
         return hook
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -65,6 +66,8 @@ class Shared:
     """How the model turns queries and keys, where the policy needs it."""
     replayed: int = 0
     """Last columns of the call under way that are its tokens read again, and are not held."""
+    residual_norms: Mapping[int, Tensor] = field(default_factory=dict)
+    """Layer -> [B, n] fp32 of the call under way (`kv/residual_norms.py`), where the policy needs them."""
     scorer: TokenScorer | None = None
     """Scores of new tokens by the model's regression, where the policy needs them."""
     last_call: tuple[Any, ...] | None = None

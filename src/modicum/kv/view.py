@@ -30,6 +30,8 @@ class Replay:
     """[B, H, m', Dk]"""
     valid: Tensor | None
     """[B, m'] bool, False for a pad; None where there is none."""
+    residual_norms: Tensor | None = None
+    """[B, m'] fp32: L2 norms of the hidden states that the layer is given, if the policy needs them."""
 
 
 @dataclass

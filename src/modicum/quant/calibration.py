@@ -32,6 +32,18 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantConv1d]:
     return found
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, while it is open; each module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
     """Run batches through the model, in evaluation mode, and set the ranges of its quantised layers.
@@ -46,18 +58,17 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
             numbers; it is named.
     """
     layers = quantized_layers(model)
-    is_training, number = model.training, 0
-    model.eval()
+    number = 0
     for layer in layers.values():
         layer.is_calibrating = True
     try:
-        for batch in batches:
-            model(batch)
-            number += 1
+        with evaluating(model):
+            for batch in batches:
+                model(batch)
+                number += 1
     finally:
         for layer in layers.values():
             layer.is_calibrating = False
-        model.train(is_training)
     if not number:
         raise InputError("there is no batch to calibrate with: give at least one")
 
@@ -93,7 +104,8 @@ def search_alphas(
         α by the layer's name.
 
     Raises:
-        InputError: there is no batch, no RSQ layer, a layer without a range, or the rate is no share.
+        InputError: there is no batch, no RSQ layer, a layer without a range, the rate is no share, or a layer
+            is given values that are not finite numbers.
     """
     if not 0 <= max_rate < 1:
         raise InputError(f"the largest saturation rate is {max_rate}: give a share of at least 0 and below 1")
@@ -105,14 +117,11 @@ def search_alphas(
     if not layers or not batches:
         raise InputError(f"{len(layers)} RSQ layers, {len(batches)} batches: give at least one of each")
     trials = {name: _Trials(layer, refine) for name, layer in layers.items()}
-    is_training = model.training
-    model.eval()
-    with ExitStack() as stack:
+    with evaluating(model), ExitStack() as stack:
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(trials[name].hook).remove)
         for batch in batches:
             model(batch)
-    model.train(is_training)
     alphas = {}
     for name, layer in layers.items():
         scheme = trials[name].best(max_rate)
@@ -135,6 +144,8 @@ class _Trials:
 
     def hook(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         x: Tensor = arguments[0]
+        if not bool(x.isfinite().all()):
+            raise InputError(f"{self.layer.input_quant.name} was given values that are not finite numbers")
         conv, length = self.layer.conv, self.layer.conv.out_length(x.shape[-1])
         weights, weight_scale = self.layer.quantize_weight()
         exact = direct_conv1d(x, self.layer.weight, conv) if self.has_errors else None

@@ -63,8 +63,8 @@ class QuantConv1d(nn.Module):
     range of the input follows each batch; `calibrate` sets all ranges.
 
     Args:
-        weight: [K, C / groups, r].
-        bias: [K], or None.
+        weight: [K, C / groups, r]. A parameter is used as it is, and stays shared with whoever has it.
+        bias: [K], or None; as the weight.
         settings: scheme, padding, ranges and name.
 
     Raises:
@@ -79,8 +79,8 @@ class QuantConv1d(nn.Module):
         scheme, ranges = settings.scheme, settings.ranges
         scheme.check(settings.conv, weight.shape[1])
         self.conv, self.scheme, self.name = settings.conv, scheme, settings.name
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.weight = _parameter(weight)
+        self.bias = None if bias is None else _parameter(bias)
         of_input = FakeQuantSettings(scheme.input_limit, ranges.input, ranges.momentum)
         method: RangeMethod = "ema" if ranges.weight == "max" else ranges.weight
         of_weight = FakeQuantSettings(scheme.weight_limit, method, 1.0)
@@ -172,3 +172,7 @@ class QuantConv1d(nn.Module):
         if self.is_calibrating or is_following:
             self.input_quant.observe(prepared)
         return self.input_quant.quantize(prepared)
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach().clone())

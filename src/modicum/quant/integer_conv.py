@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,28 @@ from modicum.quant.schemes import DirectInt8, RangeLimitedWinograd, RSQWinograd,
 Backend = Literal["auto", "native", "torch"]
 _EXACT_FLOAT32 = 2**24
 """Sums up to here are exact in float32, in any order."""
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A layer as the kernels take it."""
+
+    conv: NativeConv
+    inverse_scale: float
+    scale: Tensor
+    bias: Tensor | None
+    buffers: tuple[Tensor | None, ...]
+    versions: tuple[int, ...]
+
+    def is_of(self, buffers: tuple[Tensor | None, ...]) -> bool:
+        """Whether it was made of these tensors, and none was written to since."""
+        is_same = all(one is other for one, other in zip(buffers, self.buffers, strict=True))
+        return is_same and versions_of(buffers) == self.versions
+
+
+def versions_of(buffers: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+    """Torch's counts of writes."""
+    return tuple(0 if buffer is None else buffer._version for buffer in buffers)
 
 
 class IntegerConv1d(nn.Module):
@@ -51,27 +74,31 @@ class IntegerConv1d(nn.Module):
         self.register_buffer("weight_scale", scales[1].detach().clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.backend: Backend = "auto"
-        self._native: NativeConv | None = None
+        self._native: _Packed | None = None
 
     @property
     def channels(self) -> int:
         """C."""
         return self.weights.shape[-2 if isinstance(self.scheme, DirectInt8) else -1] * self.conv.groups
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without what is packed for the kernels, which is made again."""
+        return {**self.__dict__, "_native": None}
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, T] -> [N, K, T_out], in the dtype of the scales."""
         x = x.to(self.input_scale.dtype)
-        native = self._kernel(x)
-        if native is not None:
-            return native.outputs(x, self.input_scale, self._scale().flatten(), self.bias)
+        packed = self._packed(x)
+        if packed is not None:
+            return packed.conv.outputs(x, packed.inverse_scale, packed.scale, packed.bias)
         outputs = self.scheme.finish(self._sums(x).to(x.dtype) * self._scale(), self._length(x))
         return outputs if self.bias is None else outputs + self.bias[:, None]
 
     def sums(self, x: Tensor) -> Tensor:
         """The sums of products, int32: [N, K, T_out]; [n, N, K, P] in `tapwise`."""
         x = x.to(self.input_scale.dtype)
-        native = self._kernel(x)
-        return self._sums(x) if native is None else native.sums(x, self.input_scale)
+        packed = self._packed(x)
+        return self._sums(x) if packed is None else packed.conv.sums(x, packed.inverse_scale)
 
     def quantize(self, x: Tensor) -> Tensor:
         """The input as whole numbers, in its own dtype."""
@@ -91,8 +118,8 @@ class IntegerConv1d(nn.Module):
     def _length(self, x: Tensor) -> int:
         return self.conv.out_length(x.shape[-1])
 
-    def _kernel(self, x: Tensor) -> NativeConv | None:
-        """The compiled kernel, if it is to be used."""
+    def _packed(self, x: Tensor) -> _Packed | None:
+        """What the compiled kernel needs, if it is to be used."""
         if self.backend not in get_args(Backend):
             raise InputError(f"the backend is {self.backend!r}: choose one of {', '.join(get_args(Backend))}")
         if self.backend == "torch":
@@ -102,12 +129,20 @@ class IntegerConv1d(nn.Module):
             if self.backend == "native":
                 raise InputError(f'the kernels cannot be used: {why}; use backend "auto" or "torch"')
             return None
-        if self._native is None or self._native.version != self.weights._version:
+        # Replaced buffers, and those that load_state_dict wrote to, are packed anew.
+        buffers = (self.weights, self.input_scale, self.weight_scale, self.bias)
+        if self._native is None or not self._native.is_of(buffers):
             kind: Literal["direct", "winograd"] = "winograd"
             if isinstance(self.scheme, DirectInt8):
                 kind = "direct"
-            self._native = NativeConv(self.weights, self.conv, kind, self.scheme.input_limit)
-        self._length(x)  # a sequence that is too short is refused in the same words
+            self._native = _Packed(
+                NativeConv(self.weights, self.conv, kind, self.scheme.input_limit),
+                float(self.input_scale.reciprocal()),
+                self._scale().flatten().contiguous(),
+                None if self.bias is None else self.bias.contiguous(),
+                buffers,
+                versions_of(buffers),
+            )
         return self._native
 
     def _why_not_native(self, x: Tensor) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from modicum.cache_folder import cache_folder
+from modicum.progress import reporting
 from modicum.quant.convolution import ConvSettings
 
 SOURCES = Path(__file__).parent / "kernels"
@@ -132,16 +134,21 @@ class NativeConv:
         assert found is not None
         self.kernels, self.conv, self.kind, self.limit = found, conv, kind, limit
         self.filters, self.channels = weights.shape[:2] if kind == "direct" else weights.shape[1:]
-        self.version = weights._version
         self.packed = found.pack(weights, kind)
 
-    def sums(self, x: Tensor, input_scale: Tensor) -> Tensor:
+    def sums(self, x: Tensor, inverse_scale: float) -> Tensor:
         """x float32 [N, C, T] to int32 sums [N, K, T_out]."""
-        return self._each(x, input_scale, torch.int32)
+        return self._each(x, inverse_scale, torch.int32)
 
-    def outputs(self, x: Tensor, input_scale: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """x float32 [N, C, T] to sums · scale + bias, float32 [N, K, T_out]; its memory is [N, T_out, K]."""
-        return self._each(x, input_scale, torch.float32, scale, bias)
+    def outputs(self, x: Tensor, inverse_scale: float, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """x float32 [N, C, T] to sums · scale + bias, float32 [N, K, T_out]; its memory is [N, T_out, K].
+
+        Args:
+            inverse_scale: one by the input's scale.
+            scale: [K], contiguous.
+            bias: [K], contiguous, or None.
+        """
+        return self._each(x, inverse_scale, torch.float32, scale, bias)
 
     def of_rows(self, rows: Tensor, result: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
         """Convolve int8 rows [T, C]; all tensors are contiguous.
@@ -170,17 +177,15 @@ class NativeConv:
     def _each(
         self,
         x: Tensor,
-        input_scale: Tensor,
+        inverse_scale: float,
         dtype: torch.dtype,
         scale: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
         length = self.conv.out_length(x.shape[-1])
         result = torch.empty((len(x), length, self.filters), dtype=dtype)
-        inverse = float(input_scale.reciprocal())
-        scale, bias = (None if y is None else y.detach().contiguous() for y in (scale, bias))
-        for sequence, out in zip(x.detach(), result, strict=True):
-            self.of_rows(self.kernels.quantize(sequence, inverse, self.limit), out, scale, bias)
+        for sequence, out in zip(x.detach().unbind(), result.unbind(), strict=True):
+            self.of_rows(self.kernels.quantize(sequence, inverse_scale, self.limit), out, scale, bias)
         return result.mT
 
 
@@ -206,8 +211,8 @@ def native_kernels() -> NativeKernels | None:
 
 
 def digest() -> str:
-    """16 hex digits of the sources and flags: the version of the kernels."""
-    found = hashlib.sha256(" ".join((*FLAGS, os.environ.get("CXX", ""))).encode())
+    """16 hex digits of sources, flags, compiler and kind of processor: the version of the kernels."""
+    found = hashlib.sha256(" ".join((*FLAGS, os.environ.get("CXX", ""), platform.machine())).encode())
     for path in sorted(SOURCES.iterdir()):
         found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:16]
@@ -232,13 +237,15 @@ def build() -> Path:
     place.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=place, prefix="build-"))
     try:
-        cpp_extension.load(
-            name="modicum_conv1d",
-            sources=[str(path) for path in sorted(SOURCES.glob("*.cpp"))],
-            extra_cflags=list(FLAGS),
-            build_directory=str(folder),
-            is_python_module=False,
-        )
+        with reporting(True, 1, "building the int8 kernels, once", "libraries") as tell:
+            cpp_extension.load(
+                name="modicum_conv1d",
+                sources=[str(path) for path in sorted(SOURCES.glob("*.cpp"))],
+                extra_cflags=list(FLAGS),
+                build_directory=str(folder),
+                is_python_module=False,
+            )
+            tell(1)
         (folder / "modicum_conv1d.so").replace(library)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

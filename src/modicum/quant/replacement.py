@@ -94,7 +94,7 @@ def quantize_model(
         if not name:
             model = layer
         else:
-            _replace(model, name, layer)
+            _replace(model, conv, layer)
     _warn(settings, direct, kept)
     return model
 
@@ -109,13 +109,16 @@ def convert_model(model: nn.Module) -> nn.Module:
         integer = layer.convert()
         if not name:
             return integer
-        _replace(model, name, integer)
+        _replace(model, layer, integer)
     return model
 
 
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """In all places that hold it: a layer may be shared."""
+    for module in list(model.modules()):
+        for child, found in list(module._modules.items()):
+            if found is old:
+                setattr(module, child, new)
 
 
 def _warn(settings: QuantSettings, direct: list[str], kept: list[str]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from modicum.tasks.generated import Body, Draft, Generated
+from modicum.tasks.generated import Body, Draft, Generated, answer_prefix_of
 from modicum.tasks.haystack import NOISE, haystack
 from modicum.tasks.measure import count, largest
 from modicum.tasks.needle import DEPTHS, bury
@@ -71,7 +71,7 @@ class Chains(Generated):
             least=self._least,
             question=question,
             answers=tuple(names[0]),
-            answer_prefix=question[question.index(" Answer:") :],
+            answer_prefix=answer_prefix_of(question),
         )
 
     @property

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from modicum.tasks.generated import Body, Draft, Generated
+from modicum.tasks.generated import Body, Draft, Generated, answer_prefix_of
 from modicum.tasks.words import every, pair
 
 COMMON = (
@@ -88,7 +88,7 @@ class CommonWords(Generated):
             least=1,
             question=question,
             answers=tuple(words[: self.common]),
-            answer_prefix=question[question.index(" Answer:") :],
+            answer_prefix=answer_prefix_of(question),
         )
 
     def shorter(self) -> str:
@@ -145,9 +145,12 @@ class FrequentWords(Generated):
             random.Random(f"{order}").shuffle(coded)
             return Body(CODED[0] + " ".join(coded))
 
-        prefix = CODED[1][CODED[1].index(" Answer:") :]
         return Draft(
-            build=build, least=least, question=CODED[1], answers=tuple(words[1:4]), answer_prefix=prefix
+            build=build,
+            least=least,
+            question=CODED[1],
+            answers=tuple(words[1:4]),
+            answer_prefix=answer_prefix_of(CODED[1]),
         )
 
 

@@ -62,6 +62,11 @@ class Draft:
     """The end of the question that begins the answer."""
 
 
+def answer_prefix_of(question: str) -> str:
+    """What follows the question itself, from " Answer:" on, in RULER's prompts."""
+    return question[question.index(" Answer:") :]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generated(Named, ABC):
     """A task whose samples are drawn by index and seed; see `Task`."""

@@ -147,6 +147,10 @@ class RazorAttention(Policy):
         return self.base.replays
 
     @property
+    def needs_residual_norms(self) -> bool:
+        return self.base.needs_residual_norms
+
+    @property
     def window(self) -> int:
         return self.base.window
 

@@ -14,6 +14,7 @@ struct Avx2 {
     using Element = int16_t;
     using Weight = int16_t;
     static constexpr int lanes = 8, group = 2, panels = 2, rows = 6, tiles = 3, zero = 0;
+    static constexpr bool has_few_registers = true;
 
     static Vec load(const int16_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
     static Vec load_sums(const int32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }

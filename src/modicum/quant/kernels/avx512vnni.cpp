@@ -16,6 +16,7 @@ struct Vnni {
     using Element = uint8_t;
     using Weight = int8_t;
     static constexpr int lanes = 16, group = 4, panels = 2, rows = 12, tiles = 6, zero = 128;
+    static constexpr bool has_few_registers = false;
 
     static Vec load(const int8_t *p) { return _mm512_loadu_si512(p); }
     static Vec load_sums(const int32_t *p) { return _mm512_loadu_si512(p); }

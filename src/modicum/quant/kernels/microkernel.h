@@ -128,7 +128,7 @@ inline void finish(const ModicumConv &conv, int64_t row, int64_t filter, const t
 // -- direct ---------------------------------------------------------------------------------------------------
 
 template <class V, int R>
-void direct_tile(const ModicumConv &conv, const Layout<V> &l, const typename V::Element *x, int64_t row,
+__attribute__((noinline)) void direct_tile(const ModicumConv &conv, const Layout<V> &l, const typename V::Element *x, int64_t row,
                  int64_t panel) {
     using Vec = typename V::Vec;
     const auto *w = static_cast<const typename V::Weight *>(conv.weights) + panel * l.panel();
@@ -205,18 +205,21 @@ inline void winograd_phase(const Layout<V> &l, const typename V::Element *first,
                            typename V::Vec (&b)[R][V::panels]) {
     using Vec = typename V::Vec;
     for (int64_t g = 0; g < l.groups; ++g) {
-        Vec weights[2][V::panels];
-        for (int m = 0; m < 2; ++m)
-            for (int p = 0; p < V::panels; ++p)
-                weights[m][p] = V::load(w + m * l.word + p * V::lanes * V::group);
+        // One matrix after the other: weights of both at once would not leave AVX2 enough registers.
+        Vec weights[V::panels];
+        for (int p = 0; p < V::panels; ++p) weights[p] = V::load(w + p * V::lanes * V::group);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             Vec value = V::broadcast(first + r * l.row);
 #pragma GCC unroll 4
-            for (int p = 0; p < V::panels; ++p) a[r][p] = V::dot(a[r][p], value, weights[0][p]);
-            value = V::broadcast(second + r * l.row);
+            for (int p = 0; p < V::panels; ++p) a[r][p] = V::dot(a[r][p], value, weights[p]);
+        }
+        for (int p = 0; p < V::panels; ++p) weights[p] = V::load(w + l.word + p * V::lanes * V::group);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            Vec value = V::broadcast(second + r * l.row);
 #pragma GCC unroll 4
-            for (int p = 0; p < V::panels; ++p) b[r][p] = V::dot(b[r][p], value, weights[1][p]);
+            for (int p = 0; p < V::panels; ++p) b[r][p] = V::dot(b[r][p], value, weights[p]);
         }
         w += 2 * l.word;
         first += V::group;
@@ -224,9 +227,33 @@ inline void winograd_phase(const Layout<V> &l, const typename V::Element *first,
     }
 }
 
+// The same in a function of its own. Where registers are few, GCC spills sums in a larger one.
+template <class V, int R>
+__attribute__((noinline)) void winograd_phase_apart(const Layout<V> &l, const typename V::Element *first,
+                                                    const typename V::Element *second, const typename V::Weight *w,
+                                                    typename V::Vec (&a)[R][V::panels],
+                                                    typename V::Vec (&b)[R][V::panels]) {
+    typename V::Vec c[R][V::panels], d[R][V::panels];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int p = 0; p < V::panels; ++p) {
+            c[r][p] = a[r][p];
+            d[r][p] = b[r][p];
+        }
+    winograd_phase<V, R>(l, first, second, w, c, d);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int p = 0; p < V::panels; ++p) {
+            a[r][p] = c[r][p];
+            b[r][p] = d[r][p];
+        }
+}
+
 // v: transformed activations of the first tile; `plane` elements lie between its four values.
 template <class V, int R>
-void winograd_tile(const ModicumConv &conv, const Layout<V> &l, const typename V::Element *v, int64_t plane,
+__attribute__((noinline)) void winograd_tile(const ModicumConv &conv, const Layout<V> &l, const typename V::Element *v, int64_t plane,
                    int64_t row, int64_t panel) {
     using Vec = typename V::Vec;
     const auto *w = static_cast<const typename V::Weight *>(conv.weights) + panel * l.panel();
@@ -240,7 +267,8 @@ void winograd_tile(const ModicumConv &conv, const Layout<V> &l, const typename V
             a[r][p] = V::load_sums(start + l.width + p * V::lanes);
             b[r][p] = V::load_sums(start + 2 * l.width + p * V::lanes);
         }
-    winograd_phase<V, R>(l, v + plane, v + 2 * plane, w, a, b);
+    constexpr auto phase = V::has_few_registers ? winograd_phase_apart<V, R> : winograd_phase<V, R>;
+    phase(l, v + plane, v + 2 * plane, w, a, b);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -249,7 +277,7 @@ void winograd_tile(const ModicumConv &conv, const Layout<V> &l, const typename V
             a[r][p] = V::add(sum, V::load_sums(start + p * V::lanes));
             b[r][p] = V::add(difference, V::load_sums(start + 3 * l.width + p * V::lanes));
         }
-    winograd_phase<V, R>(l, v, v + 3 * plane, w + 2 * l.groups * l.word, a, b);
+    phase(l, v, v + 3 * plane, w + 2 * l.groups * l.word, a, b);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
         finish<V>(conv, row + 2 * r, panel * l.width, a[r]);

@@ -18,6 +18,7 @@ struct NeonCommon {
     using Element = Element_;
     using Weight = Element_;
     static constexpr int lanes = 4, panels = 2, zero = 0;
+    static constexpr bool has_few_registers = false;
 
     static Vec load_sums(const int32_t *p) { return {vld1q_s32(p)}; }
     static Vec add(Vec a, Vec b) { return {vaddq_s32(a.x, b.x)}; }

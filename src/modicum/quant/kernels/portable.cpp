@@ -10,6 +10,7 @@ struct Portable {
     using Element = int16_t;
     using Weight = int16_t;
     static constexpr int lanes = 4, group = 1, panels = 1, rows = 4, tiles = 2, zero = 0;
+    static constexpr bool has_few_registers = false;
 
     template <class T>
     static Vec from(const T *p) {
