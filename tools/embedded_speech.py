@@ -236,7 +236,7 @@ def measure(work: Path, digits: Path | None, orders: Path | None) -> None:
     """The numbers of the card, as JSON: of the float model and the packed one, free and with the list."""
     found: dict[str, Any] = {}
     words = read_words(work / "embedded" / "words.txt")
-    rows = {split: read_manifest(work / split) for split in ("dev", "test")}
+    rows = {"test": read_manifest(work / "test")}
     if digits is not None:
         # Indices 0 to 4 are the dataset's own test split.
         rows["digits"] = [x for x in read_digits(digits) if int(x.audio.stem.split("_")[2]) < 5]

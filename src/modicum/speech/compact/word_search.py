@@ -18,6 +18,9 @@ from modicum.errors import InputError
 from modicum.speech.decoding import PrefixBeamSearch
 from modicum.speech.tokens import TokenSet, normalize_text
 
+_NUM_TOKENS = 10
+"""Most probable classes of a frame with which prefixes are extended: others cost time and seldom win."""
+
 Word = tuple[int, ...]
 """The classes of its letters."""
 
@@ -50,7 +53,7 @@ class WordSearch(PrefixBeamSearch):
         coded = frozenset(tuple(tokens.encode(text)) for text in texts if set(text) <= known)
         if not coded:
             raise InputError("the list has no word of the model's letters: give words, one a line")
-        return cls(beam, tokens.num_classes, words=coded, space=tokens.symbols.index(" ") + 1)
+        return cls(beam, _NUM_TOKENS, words=coded, space=tokens.symbols.index(" ") + 1)
 
     def __call__(self, log_probs: Tensor) -> list[int]:
         """The most probable words; a word that the audio cuts off is left out."""
