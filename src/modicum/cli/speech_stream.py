@@ -41,9 +41,6 @@ def _print_stream(recognizer: Recognizer, blocks: Iterable[Tensor]) -> None:
         for block in blocks:
             sys.stdout.write(stream.accept(block))
             sys.stdout.flush()
-        sys.stdout.write(stream.finish())
     except KeyboardInterrupt:
-        sys.stdout.write(stream.finish())
-    finally:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        pass  # what was heard is written to its end
+    print(stream.finish(), flush=True)
