@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from modicum.errors import InputError, ModelError
 from modicum.speech import ConvCtcSettings, DfsmnCtcSettings, FrameModelSettings, model_settings
 from modicum.speech.acoustic_model import AcousticModel, ModelSettings, inside, settings_from_dict
+from modicum.speech.compact.sanm import SanmSettings
 from modicum.speech.dfsmn import DfsmnCtc, DfsmnMemory
 from modicum.speech.frame_norm import FrameNorm
 from modicum.speech.sizes import SIZES
@@ -25,6 +26,8 @@ SMALL: list[ModelSettings] = [
     DfsmnCtcSettings(hidden=10, projection=6, num_layers=2, left=2, right=3, left_stride=2, right_stride=1),
     FrameModelSettings(width=9, num_layers=2, context=3),
 ]
+# What attention adds up for a frame, and so its rounding, has no bound by magnitudes of weights alone.
+SANM = SanmSettings(width=8, num_layers=2, num_heads=2, hidden=12, kernel=5, sharing="all", rank=1, adapter=2)
 MELS, CLASSES = 7, 5
 
 
@@ -77,7 +80,20 @@ def test_an_utterance_in_a_padded_batch_is_what_it_is_alone(settings: ModelSetti
         assert_within(together[row, :frames], alone, bound, "an utterance in a batch")
 
 
-@pytest.mark.parametrize("settings", SMALL, ids=lambda settings: settings.name)
+@torch.no_grad()
+def test_an_utterance_in_a_padded_batch_of_an_attention_model_is_what_it_is_alone() -> None:
+    model = built(SANM)
+    utterances = [torch.randn(size, MELS, dtype=torch.float64) for size in (23, 4, 9, 1)]
+    lengths = torch.tensor([len(one) for one in utterances])
+    together = model(pad_sequence(utterances, batch_first=True, padding_value=1e6), lengths)
+    for row, one in enumerate(utterances):
+        alone = model(one[None], lengths[row : row + 1])[0]
+        # Some 500 roundings on the longest way; norms of 8 numbers enlarge them by less than 1e3.
+        bound = 1e3 * gamma(500, torch.float64) * (1 + float(alone.abs().max()))
+        assert float((together[row, : len(alone)] - alone).abs().max()) <= bound
+
+
+@pytest.mark.parametrize("settings", [*SMALL, SANM], ids=lambda settings: settings.name)
 @torch.no_grad()
 def test_a_batch_in_training_depends_on_nothing_in_its_padding(settings: ModelSettings) -> None:
     features, lengths = torch.randn(3, 11, MELS), torch.tensor([11, 5, 8])
@@ -100,6 +116,7 @@ def test_a_model_gives_a_frame_for_each_so_many_features(name: str, subsampling:
         "conv": ConvCtcSettings(subsampling, width=4, num_blocks=1, kernel=3),
         "dfsmn": DfsmnCtcSettings(subsampling, hidden=4, projection=2, num_layers=1),
         "frames": FrameModelSettings(subsampling, width=4, num_layers=1),
+        "sanm": SanmSettings(subsampling, width=4, num_layers=1, num_heads=1, hidden=4, kernel=3),
     }[name]
     model = settings.build(MELS, CLASSES).eval()
     for size in range(1, 10):

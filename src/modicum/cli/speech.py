@@ -13,6 +13,8 @@ import typer
 
 from modicum.cli.console import complain, print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
+from modicum.cli.speech_pack import export, pack
+from modicum.cli.speech_stream import stream_text
 from modicum.cli.speech_synth import synth
 from modicum.errors import InputError, ModicumError
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Train, use and evaluate small speech recognizers.")
 app.command("synth")(synth)
+app.command("pack")(pack)
+app.command("export")(export)
 
 ManifestArgument = Annotated[
     Path,
@@ -43,7 +47,8 @@ def train(
     manifest: ManifestArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the recognizer goes.", metavar="FOLDER")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="conv or dfsmn (CTC), or frames (a phone for each frame).")
+        str,
+        typer.Option("--model", "-m", help="conv, dfsmn or sanm (CTC), or frames (a phone for each frame)."),
     ] = "conv",
     size: Annotated[str, typer.Option(help="tiny, small or base.")] = "small",
     units: Annotated[str, typer.Option(help="Classes of a CTC model: graphemes or phones.")] = "graphemes",
@@ -84,6 +89,13 @@ def train(
         Path | None,
         typer.Option(help="Record the teachers' targets here and keep them.", metavar="FOLDER"),
     ] = None,
+    streamable: Annotated[
+        bool,
+        typer.Option(
+            "--streamable",
+            help="For transcribe --stream and sherpa-onnx: features as these have them, limited attention.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of weights, order and masks.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,6 +105,7 @@ def train(
     """
     with _settings_as_options():
         from modicum.distill.essence import check_tail
+        from modicum.speech.compact.streaming import streamable_features, streamable_model
         from modicum.speech.corpus import CorpusSettings
         from modicum.speech.entry import TrainSettings, check_units, train_recognizer
         from modicum.speech.features import FeatureSettings
@@ -101,8 +114,9 @@ def train(
         from modicum.speech.sizes import model_settings
         from modicum.speech.teaching import TeachingSettings
 
+        sizes = model_settings(model, size)
         recipe = Recipe(
-            model=model_settings(model, size),
+            model=streamable_model(sizes) if streamable else sizes,
             epochs=epochs,
             batch_seconds=batch_seconds,
             learning_rate=rate,
@@ -115,8 +129,9 @@ def train(
         if len(ratios) not in (0, 2):
             raise InputError(f"noise is {noise!r}: give the lowest and the highest ratio, as in 0,20")
         added = NoiseSettings((ratios[0], ratios[1])) if ratios else None
+        inputs = streamable_features(mels) if streamable else FeatureSettings(num_mels=mels)
         # Members of an ensemble share features: --seed has no part in them.
-        corpus = CorpusSettings(FeatureSettings(num_mels=mels), copies, _numbers("speeds", speeds), added)
+        corpus = CorpusSettings(inputs, copies, _numbers("speeds", speeds), added)
         settings = TrainSettings(
             recipe, corpus, TeachingSettings(keep, bits, temperature), check_units(units), features, targets
         )
@@ -133,18 +148,50 @@ def train(
 
 @app.command("transcribe")
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(help="Audio: wav, flac, ogg or opus.", metavar="FILE...")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The recognizer.", metavar="FOLDER")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Audio: wav, flac, ogg or opus.", metavar="FILE...", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The recognizer; by default the embedded one, of few words.",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None,
     beam: BeamOption = 0,
+    words: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write only words of this text file; the embedded model has a list of its own.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Write text as audio arrives; without a FILE from a microphone.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write what is said in audio files, a line for each.
 
     Of several files, those that cannot be read are named, and the others transcribed.
     """
+    from modicum.speech.compact.embedded import embedded_recognizer
     from modicum.speech.recognizer import Recognizer
 
-    recognizer, decoder = Recognizer.load(model), _decoder(beam)
+    recognizer = embedded_recognizer() if model is None else Recognizer.load(model)
+    if stream:
+        if beam or as_json or words is not None:
+            raise InputError("--stream writes text by greedy decoding: leave out --beam, --words and --json")
+        stream_text(recognizer, files or [])
+        return
+    if not files:
+        raise InputError("there is no file: give audio to transcribe, or --stream for a microphone")
+    decoder = _transcribing(recognizer, model is None, beam, words)
     rows: list[dict[str, Any]] = []
     for path in files:
         try:
@@ -255,6 +302,16 @@ def _decoder(beam: int) -> Any:
     from modicum.speech.decoding import GreedyDecoder, PrefixBeamSearch
 
     return PrefixBeamSearch(beam) if beam else GreedyDecoder()
+
+
+def _transcribing(recognizer: Recognizer, is_embedded: bool, beam: int, words: Path | None) -> Any:
+    """The decoder that the options of transcribe ask for."""
+    from modicum.speech.compact.embedded import embedded_decoder
+    from modicum.speech.compact.word_search import WordSearch, read_words
+
+    if words is not None:
+        return WordSearch.of(recognizer.tokens, read_words(words), beam or 16)
+    return embedded_decoder() if is_embedded and not beam else _decoder(beam)
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modicum.errors import InputError
 from modicum.speech.audio import check_samples, resample
+from modicum.speech.features import FeatureSettings
 
 _STEPS = 1000
 """Speed factors are rounded to 1 / 1000, so that the two sample rates are whole."""
@@ -70,6 +71,14 @@ class SpecAugment:
             start, stop = _band(num_frames, widest, generator)
             masked[start:stop] = 0
         return masked
+
+
+def spec_augmented(features: Tensor, settings: FeatureSettings, generator: torch.Generator) -> Tensor:
+    """A copy of features [frames, mels], masked by the utterance's mean: 0 if they are normalised."""
+    if settings.normalization == "utterance":
+        return SpecAugment()(features, generator)
+    mean = features.mean(0)
+    return SpecAugment()(features - mean, generator) + mean
 
 
 class SpeedPerturbation:

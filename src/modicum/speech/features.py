@@ -17,6 +17,9 @@ from modicum.speech.packages import import_package
 Normalization = Literal["utterance", "none"]
 """Of each mel channel: to mean 0 and variance 1 over the utterance's frames, or none."""
 
+SHERPA_HIGH_FREQUENCY = -400.0
+"""The mel filters of sherpa-onnx and icefall end so much below half the sample rate, in Hz."""
+
 _LEAST_STANDARD_DEVIATION = 1e-3
 """Below it a channel is constant: in silence the division would make noise of rounding errors."""
 
@@ -33,6 +36,8 @@ class FeatureSettings:
         dither: standard deviation of noise that is added to samples; 0 (Kaldi has 1 of 32,768) makes features
             repeatable.
         normalization: see `Normalization`.
+        high_frequency: the upper end of the mel filters, in Hz; 0 for half the sample rate, below 0 for so
+            much less than that, as in Kaldi.
 
     Raises:
         InputError: a number is out of range.
@@ -44,6 +49,7 @@ class FeatureSettings:
     frame_shift_ms: float = 10.0
     dither: float = 0.0
     normalization: Normalization = "utterance"
+    high_frequency: float = 0.0
 
     def __post_init__(self) -> None:
         if self.sample_rate < 1000:
@@ -57,10 +63,21 @@ class FeatureSettings:
             )
         if not 0 <= self.dither < 1:
             raise InputError(f"dither is {self.dither:g}: give 0, or a small part of 1")
+        if not self.sample_rate / 4 <= self.highest_frequency <= self.sample_rate / 2:
+            raise InputError(
+                f"high_frequency is {self.high_frequency:g} Hz at {self.sample_rate} Hz: give "
+                f"{self.sample_rate / 4:g} to {self.sample_rate / 2:g}, 0 for all, or less than 0"
+            )
         if self.normalization not in get_args(Normalization):
             raise InputError(
                 f"normalization is {self.normalization!r}: choose one of {', '.join(get_args(Normalization))}"
             )
+
+    @property
+    def highest_frequency(self) -> float:
+        """Of the mel filters, in Hz."""
+        half = self.sample_rate / 2
+        return self.high_frequency if self.high_frequency > 0 else half + self.high_frequency
 
     @property
     def frame_shift(self) -> int:
@@ -84,7 +101,7 @@ class Fbank:
     Frame t is centred at sample (t + 1/2) · shift; samples beyond the ends are mirrored (Kaldi's
     snip_edges=false, which lhotse and icefall use). So n samples give round(n / shift) frames. Each frame has
     its mean removed, pre-emphasis of 0.97, the "povey" window, a power spectrum of the next power of two, and
-    mel filters from 20 Hz to half the sample rate.
+    mel filters from 20 Hz to `FeatureSettings.highest_frequency`.
     """
 
     def __init__(self, settings: FeatureSettings | None = None) -> None:
@@ -97,7 +114,7 @@ class Fbank:
         frames.frame_shift_ms = self.settings.frame_shift_ms
         frames.dither = self.settings.dither
         frames.snip_edges = False
-        mels.num_bins = self.settings.num_mels
+        mels.num_bins, mels.high_freq = self.settings.num_mels, self.settings.high_frequency
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Features of samples [n] in -1 to 1: [frames, num_mels] float32.
@@ -112,12 +129,16 @@ class Fbank:
                 f"{len(samples)} samples make no frame of {self.settings.frame_shift}: leave this recording "
                 "out"
             )
-        online: Any = self._knf.OnlineFbank(self._options)
+        online = self.online()
         online.accept_waveform(self.settings.sample_rate, samples.detach().float().cpu().numpy())
         online.input_finished()
         # Each frame's buffer belongs to the extractor.
         energies = np.stack([online.get_frame(index) for index in range(num_frames)])
         return self._normalized(torch.from_numpy(energies))
+
+    def online(self) -> Any:
+        """A new `kaldi_native_fbank.OnlineFbank`, for audio that arrives in pieces; not normalised."""
+        return self._knf.OnlineFbank(self._options)
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of so many samples: round(num_samples / shift), halves upwards."""

@@ -59,12 +59,16 @@ class Recognizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Recognizer:
-        """From a folder that `save` wrote.
+        """From a folder that `save` wrote, or a file that `modicum speech pack` wrote.
 
         Raises:
             ModelError: there is none, or it is damaged or of a newer format.
         """
         folder = Path(folder)
+        if folder.is_file():
+            from modicum.speech.compact.packed_file import load_packed
+
+            return load_packed(folder).recognizer
         try:
             saved: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             if saved["format"] != _FORMAT:

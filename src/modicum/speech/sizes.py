@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from modicum.errors import InputError
 from modicum.speech.acoustic_model import ModelSettings
+from modicum.speech.compact.sanm import SanmSettings
 from modicum.speech.conv_ctc import ConvCtcSettings
 from modicum.speech.dfsmn import DfsmnCtcSettings
 from modicum.speech.frame_model import FrameModelSettings
@@ -23,6 +24,11 @@ SIZES: dict[str, dict[str, ModelSettings]] = {
         "tiny": FrameModelSettings(width=64, num_layers=2),
         "small": FrameModelSettings(width=128, num_layers=3),
         "base": FrameModelSettings(width=256, num_layers=3),
+    },
+    "sanm": {
+        "tiny": SanmSettings(width=64, num_layers=4, hidden=192),
+        "small": SanmSettings(width=128, num_layers=6, hidden=384),
+        "base": SanmSettings(width=192, num_layers=8, hidden=576),
     },
 }
 """Ours; nothing of them is taken from a paper."""

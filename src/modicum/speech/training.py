@@ -20,7 +20,7 @@ from modicum.distill.checkpoint import Progressed, TrainingCheckpoint
 from modicum.distill.targets import SparseTargets
 from modicum.errors import ModelError
 from modicum.speech.acoustic_model import AcousticModel
-from modicum.speech.augment import SpecAugment
+from modicum.speech.augment import spec_augmented
 from modicum.speech.batches import BatchPlan
 from modicum.speech.corpus import FeatureCorpus, Progress
 from modicum.speech.examples import Examples, FrameRate, collate
@@ -188,7 +188,9 @@ class _Loop:
 
     def _features(self, row: int, generator: torch.Generator) -> Tensor:
         features = self.examples.corpus.features(row)
-        return SpecAugment()(features, generator) if self.recipe.spec_augment else features
+        if not self.recipe.spec_augment:
+            return features
+        return spec_augmented(features, self.examples.corpus.settings.features, generator)
 
 
 @contextmanager

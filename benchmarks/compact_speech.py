@@ -1,0 +1,452 @@
+"""Compact speech: error rates against bytes of shared layers, zeros and few bits, beside narrower models of
+as many bytes and of as many products. One core, about an hour, resumable.
+
+    python benchmarks/compact_speech.py --work FOLDER [--digits FSDD]  # measures what is missing
+    python benchmarks/compact_speech.py --work FOLDER --quick          # one small seed, minutes
+    python benchmarks/compact_speech.py --work FOLDER --docs           # docs/compact_speech.md
+
+Two tasks, both letters by CTC. "sentences": digits and commands by a synthesiser, in noise of 10 to 40 dB,
+eight voices held out. "digits": spoken digits of the Free Spoken Digit Dataset, two speakers held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fresh
+import machine
+import report
+import torch
+
+from modicum.distill import SparseTargets
+from modicum.speech import (
+    CorpusSettings,
+    FeatureCorpus,
+    NoiseSettings,
+    Recipe,
+    Recognizer,
+    SynthesisSettings,
+    TokenSet,
+    build_corpus,
+    evaluate,
+    load_audio,
+    read_digits,
+    read_manifest,
+    record_targets,
+    split_speakers,
+    synthesize,
+    train,
+)
+from modicum.speech.compact import (
+    PruningSettings,
+    RefiningRecipe,
+    SanmSettings,
+    compress_recognizer,
+    file_nbytes,
+    load_packed,
+    planned_sections,
+    save_packed,
+)
+from modicum.speech.compact.pruning import parameter_uses
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROWS = "rows.jsonl"
+HEADER = 1100
+"""Bytes that a file's header takes, about; for the search of a width only."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is trained."""
+
+    hours: float = 0.4
+    test_hours: float = 0.08
+    epochs: int = 16
+    refine_epochs: int = 3
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+QUICK = Sizes(hours=0.02, test_hours=0.01, epochs=1, refine_epochs=1, seeds=(0,))
+
+BASE = SanmSettings(width=64, num_layers=4, num_heads=4, hidden=192)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One compact model. Its name is its row in the table.
+
+    Attributes:
+        model: what it begins from.
+        sparsity, bits: of its weights.
+        is_taught: by the unshared model, in both trainings.
+    """
+
+    name: str
+    model: SanmSettings
+    sparsity: float = 0.0
+    bits: int = 8
+    is_taught: bool = False
+
+
+def cells(stride: int) -> list[Cell]:
+    """All models of a task."""
+    base = replace(BASE, subsampling=stride)
+    cycle = replace(base, sharing="cycle", num_sets=2)
+    adapters = replace(cycle, adapter=8)
+    found = [
+        Cell("unshared", base),
+        Cell("all", replace(base, sharing="all")),
+        Cell("sequence", replace(cycle, sharing="sequence")),
+        Cell("cycle", cycle),
+        Cell("cycle-reversed", replace(cycle, sharing="cycle-reversed")),
+        Cell("cycle, adapters", adapters),
+        Cell("cycle, low rank", replace(cycle, rank=2)),
+        Cell("half zeros", base, sparsity=0.5),
+        Cell("three quarters zeros", base, sparsity=0.75),
+        Cell("4 bits", base, bits=4),
+        Cell("together", adapters, sparsity=0.5, is_taught=True),
+    ]
+    rivals = ["all", "cycle", "cycle, adapters", "half zeros", "three quarters zeros", "4 bits", "together"]
+    by_name = {cell.name: cell for cell in found}
+    for name in rivals:
+        found.append(Cell(f"narrow, bytes of {name}", narrow(base, planned(by_name[name]))))
+    # Sharing leaves the products as they are: its model of equal products is the unshared one.
+    found.append(Cell("narrow, products of half zeros", narrow_by_products(base, 0.5)))
+    found.append(
+        replace(
+            found[-1], name="narrow, taught", model=narrow(base, planned(by_name["together"])), is_taught=True
+        )
+    )
+    return found
+
+
+def planned(cell: Cell) -> int:
+    """Bytes of a cell's file, about."""
+    model = cell.model.build(40, 29)
+    return file_nbytes(planned_sections(model, cell.bits, cell.sparsity, 1), {}) + HEADER
+
+
+def narrow(base: SanmSettings, nbytes: int) -> SanmSettings:
+    """The widest unshared model in 8 bits of no more bytes."""
+    widths = [replace(base, width=width, hidden=3 * width) for width in range(8, base.width + 1, 4)]
+    return max((one for one in widths if planned(Cell("", one)) <= nbytes), key=lambda one: one.width)
+
+
+def narrow_by_products(base: SanmSettings, share: float) -> SanmSettings:
+    """The widest unshared model of no more products than a share of the base's."""
+    most = share * products(base.build(40, 29))
+    widths = [replace(base, width=width, hidden=3 * width) for width in range(8, base.width + 1, 4)]
+    return max((one for one in widths if products(one.build(40, 29)) <= most), key=lambda one: one.width)
+
+
+def products(model: torch.nn.Module) -> int:
+    """Of weights other than 0 with numbers, for each output frame; attention's own are left out."""
+    uses = parameter_uses(model)
+    return sum(uses[name] * int((x != 0).sum()) for name, x in model.named_parameters() if x.dim() >= 2)
+
+
+@dataclass
+class Task:
+    """Data and recipe."""
+
+    name: str
+    train: FeatureCorpus
+    test: FeatureCorpus
+    tokens: TokenSet
+    recipe: Recipe
+    refine_epochs: int
+    stride: int
+
+
+def sentences_task(work: Path, sizes: Sizes) -> Task:
+    """Synthetic sentences, voices held out."""
+    settings = SynthesisSettings(
+        sizes.hours, sizes.test_hours, domains=("digits", "commands"), noise_snr=(10.0, 40.0)
+    )
+    found = synthesize(work / "speech", settings)
+    rows = {name: read_manifest(found[name].manifest) for name in ("train", "test")}
+    corpora = [build_corpus(rows[name], work / f"{name}_features") for name in ("train", "test")]
+    tokens = TokenSet.of_texts(row.text for row in rows["train"])
+    recipe = Recipe(epochs=sizes.epochs, batch_seconds=20, learning_rate=4e-3)
+    return Task("sentences", corpora[0], corpora[1], tokens, recipe, sizes.refine_epochs, 4)
+
+
+def digits_task(work: Path, sizes: Sizes, folder: Path) -> Task:
+    """Recorded digits, speakers held out."""
+    split = split_speakers(read_digits(folder), 2)
+    learned = split.train if sizes.epochs > 1 else split.train[::20]
+    settings = CorpusSettings(copies=2, speeds=(1.0, 0.9), noise=NoiseSettings((5.0, 40.0)))
+    learned_features = build_corpus(learned, work / "digits_train", settings)
+    test = build_corpus(split.test if sizes.epochs > 1 else split.test[::20], work / "digits_test")
+    tokens = TokenSet.of_texts(row.text for row in learned)
+    recipe = Recipe(epochs=sizes.epochs, batch_seconds=15, learning_rate=4e-3)
+    return Task("digits", learned_features, test, tokens, recipe, sizes.refine_epochs, 2)
+
+
+@dataclass
+class Bench:
+    """Measures cells; trainings that several cells begin from are done once."""
+
+    work: Path
+
+    def measure(self, task: Task, cell: Cell, seed: int) -> None:
+        """Append the row of a cell, unless it is there."""
+        key = json.dumps([task.name, seed, asdict(cell)], sort_keys=True)
+        if any(row["key"] == key for row in read_rows(self.work)):
+            return
+        started = time.process_time()
+        begun = self.begun(task, cell, seed)
+        training = replace(task.recipe, epochs=task.refine_epochs, learning_rate=1e-3, seed=seed)
+        pruning = PruningSettings(cell.sparsity, every=5)
+        recipe = RefiningRecipe(training, pruning, cell.bits, quantize_from=0.5)
+        targets = self.targets(task, cell, seed)
+        compact = compress_recognizer(begun, task.train, recipe, targets=targets)
+        path = self.work / "packed" / f"{task.name}-{seed}-{cell.name.replace(' ', '_').replace(',', '')}"
+        nbytes = save_packed(compact, path)
+        model = compact.recognizer.model
+        row: dict[str, Any] = {
+            "key": key, "task": task.name, "seed": seed, "name": cell.name, "width": cell.model.width,
+            "nbytes": nbytes, "float_nbytes": 4 * sum(x.numel() for x in model.state_dict().values()),
+            "parameters": model.num_parameters,
+            "products_per_second": round(products(model) * compact.recognizer.frame_rate),
+            "float": rates(begun, task), "packed": rates(compact.recognizer, task),
+        }  # fmt: skip
+        row["cpu_seconds"] = round(time.process_time() - started, 1)
+        if seed == 0:
+            audio = [str(row.audio) for row in task.test.utterances[:20]]
+            row |= fresh.answer(Path(__file__).name, ["--work=.", f"--run={path}", *audio])
+        append_row(self.work, row)
+
+    def begun(self, task: Task, cell: Cell, seed: int) -> Recognizer:
+        """Trained in floating point, or loaded."""
+        name = json.dumps([asdict(cell.model), cell.is_taught], sort_keys=True)
+        folder = self.work / "begun" / f"{task.name}-{seed}-{zlib.crc32(name.encode()):x}"
+        if (folder / "recognizer.json").exists():
+            return Recognizer.load(folder)
+        recipe = replace(task.recipe, model=cell.model, seed=seed)
+        targets = self.targets(task, cell, seed)
+        return train(recipe, task.train, task.tokens, out=folder, targets=targets).recognizer
+
+    def targets(self, task: Task, cell: Cell, seed: int) -> SparseTargets | None:
+        """Of the unshared model."""
+        if not cell.is_taught:
+            return None
+        teacher = self.begun(task, Cell("unshared", replace(BASE, subsampling=task.stride)), seed)
+        return record_targets([teacher], task.train, self.work / "targets" / f"{task.name}-{seed}")
+
+
+def rates(recognizer: Recognizer, task: Task) -> dict[str, float]:
+    """Of characters and words, on the test."""
+    found = evaluate([recognizer], task.test)
+    assert found.character_error_rate is not None
+    assert found.word_error_rate is not None
+    return {"cer": found.character_error_rate.value, "wer": found.word_error_rate.value}
+
+
+def run_packed(path: Path, audio: Sequence[str]) -> None:
+    """Print peak memory and the real-time factor of a packed model in this process, on one thread."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    before = machine.peak_memory()
+    recognizer = load_packed(path).recognizer
+    samples = [load_audio(one) for one in audio]
+    recognizer.transcribe(samples[0])
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for one in samples:
+            recognizer.transcribe(one)
+        seconds.append(time.perf_counter() - started)
+    spoken = sum(map(len, samples)) / recognizer.features.sample_rate
+    told = {
+        "peak_nbytes": machine.peak_memory(),
+        "before_nbytes": before,
+        "real_time_factor": statistics.median(seconds) / spoken,
+    }
+    print(json.dumps(told))
+
+
+def read_rows(work: Path) -> list[dict[str, Any]]:
+    """The rows that are whole."""
+    path, rows = work / ROWS, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # cut by a kill: measured again
+    return rows
+
+
+def append_row(work: Path, row: dict[str, Any]) -> None:
+    """In one write, so that a row is there or not."""
+    with open(work / ROWS, "ab") as file:
+        file.write(b"\n" + json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+
+def section(raw: dict[str, Any]) -> str:
+    """All tables, markers left out."""
+    rows = raw["rows"]
+    minutes = sum(row["cpu_seconds"] for row in rows) / 60
+    parts = [
+        f"Measured {raw['date']}, {len(rows)} models in {minutes:.0f} minutes of one core "
+        f"({raw['machine']['processor']}); mean and, behind ±, standard deviation over "
+        f"{len({row['seed'] for row in rows})} seeds. CER and WER of held-out speakers, in percent. "
+        "Products are those of weights that are not 0, for a second of audio; attention's own are left out."
+    ]
+    for task in sorted({row["task"] for row in rows}):
+        mine = [row for row in rows if row["task"] == task]
+        parts += [f"### {task.capitalize()}", _table(mine), _rivals(mine), _verdict(mine)]
+    return "\n\n".join(parts)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    lines = []
+    for name in names:
+        group = [row for row in rows if row["name"] == name]
+        first = group[0]
+        memory = (
+            f"{(first['peak_nbytes'] - first['before_nbytes']) / 2**20:.0f} MiB"
+            if "peak_nbytes" in first
+            else ""
+        )
+        speed = f"{first['real_time_factor']:.4f}" if "real_time_factor" in first else ""
+        lines.append([
+            name, f"{first['width']}", f"{statistics.mean(row['nbytes'] for row in group) / 1000:.1f}",
+            f"{first['products_per_second'] / 1e6:.1f} M", _percent(group, "float", "cer"),
+            _percent(group, "packed", "cer"), _percent(group, "packed", "wer"), memory, speed,
+        ])  # fmt: skip
+    head = ["model", "width", "KB", "products/s", "CER float", "CER packed", "WER packed", "memory", "RTF"]
+    return report.table(head, lines)
+
+
+def _percent(group: Sequence[dict[str, Any]], kind: str, rate: str) -> str:
+    return _spread([100 * row[kind][rate] for row in group])
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def _gaps(rows: Sequence[dict[str, Any]], first: str, second: str) -> list[float]:
+    """CER of one minus that of the other, in points, seed by seed."""
+    by_seed = {(row["name"], row["seed"]): 100 * row["packed"]["cer"] for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    return [
+        by_seed[first, seed] - by_seed[second, seed]
+        for seed in seeds
+        if (first, seed) in by_seed and (second, seed) in by_seed
+    ]
+
+
+def _rivals(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        for rival in (f"narrow, bytes of {name}", f"narrow, products of {name}", "unshared"):
+            gaps = _gaps(rows, name, rival)
+            if name != rival and gaps and not name.startswith("narrow"):
+                lines.append([name, rival, _spread(gaps), _word(gaps)])
+    lines.append(["together", "narrow, taught", *(_told(_gaps(rows, "together", "narrow, taught")))])
+    return report.table(["model", "beside", "CER points more", "verdict"], lines)
+
+
+def _told(gaps: Sequence[float]) -> list[str]:
+    return [_spread(gaps), _word(gaps)] if gaps else ["", "not measured"]
+
+
+def _word(gaps: Sequence[float]) -> str:
+    """Whether the mean difference is further from 0 than its standard deviation."""
+    if len(gaps) < 2:
+        return "one seed"
+    mean, deviation = statistics.mean(gaps), statistics.stdev(gaps)
+    return "no difference" if abs(mean) <= deviation else "worse" if mean > 0 else "better"
+
+
+def _verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """The paper's claim, on this task."""
+    gaps = _gaps(rows, "together", "unshared")
+    by_name = {row["name"]: row for row in rows}
+    if not gaps or "together" not in by_name:
+        return ""
+    ratio = by_name["unshared"]["float_nbytes"] / by_name["together"]["nbytes"]
+    float_gaps = [
+        100 * (row["packed"]["cer"] - other["float"]["cer"])
+        for row in rows
+        for other in rows
+        if row["name"] == "together" and other["name"] == "unshared" and row["seed"] == other["seed"]
+    ]
+    return (
+        "The paper's abstract claims ten times fewer bytes at 0.43 points more CER (AISHELL-2). Here "
+        f'"together" has {ratio:.1f} times fewer bytes than the unshared float32 model, at '
+        f"{_spread(float_gaps)} points more."
+    )
+
+
+def write_docs(work: Path) -> None:
+    """The rows with the machine as JSON, and the tables on their page."""
+    rows = read_rows(work)
+    if not rows:
+        raise SystemExit(f"{work} has no rows: measure first")
+    started = datetime.fromtimestamp((work / ROWS).stat().st_mtime).astimezone()
+    raw = {"date": started.date().isoformat(), "machine": machine.describe(), "rows": rows}
+    (_DOCS / "benchmarks_compact_speech.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    report.write(section(raw), _DOCS / "compact_speech.md", "compact-speech")
+
+
+def main() -> None:
+    """Measure what is missing, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="gets models and rows.jsonl")
+    parser.add_argument("--digits", type=Path, help="the dataset; by default fsdd in $MODICUM_DATA")
+    parser.add_argument("--quick", action="store_true", help="one seed, very small; for a trial")
+    parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
+    parser.add_argument("--show", action="store_true", help="print the tables of what was measured")
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("audio", nargs="*", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.run is not None:
+        run_packed(asked.run, asked.audio)
+        return
+    if asked.docs:
+        write_docs(asked.work)
+        return
+    if asked.show:
+        print(section({"date": "", "machine": machine.describe(), "rows": read_rows(asked.work)}))
+        return
+    torch.set_num_threads(1)
+    warnings.simplefilter("once")
+    sizes = QUICK if asked.quick else Sizes()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    tasks = [sentences_task(asked.work, sizes)]
+    dataset = asked.digits or Path(os.environ.get("MODICUM_DATA", "")) / "fsdd"
+    if dataset.is_dir():
+        tasks.append(digits_task(asked.work, sizes, dataset))
+    else:
+        print(f"there are no digits in {dataset}: give --digits", file=sys.stderr)
+    bench = Bench(asked.work)
+    plan = [(task, cell, seed) for seed in sizes.seeds for task in tasks for cell in cells(task.stride)]
+    for number, (task, cell, seed) in enumerate(plan, 1):
+        print(f"{number} of {len(plan)}: {task.name}, seed {seed}, {cell.name}", file=sys.stderr, flush=True)
+        bench.measure(task, cell, seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""`modicum speech transcribe --stream`: text as the audio arrives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modicum.cli.console import complain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modicum.speech.recognizer import Recognizer
+
+
+def stream_text(recognizer: Recognizer, files: Sequence[Path]) -> None:
+    """Print the text of each file, or without files that of the microphone until Ctrl-C, as it is recognised.
+
+    Raises:
+        InputError: a file cannot be read, or there is no microphone.
+        ModelError: the model cannot be streamed.
+    """
+    from modicum.speech.compact.streaming import microphone_blocks, read_blocks
+
+    rate = recognizer.features.sample_rate
+    if not files:
+        complain("listening to the microphone; stop with Ctrl-C")
+        _print_stream(recognizer, microphone_blocks(rate))
+        return
+    for path in files:
+        _print_stream(recognizer, read_blocks(path, rate))
+
+
+def _print_stream(recognizer: Recognizer, blocks: Iterable[Tensor]) -> None:
+    from modicum.speech.compact.streaming import StreamingRecognizer
+
+    stream = StreamingRecognizer(recognizer)
+    try:
+        for block in blocks:
+            sys.stdout.write(stream.accept(block))
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        pass  # what was heard is written to its end
+    print(stream.finish(), flush=True)
