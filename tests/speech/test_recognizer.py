@@ -184,7 +184,7 @@ def test_rows_without_phones_have_no_part_in_rates_of_phones(
     tones: Tones, members: dict[str, Recognizer], tmp_path: Path
 ) -> None:
     bare = [replace(one, phones=()) for one in tones.test.utterances]
-    with pytest.raises(InputError, match='no utterance has phones, .* give a manifest with "phones"'):
+    with pytest.raises(InputError, match=r'no utterance has phones, .* give a manifest with "phones"'):
         evaluate([members["frames"]], build_corpus(bare, tmp_path / "bare"))
     mixed = build_corpus([*bare[:4], *tones.test.utterances[4:]], tmp_path / "mixed")
     with pytest.warns(UserWarning, match="4 of 10 utterances have no phones"):

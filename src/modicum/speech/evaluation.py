@@ -100,8 +100,8 @@ def evaluate(
     seconds = time.perf_counter() - started
     if unknown:
         warnings.warn(
-            f"{unknown:,} of {sum(totals):,} frames are of phones that the model did not learn: they count as "
-            "wrong",
+            f"{unknown:,} of {sum(totals):,} frames are of phones that the model did not learn: they count "
+            "as wrong",
             stacklevel=2,
         )
     is_text = tokens.kind == "graphemes"
@@ -123,13 +123,13 @@ def _check_references(has_reference: Sequence[bool], tokens: TokenSet) -> None:
     """Raise if no row, and warn if not every row, has what the tokens are compared with."""
     if not any(has_reference):
         raise InputError(
-            f'no utterance has phones, and the classes are {tokens.kind}: give a manifest with "phones", or a '
-            "model of graphemes"
+            f'no utterance has phones, and the classes are {tokens.kind}: give a manifest with "phones", or '
+            "a model of graphemes"
         )
     if not all(has_reference):
         warnings.warn(
-            f"{has_reference.count(False):,} of {len(has_reference):,} utterances have no phones: they have no "
-            "part in the rates",
+            f"{has_reference.count(False):,} of {len(has_reference):,} utterances have no phones: they have "
+            "no part in the rates",
             stacklevel=3,
         )
 
