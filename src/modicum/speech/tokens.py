@@ -184,7 +184,9 @@ class TokenSet:
         return {symbol: index for index, symbol in enumerate(self.symbols)}
 
     def _is_symbol(self, symbol: str) -> bool:
-        return len(symbol) == 1 if self.kind == "graphemes" else len(symbol.split()) == 1
+        # Half of a surrogate pair cannot be written to a file.
+        is_text = not any("\ud800" <= letter <= "\udfff" for letter in symbol)
+        return is_text and (len(symbol) == 1 if self.kind == "graphemes" else len(symbol.split()) == 1)
 
     def _spoken(self, classes: Sequence[int]) -> list[str]:
         spoken: list[str] = []
