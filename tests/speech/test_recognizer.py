@@ -76,6 +76,11 @@ def test_silence_and_nothing_are_refused(members: dict[str, Recognizer], tmp_pat
         recognizer.transcribe(tmp_path / "silent.wav")
     with pytest.raises(InputError, match="the samples are silent"):
         recognizer.transcribe(torch.zeros(8000))
+    save_audio(tmp_path / "short.wav", torch.full((9,), 0.5), 16_000)
+    with pytest.raises(InputError, match=r"short\.wav: 9 samples make no frame"):
+        recognizer.transcribe(tmp_path / "short.wav")
+    with pytest.raises(InputError, match=r"^9 samples make no frame"):
+        recognizer.transcribe(torch.full((9,), 0.5))
     with pytest.raises(InputError, match=r"empty\.wav cannot be read as audio"):
         recognizer.transcribe(tmp_path / "empty.wav")
     with pytest.raises(InputError, match=r"there is no audio file .*none\.wav"):
@@ -89,6 +94,16 @@ def changed(**fields: object) -> Damage:
     def damage(folder: Path) -> None:
         path = folder / "recognizer.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return damage
+
+
+def without(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / "recognizer.json"
+        fields = json.loads(path.read_text())
+        del fields[name]
+        path.write_text(json.dumps(fields))
 
     return damage
 
@@ -113,6 +128,9 @@ def of_other_layers(folder: Path) -> None:
         (changed(format=2), "has format 2, this modicum reads 1"),
         (changed(model={"name": "rnn"}), "there is no acoustic model 'rnn'"),
         (changed(tokens={"kind": "words"}), "cannot be read"),
+        (changed(about=3), "cannot be read"),
+        (without("about"), r"cannot be read \('about'\)"),
+        (lambda folder: (folder / "recognizer.json").write_text("[" * 100_000), "cannot be read"),
         (truncated("recognizer.json"), "cannot be read"),
         (truncated("model.safetensors"), "cannot be read"),
         (of_other_layers, "size mismatch for output.weight"),
