@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +21,7 @@ from typer.testing import CliRunner
 
 from modicum.cli import app
 from modicum.speech import Recognizer, load_audio, save_audio
+from modicum.speech.packages import import_package
 from tests.speech.conftest import Tones
 
 FILES = ["model.safetensors", "recognizer.json"]
@@ -75,7 +81,7 @@ def test_a_student_is_taught_and_a_table_shows_all(tones: Tones, trained: Path, 
     code, _, err = command(*again, *kept, "--teacher", trained / "b")
     assert code == 2
     assert "holds targets with another teacher" in err
-    code, _, err = command(*again, *kept, "--teacher", teachers, "--seed", "3")
+    code, _, err = command(*again, *kept, "--teacher", ",".join(teachers.split(",")[::-1]), "--seed", "3")
     assert code == 0, err
 
 
@@ -169,10 +175,15 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tones: Tones, t
         (["--size", "huge"], "size is 'huge'"),
         (["--units", "words"], "units are 'words'"),
         (["--epochs", "0"], "epochs is 0"),
-        (["--rate", "0"], "learning_rate is 0"),
+        (["--rate", "0"], "--rate is 0"),
         (["--batch-seconds", "0"], "--batch-seconds is 0"),
+        (["--batch-seconds", "1e307"], "--batch-seconds is 1e+307"),
+        (["--features", "{out}/f"], "of the features is in "),
+        (["--features", "{out}"], "of the features is in "),
+        (["--teacher", "{a}", "--targets", "{out}/a/../t"], "of the targets is in "),
+        (["--features", "{out}/../f", "--targets", "{out}/../f"], "is given for features and targets"),
         (["--hard-weight", "2"], "--hard-weight is 2"),
-        (["--mels", "2"], "num_mels is 2"),
+        (["--mels", "2"], "--mels is 2"),
         (["--copies", "0"], "there are 0 copies"),
         (["--speeds", "9"], "the speed is 9"),
         (["--speeds", "fast"], "speeds is 'fast': give numbers"),
@@ -191,13 +202,14 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tones: Tones, t
 def test_bad_input_is_one_line(
     words: list[str], message: str, tones: Tones, trained: Path, tmp_path: Path
 ) -> None:
-    given = [word.replace("{a}", str(trained / "a")) for word in words]
+    places = {"{a}": str(trained / "a"), "{out}": str(tmp_path / "out")}
+    given = [reduce(lambda text, item: text.replace(*item), places.items(), word) for word in words]
     code, _, err = command("train", tones.folder, "--out", tmp_path / "out", *QUICK, *given)
     assert code == 2
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_and_manifests_that_cannot_be_used(tones: Tones, trained: Path, tmp_path: Path) -> None:
@@ -209,7 +221,7 @@ def test_folders_and_manifests_that_cannot_be_used(tones: Tones, trained: Path, 
         (["evaluate", tones.test_folder, "--model", mixed], "holds no recognizer"),
         (["evaluate", tones.test_folder, "--model", ","], "give folders of recognizers"),
         (["evaluate", tmp_path / "none", "--model", trained / "a"], "cannot read the manifest"),
-        (["evaluate", tones.test_folder, "--model", trained / "a", "--beam", "-1"], "beam is -1"),
+        (["evaluate", tones.test_folder, "--model", trained / "a", "--beam", "-1"], "--beam is -1: give the"),
         (["transcribe", tmp_path / "no.wav", "--model", trained / "a"], "there is no audio file"),
         (["transcribe", tmp_path / "no.wav", "--model", tmp_path], "holds no recognizer"),
     ):
@@ -218,6 +230,68 @@ def test_folders_and_manifests_that_cannot_be_used(tones: Tones, trained: Path, 
         assert err.startswith("error: ")
         assert message in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux")
+def test_a_name_that_is_not_utf8_is_no_obstacle(tones: Tones, trained: Path, tmp_path: Path) -> None:
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))
+    missing, whole = strange.with_stem("\udcfe"), tones.test.utterances[0].audio
+    shutil.copy(whole, strange)
+    expected = Recognizer.load(trained / "a").transcribe(whole).text
+    files = [os.fsencode(path) for path in (strange, missing, whole)]
+    for extra in ([], ["--json"]):
+        program = [sys.executable, "-m", "modicum", "speech", "transcribe", "-m", str(trained / "a"), *extra]
+        found = subprocess.run([*program, *files], capture_output=True, check=False)
+        assert found.returncode == 0, found.stderr
+        told = found.stdout.decode()
+        if extra:
+            pairs = [(row["audio"], row["text"]) for row in json.loads(told)]
+        else:
+            pairs = [tuple(line.split("\t")) for line in told.splitlines()]
+        assert pairs == [(f"{tmp_path}/\ufffd.wav", expected), (str(whole), expected)]
+        assert found.stderr.count(b"\n") == 1
+        assert b"there is no audio file" in found.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_said(
+    tones: Tones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def mkdir(self: Path, *words: Any, **named: Any) -> None:
+        if self.is_relative_to(tmp_path / "m"):
+            raise PermissionError(13, "Permission denied")
+        make(self, *words, **named)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    features = ("--features", tmp_path / "f")
+    code, _, err = command("train", tones.folder, "--out", tmp_path / "m", *QUICK, *features)
+    assert code == 2
+    assert (
+        err
+        == f"error: cannot write to {tmp_path / 'm'}: Permission denied; give a folder that can be written\n"
+    )
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_huge_seed_is_a_seed(tones: Tones, tmp_path: Path) -> None:
+    words = (*QUICK, "--epochs", "1", "--seed", "100000000000000000")
+    code, _, err = command("train", tones.folder, "--out", tmp_path / "m", *words)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_ctrl_c_while_a_package_loads_is_no_missing_package(
+    is_hidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = (
+        "try:\n    raise KeyboardInterrupt\nexcept BaseException as error:\n    raise ImportError from error"
+    )
+    source = f"try:\n{textwrap.indent(hidden, '    ')}\nexcept ImportError:\n    raise OSError('broken')"
+    (tmp_path / "slow_package.py").write_text(source if is_hidden else "raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        import_package("slow_package")
 
 
 def test_a_missing_package_says_what_to_install(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -91,19 +94,36 @@ def test_a_damaged_folder_is_refused(tones: Tones, tmp_path: Path) -> None:
     features.write_bytes(features.read_bytes()[:-40])
     with pytest.raises(InputError, match="is not whole"):
         build_corpus(tones.utterances[:2], tmp_path / "f")
+    features.unlink()
+    with pytest.raises(InputError, match=r"has corpus.json and no features\.f32: remove"):
+        build_corpus(tones.utterances[:2], tmp_path / "f")
+    source = json.loads(whole)["source"]
+    for text in (
+        '{"format":1}',
+        "[]",
+        "[" * 100_000,
+        json.dumps({"format": 1, "source": source, "digest": "", "num_skipped": 0, "utterances": [{}]}),
+        json.dumps({"format": 1, "source": source, "digest": "", "num_skipped": 0, "utterances": 3}),
+    ):
+        told.write_text(text)
+        with pytest.raises(InputError, match=r"corpus\.json cannot be read .*remove"):
+            build_corpus(tones.utterances[:2], tmp_path / "f")
 
 
 def test_files_that_cannot_be_used_are_named_and_the_rest_kept(tones: Tones, tmp_path: Path) -> None:
     save_audio(tmp_path / "silent.wav", torch.zeros(8000), 16_000)
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "text.wav").write_text("no audio")
-    bad = [Utterance(tmp_path / name, "a") for name in ("silent.wav", "empty.wav", "text.wav", "none.wav")]
-    with pytest.warns(UserWarning, match="4 utterances left out") as told:
+    save_audio(tmp_path / "short.wav", torch.full((9,), 0.5), 16_000)
+    names = ("silent.wav", "empty.wav", "text.wav", "none.wav", "short.wav")
+    bad = [Utterance(tmp_path / name, "a") for name in names]
+    with pytest.warns(UserWarning, match="5 utterances left out") as told:
         corpus = build_corpus([*bad, *tones.utterances[:2]], tmp_path / "f")
     assert [one.text for one in corpus.utterances] == [one.text for one in tones.utterances[:2]]
-    assert corpus.num_skipped == 4
+    assert corpus.num_skipped == 5
     message = str(told[0].message)
     assert all(one.audio.name in message for one in bad)
+    assert f"{tmp_path / 'short.wav'}: 9 samples make no frame" in message
     with pytest.raises(InputError, match="no utterance can be used"):
         build_corpus(bad, tmp_path / "g")
     assert not list((tmp_path / "g").iterdir())
@@ -206,6 +226,27 @@ def test_an_epoch_has_each_utterance_once_in_batches_of_the_size(
     if copies > 1:
         later = {row for n in range(copies) for batch in plan.epoch(rows, epoch + n) for row in batch}
         assert later == set(rows)
+
+
+@pytest.mark.parametrize("seed", [10**17, -(10**17)])
+def test_any_whole_number_is_a_seed(seed: int, tones: Tones, tmp_path: Path) -> None:
+    (batches,) = BatchPlan([5, 5, 5], 1, 100, seed).epoch([0, 1, 2], 1)
+    assert sorted(batches) == [0, 1, 2]
+    settings = CorpusSettings(noise=NoiseSettings((0.0, 10.0)), seed=seed)
+    assert len(build_corpus(tones.utterances[:1], tmp_path, settings)) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_told_from_a_full_disk(
+    tones: Tones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code, remedy in ((errno.ENOSPC, "make room"), (errno.EACCES, "give one that can be written")):
+
+        def fail(*_: object, code: int = code, **__: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("pathlib.Path.mkdir", fail)
+        with pytest.raises(InputError, match=f"{os.strerror(code)}; {remedy}"):
+            build_corpus(tones.utterances[:1], tmp_path / "f")
 
 
 def test_a_row_that_is_left_out_has_its_copies_in_its_place() -> None:

@@ -139,7 +139,9 @@ def test_members_that_spike_at_different_frames_agree_on_the_sequence() -> None:
     assert SequenceEnsemble()([early, late]) == [1]
 
 
-@pytest.mark.parametrize("settings", [(0, 4), (3, -1)])
-def test_bad_beams_are_refused(settings: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match="give at least 1, and 0 for all tokens"):
+@pytest.mark.parametrize(
+    ("settings", "message"), [((0, 4), "beam is 0: give 1 or more"), ((3, -1), "num_tokens is -1: give 1 or")]
+)
+def test_bad_beams_are_refused(settings: tuple[int, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         PrefixBeamSearch(*settings)

@@ -69,6 +69,12 @@ BAD = {
     '{"audio": "a.wav", "text": "go", "phones": [["g", 1, 0.5]]}': "give an end after",
     '{"audio": "a.wav", "text": "go", "phones": 7}': "not iterable",
     "no tab": "neither JSON nor",
+    '{"audio": "a.wav", "text": "go \\ud800"}': 'text" has U+D800, half of a surrogate pair',
+    '{"audio": "a.wav", "text": "go", "speaker": "\\udfff"}': 'speaker" has U+DFFF',
+    '{"audio": "a.wav", "text": "go", "phones": [["\\udc00", 0, 1]]}': 'phones" has U+DC00',
+    '{"audio": "a.wav", "text": "go", "x": ' + "[" * 100_000: "nested too deeply",
+    '{"audio": "a.wav", "text": "go", "duration": 1' + "0" * 400 + "}": "too large",
+    '{"audio": "' + "a" * 5000 + '", "text": "go"}': "too long",
 }
 
 
@@ -80,6 +86,30 @@ def test_a_bad_row_is_named_and_the_others_kept(tmp_path, line):
         assert read_manifest(tmp_path / "m.jsonl") == [Utterance(a, "go")] * 2
     assert "line 2" in str(seen[0].message)
     assert BAD[line] in str(seen[0].message)
+
+
+def test_null_is_missing(tmp_path):
+    (a,) = audio(tmp_path, "a.wav")
+    row = '{"audio": "a.wav", "text": "go", "speaker": null, "duration": null, "phones": null}'
+    (tmp_path / "m.jsonl").write_text(row, encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_manifest(tmp_path / "m.jsonl") == [Utterance(a, "go")]
+
+
+def test_only_a_newline_ends_a_row(tmp_path):
+    (a,) = audio(tmp_path, "a.wav")
+    rows = [Utterance(a, f"go{letter}on") for letter in "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"]
+    write_manifest(tmp_path / "m.jsonl", rows)
+    assert read_manifest(tmp_path / "m.jsonl") == rows
+    (tmp_path / "m.tsv").write_text("".join(f"a.wav\t{one.text}\n" for one in rows), encoding="utf-8")
+    assert read_manifest(tmp_path / "m.tsv") == rows
+
+
+def test_a_text_that_is_no_unicode_is_not_written(tmp_path):
+    with pytest.raises(InputError, match=r"'\\ud800', which is no Unicode"):
+        write_manifest(tmp_path / "m.jsonl", [Utterance(tmp_path / "a.wav", "\ud800")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_many_bad_rows_are_counted(tmp_path):

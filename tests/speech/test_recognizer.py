@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modicum.errors import InputError, ModelError
-from modicum.speech import PrefixBeamSearch, Recognizer, evaluate, greedy_decode, load_audio, save_audio
+from modicum.speech import (
+    PrefixBeamSearch,
+    Recognizer,
+    build_corpus,
+    evaluate,
+    greedy_decode,
+    load_audio,
+    save_audio,
+)
 from tests.speech.conftest import MODELS, Tones
 
 
@@ -68,6 +76,11 @@ def test_silence_and_nothing_are_refused(members: dict[str, Recognizer], tmp_pat
         recognizer.transcribe(tmp_path / "silent.wav")
     with pytest.raises(InputError, match="the samples are silent"):
         recognizer.transcribe(torch.zeros(8000))
+    save_audio(tmp_path / "short.wav", torch.full((9,), 0.5), 16_000)
+    with pytest.raises(InputError, match=r"short\.wav: 9 samples make no frame"):
+        recognizer.transcribe(tmp_path / "short.wav")
+    with pytest.raises(InputError, match=r"^9 samples make no frame"):
+        recognizer.transcribe(torch.full((9,), 0.5))
     with pytest.raises(InputError, match=r"empty\.wav cannot be read as audio"):
         recognizer.transcribe(tmp_path / "empty.wav")
     with pytest.raises(InputError, match=r"there is no audio file .*none\.wav"):
@@ -81,6 +94,16 @@ def changed(**fields: object) -> Damage:
     def damage(folder: Path) -> None:
         path = folder / "recognizer.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return damage
+
+
+def without(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / "recognizer.json"
+        fields = json.loads(path.read_text())
+        del fields[name]
+        path.write_text(json.dumps(fields))
 
     return damage
 
@@ -105,6 +128,9 @@ def of_other_layers(folder: Path) -> None:
         (changed(format=2), "has format 2, this modicum reads 1"),
         (changed(model={"name": "rnn"}), "there is no acoustic model 'rnn'"),
         (changed(tokens={"kind": "words"}), "cannot be read"),
+        (changed(about=3), "cannot be read"),
+        (without("about"), r"cannot be read \('about'\)"),
+        (lambda folder: (folder / "recognizer.json").write_text("[" * 100_000), "cannot be read"),
         (truncated("recognizer.json"), "cannot be read"),
         (truncated("model.safetensors"), "cannot be read"),
         (of_other_layers, "size mismatch for output.weight"),
@@ -145,3 +171,42 @@ def test_members_of_an_ensemble_are_checked(tones: Tones, members: dict[str, Rec
     other = replace(members["conv"], features=replace(members["conv"].features, frame_shift_ms=12.5))
     with pytest.raises(ModelError, match="read other features"):
         evaluate([other], tones.test)
+
+
+def test_frames_of_phones_that_were_not_learned_are_wrong(
+    tones: Tones, members: dict[str, Recognizer], tmp_path: Path
+) -> None:
+    renamed = {"a": "a", "b": "new", "c": "c"}
+    utterances = [
+        replace(one, phones=tuple(replace(x, phone=renamed[x.phone]) for x in one.phones))
+        for one in tones.test.utterances
+    ]
+    corpus = build_corpus(utterances, tmp_path / "f")
+    right = total = unknown = 0
+    for row, utterance in enumerate(utterances):
+        known = tones.thirds.frame_labels(tones.test.utterances[row].phones, corpus.num_frames(row), 0.01)
+        centre = [(frame + 0.5) * 0.01 for frame in range(corpus.num_frames(row))]
+        is_new = [any(x.phone == "new" and x.start <= at < x.end for x in utterance.phones) for at in centre]
+        best = members["frames"].logits(corpus.features(row)).argmax(-1)
+        right += sum(int(a == b) and not c for a, b, c in zip(best, known, is_new, strict=True))
+        total, unknown = total + len(known), unknown + sum(is_new)
+    assert unknown
+    with pytest.warns(UserWarning, match=f"{unknown:,} of {total:,} frames are of phones") as told:
+        found = evaluate([members["frames"]], corpus)
+    assert len(told) == 1
+    assert found.frame_accuracy is not None
+    assert (found.frame_accuracy.count, found.frame_accuracy.total) == (right, total)
+
+
+def test_rows_without_phones_have_no_part_in_rates_of_phones(
+    tones: Tones, members: dict[str, Recognizer], tmp_path: Path
+) -> None:
+    bare = [replace(one, phones=()) for one in tones.test.utterances]
+    with pytest.raises(InputError, match=r'no utterance has phones, .* give a manifest with "phones"'):
+        evaluate([members["frames"]], build_corpus(bare, tmp_path / "bare"))
+    mixed = build_corpus([*bare[:4], *tones.test.utterances[4:]], tmp_path / "mixed")
+    with pytest.warns(UserWarning, match="4 of 10 utterances have no phones"):
+        found = evaluate([members["frames"]], mixed)
+    whole = evaluate([members["frames"]], build_corpus(tones.test.utterances[4:], tmp_path / "whole"))
+    assert found.phone_error_rate == whole.phone_error_rate
+    assert found.frame_accuracy == whole.frame_accuracy

@@ -1,6 +1,8 @@
 """Synthetic speech: repeatable, resumable, and its phones are where the sound is."""
 
+import errno
 import json
+import os
 import shutil
 from itertools import pairwise
 
@@ -181,8 +183,8 @@ def test_a_folder_has_audio_texts_and_phones(made):
         report = reports[name]
         assert report.num_utterances == len(rows)
         assert least <= report.seconds == pytest.approx(sum(x.duration for x in rows))
-        assert len(report.voices) == voices
-        assert {x.speaker for x in rows} <= set(report.voices)
+        assert report.voices == tuple(sorted({x.speaker for x in rows}))
+        assert 1 < len(report.voices) <= voices
         for row in rows:
             assert len(load_audio(row.audio)) / 16_000 == pytest.approx(row.duration, abs=1e-6)
             assert 0 <= row.phones[0].start < row.phones[-1].end <= row.duration + 1 / 16_000
@@ -217,20 +219,73 @@ def test_a_stopped_run_goes_on_to_the_same_files(made, tmp_path):
 
 
 @espeak
+def test_missing_audio_of_a_finished_folder_is_made_again(made, tmp_path):
+    folder, reports = made
+    shutil.copytree(folder, tmp_path / "a")
+    for name in ("train/000000.flac", "train/000002.flac", "test/000001.flac"):
+        (tmp_path / "a" / name).unlink()
+    found = synthesize(tmp_path / "a", SMALL)
+    assert contents(tmp_path / "a") == contents(folder)
+    for name, report in reports.items():
+        assert found[name].to_dict() | {"manifest": ""} == report.to_dict() | {"manifest": ""}
+    manifest = tmp_path / "a" / "train" / "manifest.jsonl"
+    manifest.write_bytes(manifest.read_bytes()[:-100])
+    synthesize(tmp_path / "a", SMALL)
+    assert contents(tmp_path / "a") == contents(folder)
+
+
+@espeak
+def test_voices_that_do_not_speak_are_not_counted(tmp_path):
+    few = SynthesisSettings(hours=1 / 3600, test_hours=0, held_out_voices=0)
+    report = synthesize(tmp_path, few)["train"]
+    assert report.num_utterances == len(report.voices) == 1
+
+
+@espeak
+def test_a_separator_in_a_text_does_not_end_a_row(tmp_path, monkeypatch):
+    few = SynthesisSettings(hours=4 / 3600, test_hours=0, held_out_voices=0)
+    monkeypatch.setattr("modicum.speech.synthesis.folder.sentence", lambda *_: "go on\u2028and\x85stop")
+    first = synthesize(tmp_path, few)["train"]
+    (tmp_path / "train" / "manifest.jsonl").rename(tmp_path / "train" / "manifest.jsonl.part")
+    before = (tmp_path / "train" / "000000.flac").stat().st_mtime_ns
+    assert synthesize(tmp_path, few)["train"] == first
+    assert (tmp_path / "train" / "000000.flac").stat().st_mtime_ns == before
+
+
+@espeak
+def test_a_full_disk_is_told_from_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    for code, remedy in (
+        (errno.ENOSPC, "make room and run the same again"),
+        (errno.EACCES, "can be written"),
+    ):
+        folder = tmp_path / str(code)
+
+        def fail(self, data, code=code):
+            raise OSError(code, os.strerror(code))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("pathlib.Path.write_bytes", fail)
+            with pytest.raises(InputError, match=f"{os.strerror(code)}; .*{remedy}"):
+                synthesize(folder, SMALL)
+        assert not list(folder.rglob("*.flac*"))
+
+
+@espeak
 def test_another_folder_or_other_settings_are_refused(made, tmp_path):
     folder, _ = made
     with pytest.raises(InputError, match="speech of another hours"):
         synthesize(folder, SynthesisSettings(hours=2, num_voices=4, held_out_voices=2))
     (tmp_path / "letter.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match=r"holds letter.txt and no synthetic speech"):
+    with pytest.raises(InputError, match=r"^\S* holds letter.txt and no synthetic speech: [^;:]*$"):
         synthesize(tmp_path, SMALL)
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot write to"):
         synthesize(tmp_path / "file", SMALL)
     shutil.copytree(folder, tmp_path / "broken")
-    (tmp_path / "broken" / "synthesis.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="cannot be read"):
-        synthesize(tmp_path / "broken", SMALL)
+    for text in ("{", "[]", "3", '{"settings": 3}', "[" * 100_000):
+        (tmp_path / "broken" / "synthesis.json").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"^[^\n]*synthesis\.json cannot be read"):
+            synthesize(tmp_path / "broken", SMALL)
 
 
 @espeak

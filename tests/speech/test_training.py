@@ -334,6 +334,22 @@ def other_member(members: dict[str, Recognizer], what: str) -> Recognizer:
     return replace(first, model=slow.eval())
 
 
+def test_the_order_of_teachers_makes_no_difference(
+    tones: Tones, members: dict[str, Recognizer], tmp_path: Path
+) -> None:
+    three = [
+        members["conv"],
+        members["dfsmn"],
+        replace(members["conv"], model=MODELS["conv"].build(40, TOKENS.num_classes).eval()),
+    ]
+    files = []
+    for name, teachers in (("a", three), ("b", three[::-1])):
+        record_targets(teachers, tones.test, tmp_path / name, KEEP)
+        files.append({x.name: x.read_bytes() for x in (tmp_path / name).iterdir()})
+    assert files[0] == files[1]
+    record_targets([three[1], three[2], three[0]], tones.test, tmp_path / "a", KEEP)
+
+
 @pytest.mark.parametrize("what", ["token sets", "features", "frame rates"])
 def test_members_that_differ_are_refused(
     what: str, tones: Tones, members: dict[str, Recognizer], tmp_path: Path
@@ -390,6 +406,8 @@ def test_a_full_disk_is_said(
     [
         (lambda: Recipe(epochs=0), "epochs is 0"),
         (lambda: Recipe(batch_seconds=0), "batch_seconds is 0"),
+        (lambda: Recipe(batch_seconds=1e307), "batch_seconds is 1e"),
+        (lambda: Recipe(batch_seconds=math.nan), "batch_seconds is nan"),
         (lambda: Recipe(learning_rate=-1), "learning_rate is -1"),
         (lambda: Recipe(hard_weight=1.5), "hard_weight is 1.5"),
         (lambda: Recipe(tail="some"), "tail is 'some'"),

@@ -39,7 +39,13 @@ ManifestArgument = Annotated[
     ),
 ]
 BeamOption = Annotated[int, typer.Option(help="Prefixes of a CTC prefix beam search; 0 for greedy decoding.")]
-_SETTING = re.compile(r"\b(hard_weight|batch_seconds)\b")
+_OPTIONS = {
+    "hard_weight": "--hard-weight",
+    "batch_seconds": "--batch-seconds",
+    "learning_rate": "--rate",
+    "num_mels": "--mels",
+}
+_SETTING = re.compile(rf"\b({'|'.join(_OPTIONS)})(?= is )")
 
 
 @app.command("train")
@@ -201,9 +207,9 @@ def transcribe(
                 raise
             complain(f"error: {error}")
             continue
-        rows.append({"audio": str(path), "text": transcript.text, "seconds": transcript.seconds})
+        rows.append({"audio": _shown(path), "text": transcript.text, "seconds": transcript.seconds})
         if not as_json:
-            print(f"{path}\t{transcript.text}" if len(files) > 1 else transcript.text, flush=True)
+            print(f"{_shown(path)}\t{transcript.text}" if len(files) > 1 else transcript.text, flush=True)
     if as_json:
         print_json(rows)
     if not rows:
@@ -301,6 +307,8 @@ def _summary(report: TrainReport, settings: TrainSettings, out: Path) -> None:
 def _decoder(beam: int) -> Any:
     from modicum.speech.decoding import GreedyDecoder, PrefixBeamSearch
 
+    if beam < 0:
+        raise InputError(f"--beam is {beam}: give the number of prefixes, or 0 for greedy decoding")
     return PrefixBeamSearch(beam) if beam else GreedyDecoder()
 
 
@@ -314,6 +322,11 @@ def _transcribing(recognizer: Recognizer, is_embedded: bool, beam: int, words: P
     return embedded_decoder() if is_embedded and not beam else _decoder(beam)
 
 
+def _shown(path: Path) -> str:
+    """The name, with � for what is not UTF-8 in it."""
+    return str(path).encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
@@ -323,9 +336,9 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 @contextmanager
 def _settings_as_options() -> Iterator[None]:
-    """Errors that name settings as Python does (hard_weight) name them as options (--hard-weight)."""
+    """Errors that name settings as Python does (learning_rate) name them as options (--rate)."""
     try:
         yield
     except ModicumError as error:
-        text = _SETTING.sub(lambda found: f"--{found[1].replace('_', '-')}", str(error))
+        text = _SETTING.sub(lambda found: _OPTIONS[found[1]], str(error))
         raise type(error)(text) from error

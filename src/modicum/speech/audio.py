@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError
+from modicum.speech.faults import is_full
 from modicum.speech.packages import import_package
 
 SAMPLE_RATE = 16_000
@@ -49,7 +53,7 @@ def audio_info(path: str | Path) -> AudioInfo:
     """
     soundfile = import_package("soundfile")
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(_name(path))
     except (OSError, RuntimeError) as error:
         raise _unreadable(path, error) from error
     return AudioInfo(info.samplerate, info.frames, info.channels)
@@ -72,7 +76,7 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """
     soundfile = import_package("soundfile")
     try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(_name(path), dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
         raise _unreadable(path, error) from error
     mono = samples.mean(1, dtype=np.float64).astype(np.float32)
@@ -101,6 +105,20 @@ def save_audio(path: str | Path, samples: Tensor, sample_rate: int = SAMPLE_RATE
     Raises:
         InputError: the samples are of another shape or not numbers, or the file cannot be written.
     """
+    try:
+        write_audio(path, samples, sample_rate)
+    except OSError as error:
+        remedy = "make room" if is_full(error) else "give a folder that can be written"
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+
+
+def write_audio(path: str | Path, samples: Tensor, sample_rate: int = SAMPLE_RATE) -> None:
+    """`save_audio` for callers that tell themselves why a file could not be written.
+
+    Raises:
+        InputError: the samples are of another shape or not numbers, or the suffix is none of audio.
+        OSError: the file cannot be written.
+    """
     soundfile = import_package("soundfile")
     check_samples(samples)
     path = Path(path)
@@ -111,12 +129,18 @@ def save_audio(path: str | Path, samples: Tensor, sample_rate: int = SAMPLE_RATE
     # libsndfile rounds down in some formats and to nearest in others.
     steps = samples.detach().double().mul(_STEPS).round().clamp(-_STEPS, _STEPS - 1)
     quantized: Any = steps.to(torch.int16).cpu().numpy()
+    data = io.BytesIO()  # libsndfile does not say why it could not write a file
     try:
-        soundfile.write(str(part), quantized, sample_rate, format=kind)
+        soundfile.write(data, quantized, sample_rate, format=kind)
+    except RuntimeError as error:
+        raise InputError(f"cannot write {path}: {error}; give .wav, .flac or .ogg") from error
+    try:
+        part.write_bytes(data.getbuffer())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error}; give a folder that can be written") from error
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def resample(samples: Tensor, rate: int, wanted: int) -> Tensor:
@@ -151,6 +175,16 @@ def check_samples(samples: Tensor) -> None:
         )
     if not bool(samples.isfinite().all()):
         raise InputError("samples hold numbers that are inf or nan: leave this recording out")
+
+
+def _name(path: str | Path) -> str | bytes:
+    """As soundfile takes it, which refuses names that are not UTF-8, unless they are bytes."""
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return name if sys.platform == "win32" else os.fsencode(name)
+    return name
 
 
 def _unreadable(path: str | Path, error: Exception) -> InputError:

@@ -48,7 +48,7 @@ class BatchPlan:
             copies = [utterance * self.copies + copy for copy in range(self.copies)]
             copies = [row for row in copies if row in usable]
             chosen.append(copies[(epoch + utterance) % len(copies)])
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = [chosen[index] for index in torch.randperm(len(chosen), generator=generator).tolist()]
         mean = sum(self.lengths[row] for row in order) / len(order)
         pool = max(1, int(_POOL * self.max_frames / mean))

@@ -18,7 +18,7 @@ from torch import Tensor
 from modicum.errors import InputError
 from modicum.speech.audio import is_silent, load_audio
 from modicum.speech.augment import change_speed, check_speed
-from modicum.speech.faults import listed
+from modicum.speech.faults import is_full, listed
 from modicum.speech.features import Fbank, FeatureSettings
 from modicum.speech.manifest import PhoneInterval, Utterance
 from modicum.speech.noise import AddNoise, NoiseSettings
@@ -26,6 +26,7 @@ from modicum.speech.noise import AddNoise, NoiseSettings
 FILE = "corpus.json"
 _FEATURES = "features.f32"
 _FORMAT = 1
+_FIELDS = ("source", "digest", "num_skipped", "utterances")
 _SEED = 1_000_003
 Progress = Callable[[str, int, int], object]
 """Called with what is done, how much of it, and of how much."""
@@ -138,14 +139,24 @@ def build_corpus(
             saved = _write(utterances, folder, settings, progress or (lambda *_: None)) | {"source": source}
             _write_text(folder / FILE, json.dumps(saved))
         except OSError as error:
+            remedy = "make room, or give another folder" if is_full(error) else "give one that can be written"
             raise InputError(
-                f"cannot write features to {folder}: {error}; make room, or give another folder"
+                f"cannot write features to {folder}: {error.strerror or error}; {remedy}"
             ) from error
     elif saved["source"] != source:
         raise InputError(
             f"{folder} holds features of other audio, texts or settings: give another folder, or remove it"
         )
-    return FeatureCorpus(folder, settings, saved)
+    try:
+        return FeatureCorpus(folder, settings, saved)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} has {FILE} and no {_FEATURES}: remove {folder} to compute it again"
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(_damaged(folder, error)) from error
 
 
 def _saved(folder: Path) -> dict[str, Any] | None:
@@ -156,13 +167,19 @@ def _saved(folder: Path) -> dict[str, Any] | None:
             raise InputError(
                 f"{path} has format {saved['format']}, this modicum reads {_FORMAT}: remove {folder}"
             )
+        if missing := next((name for name in _FIELDS if name not in saved), None):
+            raise ValueError(f"it has no {missing!r}")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} cannot be read ({error}): remove {folder} to compute it again") from error
+        raise InputError(_damaged(folder, error)) from error
     return saved
+
+
+def _damaged(folder: Path, error: Exception) -> str:
+    return f"{folder / FILE} cannot be read ({error}): remove {folder} to compute it again"
 
 
 def _write(
@@ -200,7 +217,9 @@ def _append_all(
             numbers = range(settings.copies * number, settings.copies * (number + 1))
             features = [fbank(perturb(samples, row)) for row in numbers]
         except InputError as error:
-            faults.append(str(error))
+            # Of what is wrong with samples the file's name is no part.
+            name, told = str(utterance.audio), str(error)
+            faults.append(told if name in told else f"{name}: {told}")
             continue
         for copy, one in enumerate(features):
             data = one.contiguous().numpy().astype("<f4").tobytes()
@@ -232,7 +251,7 @@ class _Perturbation:
         samples = change_speed(samples, self.settings.speed(row % self.settings.copies))
         if self.add_noise is None:
             return samples
-        generator = torch.Generator().manual_seed(self.settings.seed * _SEED + row)
+        generator = torch.Generator().manual_seed((self.settings.seed * _SEED + row) % 2**63)
         return self.add_noise(samples, generator)
 
 

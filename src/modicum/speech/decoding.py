@@ -66,10 +66,10 @@ class PrefixBeamSearch:
     blank: int = 0
 
     def __post_init__(self) -> None:
-        if self.beam < 1 or self.num_tokens < 0:
-            raise InputError(
-                f"beam is {self.beam} and num_tokens {self.num_tokens}: give at least 1, and 0 for all tokens"
-            )
+        if self.beam < 1:
+            raise InputError(f"beam is {self.beam}: give 1 or more prefixes")
+        if self.num_tokens < 0:
+            raise InputError(f"num_tokens is {self.num_tokens}: give 1 or more, or 0 for all tokens")
 
     def __call__(self, log_probs: Tensor) -> list[int]:
         return list(self.search(log_probs)[0].tokens)

@@ -11,6 +11,7 @@ from modicum.distill.rule import parse_rule
 from modicum.distill.targets import SparseTargets, TargetsStatistics
 from modicum.errors import InputError, ModelError
 from modicum.speech.corpus import CorpusSettings, FeatureCorpus, Progress, build_corpus
+from modicum.speech.faults import is_full
 from modicum.speech.manifest import Utterance, read_manifest
 from modicum.speech.recipe import Recipe
 from modicum.speech.recognizer import Recognizer
@@ -122,12 +123,14 @@ def train_recognizer(
     """
     settings, out = settings or TrainSettings(), Path(out)
     check_new(out)
+    _check_places(out, settings)
     utterances = read_manifest(manifest)
     loaded = [Recognizer.load(teacher) for teacher in teachers]
     if loaded:
         _check_student(loaded, teachers, settings)
         settings = replace(settings, corpus=replace(settings.corpus, features=loaded[0].features))
     tokens = loaded[0].tokens if loaded else _tokens(utterances, settings)
+    _make_state(out)
     corpus = build_corpus(
         utterances, settings.features or out / STATE / "features", settings.corpus, progress
     )
@@ -136,6 +139,32 @@ def train_recognizer(
     result = train(settings.recipe, corpus, tokens, out=out, targets=targets, progress=progress)
     num = result.recognizer.about["data"]["rows"] // settings.corpus.copies
     return TrainReport(result, num, corpus.num_skipped, corpus.seconds, statistics)
+
+
+def _check_places(out: Path, settings: TrainSettings) -> None:
+    """Raise if features or targets would be among the files of the recognizer, or in one folder."""
+    places = {"features": settings.features, "targets": settings.targets}
+    for name, place in places.items():
+        if place is None:
+            continue
+        own, whole = place.resolve(), out.resolve()
+        if own.is_relative_to(whole) and not own.is_relative_to(whole / STATE):
+            raise InputError(
+                f"the folder {place} of the {name} is in {out}, which the recognizer gets for itself: give "
+                "another one"
+            )
+    features, targets = settings.features, settings.targets
+    if features is not None and targets is not None and features.resolve() == targets.resolve():
+        raise InputError(f"{features} is given for features and targets: give a folder for each")
+
+
+def _make_state(out: Path) -> None:
+    """Make the folder of what a stopped run goes on from, before there is anything to lose."""
+    try:
+        (out / STATE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "make room" if is_full(error) else "give a folder that can be written"
+        raise InputError(f"cannot write to {out}: {error.strerror or error}; {remedy}") from error
 
 
 def _targets(

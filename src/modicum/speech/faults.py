@@ -1,10 +1,16 @@
-"""Faults: what is wrong with rows that are left out, for a warning."""
+"""Faults: what is wrong with rows that are left out, for a warning, and with files that are not written."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 _NAMED = 5
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a file could not be written for want of room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def listed(faults: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from modicum.errors import InputError
 from modicum.speech.audio import AUDIO_SUFFIXES
+from modicum.speech.faults import is_full
 
 MANIFEST = "manifest.jsonl"
 _NAMED = 5
@@ -70,7 +71,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     It is one of three:
 
     - a file of JSON Lines, `{"audio": "a.wav", "text": "go", "speaker": …, "duration": …, "phones": [["g",
-      0.1, 0.2], …]}`, of which the last three may be missing;
+      0.1, 0.2], …]}`, of which the last three may be missing or null;
     - a file of lines `a.wav<TAB>go`;
     - a folder with manifest.jsonl, or else with audio files that have a .txt file of the same stem each.
 
@@ -86,7 +87,8 @@ def read_manifest(path: str | Path) -> list[Utterance]:
             return _collect(path, _folder_rows(path), "audio files with a .txt file of the same stem each")
         path = path / MANIFEST
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines, which also divides at U+2028, U+0085 and others that a text may hold.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise InputError(
             f"cannot read the manifest {path}: {error.strerror or error}; give a .jsonl or .tsv file, or a "
@@ -116,8 +118,13 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
+        remedy = "make room" if is_full(error) else "give a folder that can be written"
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+    except UnicodeEncodeError as error:
+        part.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; give a folder that can be written"
+            f"cannot write {path}: a name or text has {error.object[error.start]!a}, which is no Unicode; "
+            "rename the file, or leave that row out"
         ) from error
 
 
@@ -160,18 +167,37 @@ def _row(line: str, where: str, folder: Path) -> Utterance | str:
         fields = json.loads(line) if line.lstrip().startswith("{") else _tab_separated(line)
         audio, text = Path(_string(fields, "audio")), _string(fields, "text").strip()
         audio = folder / audio
+        _check_unicode(text, "text")
         if not text:
             return f"{where} ({audio.name}) has no text"
         if not audio.is_file():
             return f"{where}: there is no file {audio}"
         phones = tuple(
             PhoneInterval(str(phone), float(start), float(end))
-            for phone, start, end in fields.get("phones", ())
+            for phone, start, end in _given(fields, "phones", ())
         )
-        speaker, duration = str(fields.get("speaker", "")), float(fields.get("duration", 0.0))
-        return Utterance(audio, text, speaker, duration, phones)
-    except (ValueError, TypeError) as error:
+        for interval in phones:
+            _check_unicode(interval.phone, "phones")
+        speaker = str(_given(fields, "speaker", ""))
+        _check_unicode(speaker, "speaker")
+        return Utterance(audio, text, speaker, float(_given(fields, "duration", 0.0)), phones)
+    except RecursionError:
+        return f"{where}: it is nested too deeply"
+    except (ValueError, TypeError, OverflowError, OSError) as error:
         return f"{where}: {error}"
+
+
+def _given(fields: dict[str, Any], name: str, default: Any) -> Any:
+    """A field, or the default where it is missing or null."""
+    value = fields.get(name)
+    return default if value is None else value
+
+
+def _check_unicode(text: str, name: str) -> None:
+    """Raise for half of a surrogate pair, which JSON can hold and no file in UTF-8."""
+    bad = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    if bad is not None:
+        raise ValueError(f'"{name}" has U+{ord(bad):04X}, half of a surrogate pair: write it in UTF-8')
 
 
 def _tab_separated(line: str) -> dict[str, Any]:

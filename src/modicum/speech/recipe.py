@@ -11,6 +11,9 @@ from modicum.errors import InputError
 from modicum.speech.acoustic_model import ModelSettings
 from modicum.speech.conv_ctc import ConvCtcSettings
 
+_MOST_SECONDS = 10_000_000
+"""Of a batch: more than any corpus has."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -49,8 +52,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.batch_seconds < float("inf"):
-            raise InputError(f"batch_seconds is {self.batch_seconds}: give seconds above 0")
+        if not 0 < self.batch_seconds <= _MOST_SECONDS:
+            raise InputError(
+                f"batch_seconds is {self.batch_seconds:g}: give seconds above 0 and at most {_MOST_SECONDS:,}"
+            )
         if self.neighbours < 0:
             raise InputError(f"neighbours is {self.neighbours}: give 0 or more frames")
         self.schedule  # noqa: B018  # checks the rest

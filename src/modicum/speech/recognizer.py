@@ -80,19 +80,20 @@ class Recognizer:
             settings = settings_from_dict(saved["model"])
             model = settings.build(features.num_mels, tokens.num_classes)
             model.load_state_dict(load_file(folder / WEIGHTS))
+            about = dict(saved["about"])
         except FileNotFoundError as error:
             missing = WEIGHTS if (folder / CONFIG).exists() else CONFIG
             raise ModelError(
                 f"{folder} holds no recognizer, as it has no {missing}: give a folder that "
                 "modicum speech train wrote"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
             if isinstance(error, ModelError):
                 raise
             raise ModelError(
                 f"the recognizer in {folder} cannot be read ({error}): train it again"
             ) from error
-        return cls(model.eval(), tokens, features, saved["about"])
+        return cls(model.eval(), tokens, features, about)
 
     def save(self, folder: str | Path) -> None:
         """Write it to a new or empty folder; its files appear all together.
@@ -149,7 +150,11 @@ class Recognizer:
         if is_silent(samples):
             name = "the samples are" if isinstance(audio, Tensor) else f"{audio} is"
             raise InputError(f"{name} silent: give a recording with speech")
-        log_probs = self.logits(Fbank(self.features)(samples)).log_softmax(-1)
+        try:
+            features = Fbank(self.features)(samples)
+        except InputError as error:
+            raise error if isinstance(audio, Tensor) else InputError(f"{audio}: {error}") from error
+        log_probs = self.logits(features).log_softmax(-1)
         classes, text = recognize(log_probs, self.tokens, decoder)
         return Transcript(text, tuple(classes), len(samples) / sample_rate)
 

@@ -59,7 +59,7 @@ def record_targets(
     read.
 
     Args:
-        teachers: of the same tokens, features and frame rate.
+        teachers: of the same tokens, features and frame rate, in any order.
         corpus: also its copies are recorded.
         folder: new, or of the same recording.
         settings: what is kept.
@@ -72,6 +72,8 @@ def record_targets(
     """
     settings = settings or TeachingSettings()
     check_teachers(teachers, corpus)
+    # Their mean has no order. Sorted, another order makes no difference, not even in the last bit.
+    teachers = sorted(teachers, key=lambda teacher: teacher.digest)
     first = teachers[0]
     rule = parse_rule(settings.keep)
     rule.check(first.tokens.num_classes)

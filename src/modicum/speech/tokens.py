@@ -22,6 +22,8 @@ SILENCE = "SIL"
 BLANK = 0
 """The class of CTC's blank."""
 
+_UNKNOWN = -1
+
 ENGLISH = ("'", " ", *"abcdefghijklmnopqrstuvwxyz")
 """Apostrophe, space and letters."""
 
@@ -122,37 +124,44 @@ class TokenSet:
         joint = "" if self.kind == "graphemes" else " "
         return joint.join(self.symbols[one - 1] for one in found if one != BLANK)
 
-    def frame_labels(self, phones: Sequence[PhoneInterval], num_frames: int, frame_shift: float) -> Tensor:
+    def frame_labels(
+        self,
+        phones: Sequence[PhoneInterval],
+        num_frames: int,
+        frame_shift: float,
+        unknown_label: int | None = None,
+    ) -> Tensor:
         """The class of each frame: the phone that is spoken at its centre, and its third; else silence.
 
         Args:
             phones: in the order of time.
             num_frames: N.
             frame_shift: seconds from frame to frame; frame t is centred at (t + 1/2) · frame_shift.
+            unknown_label: of frames whose phone is not among the symbols; None to refuse such phones.
 
         Returns:
             [N] int64. Silence, given or not, has the thirds of the stretch between its neighbours.
 
         Raises:
-            InputError: a phone is not among the symbols, or the classes are not thirds.
+            InputError: a phone is not among the symbols and has no label, or the classes are not thirds.
         """
         if self.kind != "thirds":
             raise InputError(f"frames are labelled by thirds of phones, and the classes are {self.kind}")
         intervals = self._filled(phones, num_frames * frame_shift)
         unknown = next((phone for phone, _, _ in intervals if phone not in self._index), None)
-        if unknown is not None:
+        if unknown is not None and unknown_label is None:
             raise InputError(
                 f"phone {unknown} is not among the {len(self.symbols)} known: make the token set from all "
                 "utterances"
             )
-        index = torch.tensor([self._index[phone] for phone, _, _ in intervals])
+        index = torch.tensor([self._index.get(phone, _UNKNOWN) for phone, _, _ in intervals])
         start, end = torch.tensor([times for _, *times in intervals], dtype=torch.float64).T
         centre = (torch.arange(num_frames, dtype=torch.float64) + 0.5) * frame_shift
         at = torch.searchsorted(start.contiguous(), centre, right=True) - 1
         third = (3 * (centre - start[at]) / (end[at] - start[at])).long().clamp_max(2)
         # Silence where an interval that begins last has ended, as it may if phones overlap.
         labels: Tensor = torch.where(centre < end[at], 3 * index[at] + third, 0)
-        return labels
+        return labels if unknown_label is None else labels.masked_fill(labels < 0, unknown_label)
 
     def to_json(self) -> dict[str, Any]:
         """For a file."""
@@ -175,7 +184,9 @@ class TokenSet:
         return {symbol: index for index, symbol in enumerate(self.symbols)}
 
     def _is_symbol(self, symbol: str) -> bool:
-        return len(symbol) == 1 if self.kind == "graphemes" else len(symbol.split()) == 1
+        # Half of a surrogate pair cannot be written to a file.
+        is_text = not any("\ud800" <= letter <= "\udfff" for letter in symbol)
+        return is_text and (len(symbol) == 1 if self.kind == "graphemes" else len(symbol.split()) == 1)
 
     def _spoken(self, classes: Sequence[int]) -> list[str]:
         spoken: list[str] = []

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from modicum.errors import InputError
-from modicum.speech.audio import SAMPLE_RATE, resample, save_audio
+from modicum.speech.audio import SAMPLE_RATE, resample, write_audio
+from modicum.speech.faults import is_full
 from modicum.speech.manifest import MANIFEST, Utterance, manifest_line
 from modicum.speech.noise import AddNoise, NoiseSettings
 from modicum.speech.synthesis.sentences import DOMAINS, check_domains, sentence
@@ -86,6 +87,7 @@ class SplitReport:
     num_utterances: int
     seconds: float
     voices: tuple[str, ...]
+    """That speak in it, sorted."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -99,7 +101,7 @@ def synthesize(
 
     Each manifest names text, voice, duration and the times of the phones. A run that was stopped goes on with
     the next utterance if it is started again, and gives the same files. A manifest appears when its speech is
-    whole.
+    whole. Audio that is missing from a finished folder is made again.
 
     Args:
         out: a new or empty folder, or one of the same settings.
@@ -127,9 +129,10 @@ def synthesize(
                 try:
                     reports[name] = split.write(synthesizer, progress or (lambda *_: None))
                 except OSError as error:
+                    remedy = "make room" if is_full(error) else "see that the folder can be written"
                     raise InputError(
-                        f"cannot write to {out / name}: {error.strerror or error}; make room and run the "
-                        "same again, which goes on where it stopped"
+                        f"cannot write to {out / name}: {error.strerror or error}; {remedy} and run the same "
+                        "again, which goes on where it stopped"
                     ) from error
         return reports
 
@@ -149,9 +152,10 @@ class _Split:
         self.folder.mkdir(parents=True, exist_ok=True)
         whole, part = self.folder / MANIFEST, self.folder / _PART
         wanted = self.hours * 3600
-        rows = _rows(whole if whole.exists() else part, self.folder)
+        rows = self._rows(whole if whole.exists() else part)
+        changed = self._repair(rows, synthesizer)
         seconds = sum(row["duration"] for row in rows)
-        if not whole.exists():
+        if changed or seconds < wanted or not whole.exists():
             _write_whole(part, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             with open(part, "a", encoding="utf-8") as file:
                 while seconds < wanted:
@@ -165,7 +169,38 @@ class _Split:
                 os.fsync(file.fileno())
             os.replace(part, whole)
         tell(f"speech to {self.name} with", int(wanted), int(wanted))
-        return SplitReport(whole, len(rows), seconds, tuple(voice.name for voice in self.voices))
+        return SplitReport(whole, len(rows), seconds, tuple(sorted({row["speaker"] for row in rows})))
+
+    def _rows(self, path: Path) -> list[dict[str, Any]]:
+        """The rows of a manifest up to the first that is not as `write` makes it."""
+        rows: list[dict[str, Any]] = []
+        try:
+            # Not splitlines, which also divides at what JSON leaves inside a line, as U+2028.
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        except FileNotFoundError:
+            return rows
+        for line in lines:
+            try:
+                row = json.loads(line)
+                is_ours = row["audio"] == self._name(len(rows)) and row["duration"] > 0 and "speaker" in row
+            except (ValueError, TypeError, KeyError, RecursionError):
+                break
+            if not is_ours:
+                break
+            rows.append(row)
+        return rows
+
+    def _repair(self, rows: list[dict[str, Any]], synthesizer: Synthesizer) -> bool:
+        """Make audio that is missing, and its row; whether a row has changed."""
+        changed = False
+        for index, row in enumerate(rows):
+            if not (self.folder / row["audio"]).is_file():
+                made = json.loads(manifest_line(self._utterance(index, synthesizer), self.folder))
+                changed, rows[index] = changed or made != row, made
+        return changed
+
+    def _name(self, index: int) -> str:
+        return f"{index:06d}{self.settings.suffix}"
 
     def _utterance(self, index: int, synthesizer: Synthesizer) -> Utterance:
         """Make an utterance, which depends on nothing but its number, and its file."""
@@ -185,8 +220,8 @@ class _Split:
             samples = noise(samples, torch.Generator().manual_seed(chance.getrandbits(62)))
             # Loud noise must not be clipped when it is written.
             samples = samples / max(1.0, float(samples.abs().max()))
-        path = self.folder / f"{index:06d}{self.settings.suffix}"
-        save_audio(path, samples, self.settings.sample_rate)
+        path = self.folder / self._name(index)
+        write_audio(path, samples, self.settings.sample_rate)
         duration = round(len(samples) / self.settings.sample_rate, 6)
         return Utterance(path, text, voice.name, duration, speech.phones)
 
@@ -201,38 +236,24 @@ def _claim(out: Path, settings: SynthesisSettings) -> None:
             if other := next((x.name for x in out.iterdir() if x.name != f"{FILE}.part"), None):
                 raise InputError(f"{out} holds {other} and no synthetic speech: give a new or empty folder")
             _write_whole(path, json.dumps(about, indent=1) + "\n")
-        known = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"cannot write to {out}: {error.strerror or error}; give a folder that can be written"
-        ) from error
-    except ValueError as error:
+        remedy = "make room" if is_full(error) else "give a folder that can be written"
+        raise InputError(f"cannot write to {out}: {error.strerror or error}; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read ({error}): give a new or empty folder") from error
+    try:
+        known = json.loads(text)
+        old = dict(known["settings"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): give a new or empty folder") from error
     if known != about:
-        old, new = known.get("settings", {}), about["settings"]
+        new = about["settings"]
         name = next((x for x in new if old.get(x) != new[x]), "format")
         raise InputError(
             f"{out} holds speech of another {name}, {old.get(name)} and not {new.get(name)}: repeat what it "
             "was begun with, or give another folder"
         )
-
-
-def _rows(path: Path, folder: Path) -> list[dict[str, Any]]:
-    """The rows of a manifest up to the first that is broken or whose audio is missing."""
-    rows: list[dict[str, Any]] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return rows
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not (folder / row["audio"]).is_file():
-            break
-        rows.append(row)
-    return rows
 
 
 def _write_whole(path: Path, text: str) -> None:
