@@ -53,6 +53,13 @@ def test_layers_that_tiles_cannot_compute_become_direct_and_that_is_said_once() 
         model = quantize_model(Mixed(), QuantSettings("rsq"))
     assert len(told) == 1
     assert str(told[0].message) == (
+        "direct int8 is used for strided, blocks.1, depthwise, wide, pointwise: rsq takes stride, dilation "
+        "and groups of 1 and 3 taps (give outputs to use it with other taps)"
+    )
+    assert quantized_layers(model)["wide"].scheme == DirectInt8()  # there is no kernel for 5 taps
+    with pytest.warns(UserWarning, match="direct int8 is used") as told:
+        model = quantize_model(Mixed(), QuantSettings("rsq", outputs=2))
+    assert str(told[0].message) == (
         "direct int8 is used for strided, blocks.1, depthwise, pointwise: rsq with 2 outputs takes stride, "
         "dilation and groups of 1 and 3 or 5 taps"
     )
@@ -166,6 +173,60 @@ def test_layers_with_other_padding_stay() -> None:
     assert isinstance(model[1], QuantConv1d)
 
 
+class Doubled(nn.Conv1d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def special_layers() -> dict[str, nn.Conv1d]:
+    """Layers that do more than torch's Conv1d."""
+    hooked, pre_hooked, replaced = (nn.Conv1d(2, 2, 3) for _ in range(3))
+    hooked.register_forward_hook(lambda module, arguments, output: 2 * output)
+    pre_hooked.register_forward_pre_hook(lambda module, arguments: (2 * arguments[0],))
+    replaced.forward = lambda input: 2 * input  # type: ignore[method-assign]
+    normed = torch.nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 2, 3))
+    return {
+        "sub": Doubled(2, 2, 3),
+        "hooked": hooked,
+        "pre_hooked": pre_hooked,
+        "replaced": replaced,
+        "normed": normed,
+    }
+
+
+def test_layers_that_do_more_stay() -> None:
+    layers = special_layers()
+    model = nn.ModuleDict({**layers, "plain": nn.Conv1d(2, 2, 3)})
+    with pytest.warns(UserWarning, match="stay in floating point, as they are subclasses") as told:
+        quantize_model(model)
+    assert len(told) == 1
+    assert str(told[0].message).startswith("sub, hooked, pre_hooked, replaced, normed stay")
+    assert isinstance(model["plain"], QuantConv1d)
+    assert all(model[name] is layer for name, layer in layers.items())
+
+
+def test_a_model_is_replaced_whole_or_not_at_all() -> None:
+    model = quantize_model(nn.Sequential(nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3)))
+    first, second = model.children()
+    assert isinstance(first, QuantConv1d)
+    calibrate(first, [torch.ones(1, 2, 9)])
+    with pytest.raises(InputError, match="the input of 1 has no range yet"):
+        convert_model(model)
+    assert list(model.children()) == [first, second]
+    calibrate(model, [torch.ones(1, 2, 9)])
+    handle = second.register_forward_hook(lambda module, arguments, output: 2 * output)
+    with pytest.raises(InputError, match="1: hooks of these layers would be lost"):
+        convert_model(model)
+    assert list(model.children()) == [first, second]
+    handle.remove()
+    assert all(isinstance(layer, IntegerConv1d) for layer in convert_model(model).children())
+
+    large = nn.Sequential(nn.Conv1d(2, 2, 3), nn.Conv1d(9000, 2, 3))
+    with pytest.raises(InputError, match="past 16 or 32 bits"):
+        quantize_model(large, QuantSettings("exact", outputs=4))
+    assert all(type(layer) is nn.Conv1d for layer in large)
+
+
 def test_nothing_is_said_where_all_layers_can_be_computed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -176,6 +237,14 @@ def test_bad_settings() -> None:
     for wrong, message in (
         ({"scheme": "fast"}, "choose one of direct, exact, tapwise, limited, rsq"),
         ({"scheme": "direct", "options": {"alpha": 2.0}}, "direct cannot be set up with {'alpha': 2.0}"),
+        (
+            {"scheme": "rsq", "options": {"alpah": 2.0}},
+            "'alpah' is not one of its options weight_limit, alpha",
+        ),
+        ({"scheme": "direct", "options": {"weight_limit": 255}}, "the weights' limit is 255"),
+        ({"outputs": 99}, "a tile has 99 outputs: choose one of 2, 4, 6"),
+        ({"outputs": 0, "scheme": "direct"}, "a tile has 0 outputs"),
+        ({"outputs": 3, "options": {"alpah": 2.0}}, "a tile has 3 outputs"),
         ({"scheme": "rsq", "options": {"alpha": 0.5}}, "alpha is 0.5"),
     ):
         with pytest.raises(InputError, match=message):
