@@ -9,6 +9,7 @@ import platform
 import shutil
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -253,16 +254,20 @@ def build() -> Path:
     """The shared library, built unless it was.
 
     It is built in a folder of its own and moved to its place whole, so that no process reads half of it and a
-    build that was stopped blocks no other one.
+    build that was stopped blocks no other one. Its name ends in a digest of its bytes: a file that was
+    damaged since would kill the process, so it is deleted and built again.
 
     Raises:
         RuntimeError: there is no compiler or no ninja, or it failed.
         OSError: the cache folder cannot be written.
     """
     place = cache_folder() / "kernels"
-    library = place / f"conv1d-{digest()}.so"
-    if library.is_file():
-        return library
+    name = f"conv1d-{digest()}"
+    for library in place.glob(f"{name}-*.so"):
+        if library.name == f"{name}-{_content_digest(library)}.so":
+            return library
+        with suppress(OSError):
+            library.unlink()
     from torch.utils import cpp_extension
 
     place.mkdir(parents=True, exist_ok=True)
@@ -277,7 +282,13 @@ def build() -> Path:
                 is_python_module=False,
             )
             tell(1)
-        (folder / "modicum_conv1d.so").replace(library)
+        built = folder / "modicum_conv1d.so"
+        library = place / f"{name}-{_content_digest(built)}.so"
+        built.replace(library)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return library
+
+
+def _content_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
