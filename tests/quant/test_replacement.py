@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 from modicum.errors import InputError
 from modicum.quant import (
     DirectInt8,
+    FakeQuant,
+    FakeQuantSettings,
     IntegerConv1d,
     QuantConv1d,
     QuantSettings,
@@ -21,10 +24,12 @@ from modicum.quant import (
     calibrate,
     convert_model,
     quantize_model,
+    search_alphas,
     sqnr,
 )
 from modicum.quant.calibration import quantized_layers
 from modicum.quant.schemes import SCHEMES
+from tests.quant.samples import laplace
 
 
 class Mixed(nn.Module):
@@ -115,6 +120,63 @@ def test_a_saved_layer_is_the_same_after_loading() -> None:
     second = quantize_model(nn.Conv1d(2, 3, 3), QuantSettings("tapwise"))
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.eval()(x), second.eval()(x))
+
+
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_a_searched_alpha_is_saved(is_converted: bool, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    models = [quantize_model(nn.Sequential(nn.Conv1d(5, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 3))) for _ in "ab"]
+    x = laplace(generator, 2, 5, 40)
+    for model in models:
+        calibrate(model, [torch.randn(2, 5, 40, generator=generator)])
+    calibrate(models[0], [x])
+    alphas = search_alphas(models[0], [x])
+    assert max(alphas.values()) > 1
+    if is_converted:
+        for model in models:
+            convert_model(model)
+            model(x)  # packed for the kernels before it is loaded
+    torch.save(models[0].state_dict(), tmp_path / "state.pt")
+    models[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    with torch.no_grad():
+        assert torch.equal(models[0].eval()(x), models[1].eval()(x))
+        if not is_converted:
+            assert torch.equal(convert_model(models[0])(x), convert_model(models[1])(x))
+
+
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_a_state_dict_of_another_scheme_is_refused_by_name(is_converted: bool) -> None:
+    def state(settings: QuantSettings) -> nn.Module:
+        model = quantize_model(nn.Sequential(nn.Conv1d(2, 3, 3)), settings)
+        calibrate(model, [torch.ones(1, 2, 9)])
+        return convert_model(model) if is_converted else model
+
+    model = state(QuantSettings("rsq"))
+    others = [QuantSettings("limited"), QuantSettings("rsq", options={"weight_limit": 31})]
+    if not is_converted:  # else the weights' shapes differ, and torch refuses them
+        others.append(QuantSettings("rsq", outputs=4))
+    for other in others:
+        with pytest.raises(
+            InputError, match=r"0 has the scheme .*'rsq'.* quantise the model with the settings"
+        ):
+            model.load_state_dict(state(other).state_dict())
+    saved = model.state_dict()
+    with pytest.raises(InputError, match="0: the scheme in the state dict is damaged"):
+        model.load_state_dict({**saved, "0._extra_state": torch.zeros(3)})
+    del saved["0._extra_state"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*0\._extra_state"):
+        model.load_state_dict(saved)
+
+
+def test_a_fake_quantiser_saves_its_limit() -> None:
+    first, second = FakeQuant(FakeQuantSettings(127, "max")), FakeQuant(FakeQuantSettings(127, "max"))
+    x = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    first.observe(x)
+    first.set_limit(31)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(x), second(x))
+    with pytest.raises(InputError, match="the limit is 0"):
+        second.load_state_dict({**first.state_dict(), "_extra_state": torch.tensor(0)})
 
 
 class Shared(nn.Module):

@@ -20,6 +20,7 @@ from modicum.quant.integer_conv import IntegerConv1d
 from modicum.quant.saturation import SaturationCounter
 from modicum.quant.schemes import RSQWinograd
 from modicum.quant.schemes.base import Scheme
+from modicum.quant.schemes.state import restored_scheme, scheme_state
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class LayerSettings:
 class QuantConv1d(nn.Module):
     """A one-dimensional convolution with quantised input and weights.
 
-    Parameters are named as torch.nn.Conv1d's, so its state dict can be loaded. In training mode an `ema`
-    range of the input follows each batch; `calibrate` sets all ranges.
+    Parameters are named as torch.nn.Conv1d's, so its state dict can be loaded with strict=False (it has no
+    ranges and no scheme). In training mode an `ema` range of the input follows each batch; `calibrate` sets
+    all ranges.
 
     Args:
         weight: [K, C / groups, r]. A parameter is used as it is, and stays shared with whoever has it.
@@ -191,6 +193,20 @@ class QuantConv1d(nn.Module):
     def saturation_rate(self) -> float:
         """Transformed inputs that were clipped to int8, as a share of all, since counting began."""
         return self.counter.rate
+
+    def get_extra_state(self) -> Tensor:
+        """The scheme, with its α, for the state dict."""
+        return scheme_state(self.scheme)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take α from a state dict.
+
+        Raises:
+            InputError: it was saved with another scheme.
+        """
+        self.scheme = restored_scheme(state, self.scheme, self.name)
+        # Not set_limit: the step comes from the state dict, too.
+        self.input_quant.limit = self.scheme.input_limit
 
     def extra_repr(self) -> str:
         """What print shows."""

@@ -166,6 +166,18 @@ class FakeQuant(nn.Module):
         integers, scale = self.quantize(x)
         return (integers * scale).to(x.dtype)
 
+    def get_extra_state(self) -> Tensor:
+        """Q, for the state dict: the step is of this Q."""
+        return torch.tensor(self.limit)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take Q from a state dict.
+
+        Raises:
+            InputError: it is out of range.
+        """
+        self.limit = FakeQuantSettings(int(state)).limit
+
     def extra_repr(self) -> str:
         """What print shows."""
         return f"limit={self.limit}, method={self.settings.method!r}, shape={tuple(self.step.shape)}"

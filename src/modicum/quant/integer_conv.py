@@ -13,6 +13,7 @@ from modicum.errors import InputError
 from modicum.quant.convolution import ConvSettings, as_batch, computing_dtype, without_autocast
 from modicum.quant.native import NativeConv, native_kernels
 from modicum.quant.schemes import DirectInt8, RangeLimitedWinograd, Scheme
+from modicum.quant.schemes.state import restored_scheme, scheme_state
 from modicum.quant.transform import KERNEL_TILE
 
 Backend = Literal["auto", "native", "torch"]
@@ -89,6 +90,19 @@ class IntegerConv1d(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what is packed for the kernels, which is made again."""
         return {**self.__dict__, "_native": None}
+
+    def get_extra_state(self) -> Tensor:
+        """The scheme, with its α, for the state dict."""
+        return scheme_state(self.scheme)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take α from a state dict.
+
+        Raises:
+            InputError: it was saved with another scheme.
+        """
+        self.scheme = restored_scheme(state, self.scheme, self.name)
+        self._native = None  # it was packed for the range of another α
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, T] -> [N, K, T_out], or [C, T] -> [K, T_out], in the dtype of the input.
