@@ -149,6 +149,8 @@ class IntegerConv1d(nn.Module):
 
     def _quantize(self, x: Tensor) -> Tensor:
         prepared = self.scheme.prepare_input(x, self.conv)
+        if prepared is not x:
+            self._check_numbers(prepared)  # a difference of infinite values is none
         limit = self.scheme.input_limit
         return (prepared * self.input_scale.reciprocal()).clamp(-limit, limit).round()
 
@@ -171,13 +173,16 @@ class IntegerConv1d(nn.Module):
                 f"{self.name} is converted to integers and has no gradients, and its input requires them: "
                 "call it under torch.no_grad(), or train the quantised model before convert_model"
             )
+        self._check_numbers(batch)
+        return batch.to(self.input_scale.dtype)
+
+    def _check_numbers(self, x: Tensor) -> None:
         # The sum is the cheaper test; it is nan for infinities of both signs, too.
-        if bool(batch.sum().isnan()) and bool(batch.isnan().any()):
+        if bool(x.sum().isnan()) and bool(x.isnan().any()):
             raise InputError(
                 f"{self.name} was given values that are not numbers (nan), which integers cannot hold: look "
                 "for the layer or the recording that makes the first of them"
             )
-        return batch.to(self.input_scale.dtype)
 
     def _sums(self, x: Tensor) -> Tensor:
         bound = self.scheme.largest_sum(self.conv, self.channels)
