@@ -115,6 +115,39 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, text: str) -> None:
     assert json.loads(found.path.read_text())["version"] == "1"
 
 
+@pytest.mark.parametrize("value", ["null", '"1.0"', "NaN", "true", "[1]"])
+def test_a_file_with_other_than_numbers_counts_as_none(tmp_path: Path, value: str) -> None:
+    first, _ = oracle(tmp_path, {"plain": [2.0] * 3, "fast": [1.0] * 3})
+    first.measure(Shape(1))
+    first.path.write_text(first.path.read_text().replace('"high": 0.5', f'"high": {value}'))
+    second, bench = oracle(tmp_path, {"plain": [2.0] * 3, "fast": [1.0] * 3})
+    assert second.choose(Shape(1)) == "fast"
+    assert bench.asked == 1
+
+
+def test_the_folder_may_be_a_str(tmp_path: Path) -> None:
+    first, _ = oracle(tmp_path, {"plain": [1.0] * 3})
+    second = LatencyOracle(first.operation, str(tmp_path), measure_samples=first.measure_samples)
+    assert second.path == first.path
+    assert second.choose(Shape(1)) == "plain"
+
+
+def test_measurements_with_other_threads_are_kept_apart(tmp_path: Path) -> None:
+    found, bench = oracle(tmp_path, {"plain": [2.0] * 3, "fast": [1.0] * 3})
+    threads = torch.get_num_threads()
+    try:
+        for number, samples, chosen in ((1, [1.0] * 3, "fast"), (2, [3.0] * 3, "plain")):
+            torch.set_num_threads(number)
+            bench.samples = {"plain": [2.0] * 3, "fast": samples}
+            assert found.choose(Shape(1)) == chosen
+        torch.set_num_threads(1)
+        assert found.choose(Shape(1)) == "fast"
+    finally:
+        torch.set_num_threads(threads)
+    assert bench.asked == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_another_version_or_another_candidate_is_measured_anew(tmp_path: Path) -> None:
     oracle(tmp_path, {"plain": [1.0] * 3})[0].measure(Shape(1))
     newer, bench = oracle(tmp_path, {"plain": [1.0] * 3}, "2")

@@ -203,7 +203,8 @@ def test_without_a_range_and_with_bad_settings() -> None:
     with pytest.raises(InputError, match=r"layer 7 has no range yet: run modicum\.quant\.calibrate"):
         quantizer().quantize(torch.ones(2))
     for wrong, message in (
-        ({"limit": 0}, "the limit is 0: give 1 to 32,767"),
+        ({"limit": 0}, "the limit is 0: give a whole number of 1 to 32,767"),
+        ({"limit": 12.5}, "the limit is 12.5"),
         ({"limit": 40_000}, "the limit is 40000"),
         ({"method": "minmax"}, "choose one of max, ema, mse, lsq"),
         ({"momentum": 0.0}, "the momentum is 0.0"),

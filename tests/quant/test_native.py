@@ -279,6 +279,26 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pyte
         native_kernels.cache_clear()
 
 
+def test_a_damaged_library_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_or_skip()
+    library = native.build()
+    monkeypatch.setenv("MODICUM_CACHE", str(tmp_path))
+    damaged = tmp_path / "kernels" / library.name
+    damaged.parent.mkdir()
+    for content in (library.read_bytes(), library.read_bytes()[:5000], b""):
+        damaged.write_bytes(content)
+        if content == library.read_bytes():
+            assert native.build() == damaged
+        else:
+            with monkeypatch.context() as without_compiler:
+                without_compiler.setenv("PATH", "")  # it would be built: tried, and not loaded
+                native_kernels.cache_clear()
+                with pytest.warns(UserWarning, match="the kernels were not built"):
+                    assert native_kernels() is None
+            assert not damaged.exists()
+    native_kernels.cache_clear()
+
+
 def test_another_compiler_is_another_build(monkeypatch: pytest.MonkeyPatch) -> None:
     before = native.digest()
     monkeypatch.setenv("CXX", "another-compiler")

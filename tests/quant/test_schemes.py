@@ -28,7 +28,7 @@ from modicum.quant import (
     winograd_transform,
 )
 from modicum.quant.convolution import ConvSettings, direct_conv1d
-from modicum.quant.schemes import Scheme, WinogradScheme
+from modicum.quant.schemes import SCHEMES, Scheme, WinogradScheme
 from modicum.quant.transform import TILES
 from tests.bounds import assert_within, gamma
 from tests.quant import reference
@@ -161,7 +161,7 @@ def test_alpha_of_one_is_the_limited_scheme_bit_for_bit(tile: tuple[int, int]) -
         out.square().sum().backward()
         assert x.grad is not None
         assert quant.weight.grad is not None
-        results.append((out, x.grad.clone(), quant.weight.grad.clone(), quant.convert()(x)))
+        results.append((out, x.grad.clone(), quant.weight.grad.clone(), quant.convert()(x.detach())))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
@@ -302,8 +302,12 @@ def test_what_schemes_refuse() -> None:
     for alpha in (0.9, math.nan, math.inf, -1.0):
         with pytest.raises(InputError, match="alpha is"):
             RSQWinograd(alpha=alpha)
-    with pytest.raises(InputError, match="the weights' limit is 128: give 1 to 127"):
-        RangeLimitedWinograd(128)
+    for kind in SCHEMES.values():
+        for limit in (0, 128, 255, -1, 31.5, True):
+            with pytest.raises(
+                InputError, match=f"the weights' limit is {limit}: give a whole number of 1 to"
+            ):
+                kind(weight_limit=limit)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="past 16 or 32 bits: lower the weights' limit"):
         ExactWinograd(127, 6, 3).check(ConvSettings(3), 64)
     for conv in (nn.Conv1d(4, 4, 3, stride=2), nn.Conv1d(4, 4, 3, groups=2), nn.Conv1d(4, 4, 5)):

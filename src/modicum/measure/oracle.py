@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -94,16 +95,17 @@ class LatencyOracle(Generic[Shape]):
     """
 
     operation: Operation[Shape]
-    folder: Path | None = None
+    folder: Path | str | None = None
     timing: TimingSettings = field(default_factory=TimingSettings)
     measure_samples: Callable[..., dict[str, list[float]]] = measured_samples
-    _known: dict[str, dict[str, Latency]] | None = field(default=None, init=False, repr=False)
+    # By the file: torch's number of threads may change.
+    _known: dict[Path, dict[str, dict[str, Latency]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def path(self) -> Path:
         """The file of the results; need not exist."""
         name = f"{self.operation.name}-{processor_name(torch.get_num_threads())}.json"
-        return (self.folder or cache_folder() / "latency") / name
+        return (Path(self.folder) if self.folder else cache_folder() / "latency") / name
 
     def choose(self, shape: Shape) -> str:
         """The fastest candidate, if it is faster than the default outside the noise; else the default.
@@ -129,41 +131,42 @@ class LatencyOracle(Generic[Shape]):
         Raises:
             InputError: the shape is not a dataclass.
         """
-        key = self._key(shape)
-        if self._known is None:
-            self._known = self._read()
-        if self._known.get(key, {}).keys() != self.operation.candidates.keys():
+        key, path = self._key(shape), self.path
+        if path not in self._known:
+            self._known[path] = self._read(path)
+        known = self._known[path]
+        if known.get(key, {}).keys() != self.operation.candidates.keys():
             runs = {name: prepare(shape) for name, prepare in self.operation.candidates.items()}
             samples = self.measure_samples(runs, self.timing)
             base = samples[self.operation.default]
-            self._known[key] = {
+            known[key] = {
                 name: Latency(Spread.of(own), Spread.of([x / y for x, y in zip(own, base, strict=True)]))
                 for name, own in samples.items()
             }
             # Others may have written in the meantime.
-            self._known = {**self._read(), **self._known}
-            self._write(self._known)
-        return self._known[key]
+            known.update({**self._read(path), **known})
+            self._write(path, known)
+        return known[key]
 
     def _key(self, shape: Shape) -> str:
         if not is_dataclass(shape) or isinstance(shape, type):
             raise InputError(f"the shape is {shape!r}: give an instance of a dataclass of numbers")
         return json.dumps(asdict(shape), sort_keys=True)
 
-    def _read(self) -> dict[str, dict[str, Latency]]:
+    def _read(self, path: Path) -> dict[str, dict[str, Latency]]:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found: Any = json.loads(self.path.read_text(encoding="utf-8"))
+            found: Any = json.loads(path.read_text(encoding="utf-8"))
             if found["format"] == FORMAT and found["version"] == self.operation.version:
                 return {
                     key: {
-                        name: Latency(Spread(**x["seconds"]), Spread(**x["ratio"]))
+                        name: Latency(_spread(x["seconds"]), _spread(x["ratio"]))
                         for name, x in results.items()
                     }
                     for key, results in found["results"].items()
                 }
         return {}
 
-    def _write(self, results: dict[str, dict[str, Latency]]) -> None:
+    def _write(self, path: Path, results: dict[str, dict[str, Latency]]) -> None:
         """Whole or not at all; a folder that cannot be written is no error, only slow."""
         told = {
             "format": FORMAT,
@@ -174,13 +177,24 @@ class LatencyOracle(Generic[Shape]):
         }
         part = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, part = tempfile.mkstemp(
-                dir=self.path.parent, prefix=f"{self.path.stem}-", suffix=".part"
-            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".part")
             with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(json.dumps(told, indent=1) + "\n")
-            os.replace(part, self.path)
+            os.replace(part, path)
         except OSError:
             if part is not None:
                 Path(part).unlink(missing_ok=True)
+
+
+def _spread(stored: dict[str, Any]) -> Spread:
+    """As it was stored.
+
+    Raises:
+        ValueError: a value is not a finite number.
+        TypeError: a value is missing or not known.
+    """
+    for value in stored.values():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{value!r} is not a finite number")
+    return Spread(**stored)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modicum.errors import InputError
 from modicum.quant.conv import QuantConv1d
-from modicum.quant.convolution import direct_conv1d
+from modicum.quant.convolution import direct_conv1d, without_autocast
 from modicum.quant.saturation import SaturationCounter
 from modicum.quant.schemes import RSQWinograd
 
@@ -143,12 +143,16 @@ class _Trials:
         self.errors = [0.0 for _ in self.schemes]
 
     def hook(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x: Tensor = arguments[0]
+        with without_autocast(arguments[0]):
+            self.add(self.layer.batch(arguments[0]))
+
+    def add(self, x: Tensor) -> None:
+        """Take account of a batch [N, C, T]."""
         if not bool(x.isfinite().all()):
             raise InputError(f"{self.layer.input_quant.name} was given values that are not finite numbers")
         conv, length = self.layer.conv, self.layer.conv.out_length(x.shape[-1])
         weights, weight_scale = self.layer.quantize_weight()
-        exact = direct_conv1d(x, self.layer.weight, conv) if self.has_errors else None
+        exact = direct_conv1d(x, self.layer.weight.to(x.dtype), conv) if self.has_errors else None
         for place, (scheme, counter) in enumerate(zip(self.schemes, self.counters, strict=True)):
             limit = scheme.input_limit
             scale = self.reach / limit

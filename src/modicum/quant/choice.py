@@ -14,6 +14,7 @@ from modicum.quant.convolution import ConvSettings
 from modicum.quant.integer_conv import IntegerConv1d
 from modicum.quant.native import digest, native_kernels
 from modicum.quant.schemes import DirectInt8, RangeLimitedWinograd, Scheme, WinogradScheme
+from modicum.quant.transform import KERNEL_TILE
 
 LENGTH = 400
 """Steps that layers are timed with where nobody says how many there are: 4 seconds of frames of 10 ms."""
@@ -66,7 +67,7 @@ def fastest(
     def choose(name: str, conv: nn.Conv1d, scheme: Scheme) -> Scheme:
         if not isinstance(scheme, WinogradScheme):
             return scheme
-        is_served = isinstance(scheme, RangeLimitedWinograd) and (scheme.outputs, scheme.taps) == (2, 3)
+        is_served = isinstance(scheme, RangeLimitedWinograd) and (scheme.outputs, scheme.taps) == KERNEL_TILE
         shape = Conv1dShape(conv.in_channels, conv.out_channels, length)
         if is_served and measured.choose(shape) == "winograd":
             return scheme

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -71,6 +72,35 @@ class ConvSettings:
                 f"dilation {self.dilation} need {self.dilation * (self.taps - 1) + 1}: give a longer one"
             )
         return spare // self.stride + 1
+
+
+def as_batch(x: Tensor, channels: int, name: str) -> Tensor:
+    """A layer's input as a batch: [N, C, T] as it is, [C, T] as [1, C, T].
+
+    Args:
+        channels: C that the layer takes.
+        name: of the layer, for errors.
+
+    Raises:
+        InputError: it has other dimensions or channels, or is not of real numbers.
+    """
+    if x.dim() not in (2, 3) or x.shape[-2] != channels:
+        raise InputError(
+            f"{name} was given an input of shape {list(x.shape)}: give [N, {channels}, T] or [{channels}, T]"
+        )
+    if not x.is_floating_point():
+        raise InputError(f"{name} was given an input of {x.dtype}: give one of a floating dtype")
+    return x if x.dim() == 3 else x[None]
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a layer computes: float32 at least, as sums of integers do not fit into float16."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which autocast does not make sums of integers narrower."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def direct_conv1d(x: Tensor, weight: Tensor, conv: ConvSettings) -> Tensor:

@@ -18,13 +18,15 @@ Ranges R = s · Q are found in one of four ways:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from modicum.errors import InputError
+from modicum.quant.convolution import computing_dtype
 from modicum.quant.saturation import SaturationCounter
 
 RangeMethod = Literal["max", "ema", "mse", "lsq"]
@@ -50,8 +52,8 @@ class FakeQuantSettings:
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.limit <= 32_767:
-            raise InputError(f"the limit is {self.limit}: give 1 to 32,767 (127 for int8)")
+        if not isinstance(self.limit, int) or not 1 <= self.limit <= 32_767:
+            raise InputError(f"the limit is {self.limit}: give a whole number of 1 to 32,767 (127 for int8)")
         if self.method not in get_args(RangeMethod):
             raise InputError(
                 f"the method is {self.method!r}: choose one of {', '.join(get_args(RangeMethod))}"
@@ -118,6 +120,8 @@ class FakeQuant(nn.Module):
         Raises:
             InputError: a value is not a number, or infinite; the layer is named.
         """
+        if not x.numel():
+            return  # an empty batch says nothing of the range
         x = x.detach().to(self.step.dtype)
         if not bool(x.isfinite().all()):
             raise InputError(
@@ -140,28 +144,52 @@ class FakeQuant(nn.Module):
         self._set(new)
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole numbers in [-Q, Q] with x's dtype, and s; x ≈ the one times the other.
+        """Whole numbers in [-Q, Q] and s; x ≈ the one times the other.
+
+        Both are of x's dtype, or float32 where that is narrower: float16 does not hold small scales.
 
         Gradients pass straight through the rounding. Those of a learned step are multiplied by 1 / sqrt(N ·
         Q).
         """
-        scale = self.scale
+        x = x.to(computing_dtype(x.dtype))
+        scale = self.scale.to(x.dtype)
         if self.settings.method == "lsq":
             values_per_step = x.numel() / max(scale.numel(), 1)
             scale = scale_gradient(scale, 1 / math.sqrt(max(values_per_step, 1) * self.limit))
-        scaled = x * scale.reciprocal().to(x.dtype)
+        scaled = x * scale.reciprocal()
         if self.is_counting:
             self.counter.add(scaled.detach().round().abs() > self.limit)
-        return straight_round(scaled.clamp(-self.limit, self.limit)), scale.to(x.dtype)
+        return straight_round(scaled.clamp(-self.limit, self.limit)), scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """x rounded to a multiple of s."""
+        """x rounded to a multiple of s, in its own dtype."""
         integers, scale = self.quantize(x)
-        return integers * scale
+        return (integers * scale).to(x.dtype)
+
+    def get_extra_state(self) -> Tensor:
+        """Q, for the state dict: the step is of this Q."""
+        return torch.tensor(self.limit)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take Q from a state dict.
+
+        Raises:
+            InputError: it is out of range.
+        """
+        self.limit = FakeQuantSettings(int(state)).limit
 
     def extra_repr(self) -> str:
         """What print shows."""
         return f"limit={self.limit}, method={self.settings.method!r}, shape={tuple(self.step.shape)}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast it; the step stays float32 in a model of float16."""
+        step = self.step.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
+        dtype = computing_dtype(self.step.dtype)
+        if dtype != self.step.dtype:
+            self.step.data = step.to(self.step.device, dtype)
+        return self
 
     def _set(self, step: Tensor) -> None:
         with torch.no_grad():

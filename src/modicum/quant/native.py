@@ -9,6 +9,7 @@ import platform
 import shutil
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from modicum.cache_folder import cache_folder
+from modicum.errors import InputError
 from modicum.progress import reporting
 from modicum.quant.convolution import ConvSettings
 
@@ -94,7 +96,16 @@ class NativeKernels:
         return packed
 
     def quantize(self, x: Tensor, inverse_scale: float, limit: int) -> Tensor:
-        """x float32 [C, T], any strides, to int8 rows [T, C]: clip(round(x · inverse_scale), ±limit)."""
+        """x float32 [C, T], any strides, to int8 rows [T, C]: clip(round(x · inverse_scale), ±limit).
+
+        Raises:
+            InputError: x is not such a tensor.
+        """
+        if x.dim() != 2 or x.dtype != torch.float32 or x.device.type != "cpu":
+            raise InputError(
+                f"the kernels were given {x.dtype} {list(x.shape)} on {x.device}: "
+                "give float32 [C, T] on a CPU"
+            )
         rows = torch.empty((x.shape[1], x.shape[0]), dtype=torch.int8)
         task = QuantizeTask(
             x.shape[0], x.shape[1], *x.stride(), x.data_ptr(), rows.data_ptr(), inverse_scale, limit
@@ -157,8 +168,17 @@ class NativeConv:
             result: [T_out, K]: int32 for sums; float32 for sums · scale + bias.
             scale: [K]; None with int32.
             bias: [K], or None.
+
+        Raises:
+            InputError: a shape or a dtype is another one.
         """
         has_scale = scale is not None
+        self._check(rows, torch.int8, (rows.shape[0], self.channels))
+        length = self.conv.out_length(rows.shape[0])
+        self._check(result, torch.float32 if has_scale else torch.int32, (length, self.filters))
+        for vector in (scale, bias):
+            if vector is not None:
+                self._check(vector, torch.float32, (self.filters,))
         task = ConvTask(
             self.channels,
             self.filters,
@@ -182,11 +202,23 @@ class NativeConv:
         scale: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
+        if x.dim() != 3 or x.shape[1] != self.channels:
+            raise InputError(
+                f"the input has the shape {list(x.shape)}: give [N, C, T] with {self.channels} channels"
+            )
         length = self.conv.out_length(x.shape[-1])
         result = torch.empty((len(x), length, self.filters), dtype=dtype)
         for sequence, out in zip(x.detach().unbind(), result.unbind(), strict=True):
             self.of_rows(self.kernels.quantize(sequence, inverse_scale, self.limit), out, scale, bias)
         return result.mT
+
+    def _check(self, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """The kernels read and write plain memory: nothing else would notice a wrong size."""
+        if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
+            raise InputError(
+                f"the kernels were given {tensor.dtype} {list(tensor.shape)}: give {dtype} {list(shape)}, "
+                "contiguous"
+            )
 
 
 @cache
@@ -222,16 +254,20 @@ def build() -> Path:
     """The shared library, built unless it was.
 
     It is built in a folder of its own and moved to its place whole, so that no process reads half of it and a
-    build that was stopped blocks no other one.
+    build that was stopped blocks no other one. Its name ends in a digest of its bytes: a file that was
+    damaged since would kill the process, so it is deleted and built again.
 
     Raises:
         RuntimeError: there is no compiler or no ninja, or it failed.
         OSError: the cache folder cannot be written.
     """
     place = cache_folder() / "kernels"
-    library = place / f"conv1d-{digest()}.so"
-    if library.is_file():
-        return library
+    name = f"conv1d-{digest()}"
+    for library in place.glob(f"{name}-*.so"):
+        if library.name == f"{name}-{_content_digest(library)}.so":
+            return library
+        with suppress(OSError):
+            library.unlink()
     from torch.utils import cpp_extension
 
     place.mkdir(parents=True, exist_ok=True)
@@ -246,7 +282,13 @@ def build() -> Path:
                 is_python_module=False,
             )
             tell(1)
-        (folder / "modicum_conv1d.so").replace(library)
+        built = folder / "modicum_conv1d.so"
+        library = place / f"{name}-{_content_digest(built)}.so"
+        built.replace(library)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return library
+
+
+def _content_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -26,6 +26,8 @@ POINTS = tuple(Fraction(*p) for p in ((0, 1), (1, 1), (-1, 1), (2, 1), (-2, 1), 
 """Interpolation points, in the order in which they are taken. Small ones keep the matrices small."""
 TILES = ((2, 3), (4, 3), (2, 5), (4, 5), (6, 3))
 """(m, r) of the transforms that the schemes use."""
+KERNEL_TILE = (2, 3)
+"""(m, r) of the transform that has a compiled kernel."""
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 

@@ -25,10 +25,20 @@ class Scheme:
 
     Attributes:
         weight_limit: Q of the weights.
+
+    Raises:
+        InputError: the limit is not a whole number of 1 to 127.
     """
 
     name: ClassVar[str]
+    channel_axis: ClassVar[int] = -2
+    """Of `prepare_weight`'s result."""
     weight_limit: int = 127
+
+    def __post_init__(self) -> None:
+        limit = self.weight_limit
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 127:
+            raise InputError(f"the weights' limit is {limit}: give a whole number of 1 to 127")
 
     def check(self, conv: ConvSettings, channels: int) -> None:
         """Raise unless it can compute such a convolution.
@@ -98,9 +108,8 @@ class WinogradScheme(Scheme):
     taps: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         winograd_transform(self.outputs, self.taps)
-        if not 1 <= self.weight_limit <= 127:
-            raise InputError(f"the weights' limit is {self.weight_limit}: give 1 to 127")
 
     @property
     def transform(self) -> WinogradTransform:

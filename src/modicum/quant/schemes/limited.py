@@ -28,6 +28,7 @@ class RangeLimitedWinograd(WinogradScheme):
     """Samples in ±Q₀; transformed inputs never need clipping."""
 
     name: ClassVar[str] = "limited"
+    channel_axis: ClassVar[int] = -1
 
     @property
     def input_limit(self) -> int:

@@ -27,6 +27,7 @@ class TapwiseWinograd(WinogradScheme):
     """
 
     name: ClassVar[str] = "tapwise"
+    channel_axis: ClassVar[int] = -1
     is_per_tap: bool = True
 
     @property
