@@ -43,7 +43,12 @@ def train(
     manifest: ManifestArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the recognizer goes.", metavar="FOLDER")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="conv or dfsmn (CTC), or frames (a phone for each frame).")
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="conv, dfsmn, convdfsmn or wav2letter (CTC), or frames (a phone for each frame).",
+        ),
     ] = "conv",
     size: Annotated[str, typer.Option(help="tiny, small or base.")] = "small",
     units: Annotated[str, typer.Option(help="Classes of a CTC model: graphemes or phones.")] = "graphemes",

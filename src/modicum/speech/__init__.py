@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from modicum.speech.audio import load_audio, save_audio
     from modicum.speech.augment import SpecAugment, SpeedPerturbation
     from modicum.speech.conv_ctc import ConvCtc, ConvCtcSettings
+    from modicum.speech.conv_dfsmn import ConvDfsmnCtc, ConvDfsmnCtcSettings
     from modicum.speech.corpus import CorpusSettings, FeatureCorpus, build_corpus
     from modicum.speech.decoding import GreedyDecoder, Hypothesis, PrefixBeamSearch, greedy_decode
     from modicum.speech.dfsmn import DfsmnCtc, DfsmnCtcSettings
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from modicum.speech.tokens import TokenSet
     from modicum.speech.training import TrainingResult, train
     from modicum.speech.viterbi import PhoneViterbi
+    from modicum.speech.wav2letter import Wav2letterCtc, Wav2letterCtcSettings
 
 _HOMES = {
     "acoustic_model": ("AcousticModel", "ModelSettings"),
     "audio": ("load_audio", "save_audio"),
     "conv_ctc": ("ConvCtc", "ConvCtcSettings"),
+    "conv_dfsmn": ("ConvDfsmnCtc", "ConvDfsmnCtcSettings"),
     "corpus": ("CorpusSettings", "FeatureCorpus", "build_corpus"),
     "decoding": ("GreedyDecoder", "Hypothesis", "PrefixBeamSearch", "greedy_decode"),
     "dfsmn": ("DfsmnCtc", "DfsmnCtcSettings"),
@@ -57,6 +60,7 @@ _HOMES = {
     "noise": ("AddNoise", "NoiseSettings"),
     "training": ("TrainingResult", "train"),
     "viterbi": ("PhoneViterbi",),
+    "wav2letter": ("Wav2letterCtc", "Wav2letterCtcSettings"),
 }
 _HOME = {name: f"modicum.speech.{home}" for home, names in _HOMES.items() for name in names}
 
@@ -79,6 +83,10 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "ConvCtcSettings",
     "DfsmnCtc",
     "DfsmnCtcSettings",
+    "ConvDfsmnCtc",
+    "ConvDfsmnCtcSettings",
+    "Wav2letterCtc",
+    "Wav2letterCtcSettings",
     "FrameModel",
     "FrameModelSettings",
     "model_settings",
