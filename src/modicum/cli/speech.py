@@ -13,6 +13,7 @@ import typer
 
 from modicum.cli.console import complain, print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
+from modicum.cli.speech_quantize import quantize
 from modicum.cli.speech_synth import synth
 from modicum.errors import InputError, ModicumError
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Train, use and evaluate small speech recognizers.")
 app.command("synth")(synth)
+app.command("quantize")(quantize)
 
 ManifestArgument = Annotated[
     Path,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from modicum.speech.frame_model import FrameModel, FrameModelSettings
     from modicum.speech.manifest import PhoneInterval, Utterance, read_manifest, write_manifest
     from modicum.speech.noise import AddNoise, NoiseSettings
+    from modicum.speech.quantization import QuantizationResult, QuantizationSettings, quantize
+    from modicum.speech.quantize_entry import QuantizeReport, quantize_recognizer
     from modicum.speech.recipe import Recipe
     from modicum.speech.recognizer import Recognizer, Transcript
     from modicum.speech.scoring import Rate, character_error_rate, word_error_rate
@@ -48,6 +50,8 @@ _HOMES = {
     "features": ("Fbank", "FeatureSettings"),
     "frame_model": ("FrameModel", "FrameModelSettings"),
     "manifest": ("PhoneInterval", "Utterance", "read_manifest", "write_manifest"),
+    "quantization": ("QuantizationResult", "QuantizationSettings", "quantize"),
+    "quantize_entry": ("QuantizeReport", "quantize_recognizer"),
     "recipe": ("Recipe",),
     "recognizer": ("Recognizer", "Transcript"),
     "scoring": ("Rate", "character_error_rate", "word_error_rate"),
@@ -98,6 +102,11 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "train_recognizer",
     "TeachingSettings",
     "record_targets",
+    "QuantizationSettings",
+    "QuantizationResult",
+    "quantize",
+    "QuantizeReport",
+    "quantize_recognizer",
     "Recognizer",
     "Transcript",
     "GreedyDecoder",

@@ -28,6 +28,8 @@ class Scheme:
     """
 
     name: ClassVar[str]
+    has_transformed_weights: ClassVar[bool] = False
+    """Whether `prepare_weight` gives U [n, K, C], or else weights [K, C / groups, r]."""
     weight_limit: int = 127
 
     def check(self, conv: ConvSettings, channels: int) -> None:

@@ -28,6 +28,7 @@ class RangeLimitedWinograd(WinogradScheme):
     """Samples in ±Q₀; transformed inputs never need clipping."""
 
     name: ClassVar[str] = "limited"
+    has_transformed_weights: ClassVar[bool] = True
 
     @property
     def input_limit(self) -> int:

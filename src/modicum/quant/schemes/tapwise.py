@@ -27,6 +27,7 @@ class TapwiseWinograd(WinogradScheme):
     """
 
     name: ClassVar[str] = "tapwise"
+    has_transformed_weights: ClassVar[bool] = True
     is_per_tap: bool = True
 
     @property
