@@ -21,7 +21,6 @@ from modicum.quant import (
 from modicum.quant.convolution import direct_conv1d
 from modicum.quant.integer_model import describe_layers, integer_layers, restore_layers
 from modicum.quant.schemes import SCHEMES
-from tests.quant.samples import integers
 
 
 def built() -> nn.Sequential:
@@ -79,9 +78,9 @@ def test_a_wide_exact_layer_sums_past_24_bits() -> None:
     generator = torch.Generator().manual_seed(0)
     channels, conv = 512, ConvSettings(3, (1, 1))
     scheme = ExactWinograd(63)
-    # Inputs and weights of one sign, so that the sums become large.
-    weights = integers(generator, 63, 4, channels, 3).abs()
-    x = integers(generator, 127, 1, channels, 9).abs().float()
+    # Near their limits and of one sign, so that (d1 + d2) · (g0 + g1 + g2) sums up to some 21 million.
+    weights = torch.randint(60, 64, (4, channels, 3), generator=generator, dtype=torch.int8)
+    x = torch.randint(100, 128, (1, channels, 9), generator=generator).float()
     layer = IntegerConv1d(scheme, conv, weights, (torch.tensor(1.0), torch.ones(4, 1, 1)), None)
     assert layer.channels == channels
     expected = direct_conv1d(x.double(), weights.double(), conv).to(torch.int64)
