@@ -55,6 +55,7 @@ from modicum.speech import (
 )
 from modicum.speech.examples import Examples, FrameRate
 from modicum.speech.quantization import float_model
+from modicum.speech.rsq_training import RSQTraining
 from modicum.speech.tokens import normalize_text
 from modicum.speech.training import TrainingLoop
 
@@ -62,7 +63,8 @@ _DOCS = Path(__file__).resolve().parent.parent / "docs"
 ROWS = "rows.jsonl"
 MODELS = ("wav2letter", "convdfsmn")
 SCHEMES = ("direct", "limited", "rsq")
-FLOAT = "fp32"
+FLOAT, ALIKE = "fp32", "fp32 alike"
+"""Of fp32 alike the training is that of int8 in all but the rounding."""
 AIM = 0.1
 """Points of word error rate that int8 may cost after training."""
 
@@ -148,17 +150,17 @@ class Bench:
         variants = [(scheme, epochs) for scheme in SCHEMES for epochs in (0, self.sizes.rsq_epochs)]
         wanted = [(s, e) for s, e in variants if not self.has(**key, scheme=s, epochs=e)]
         has_float = self.has(**key, scheme=FLOAT, epochs=0)
-        has_longer = self.has(**key, scheme=FLOAT, epochs=self.sizes.rsq_epochs)
-        if not wanted and has_float and has_longer:
+        controls = [c for c in (FLOAT, ALIKE) if not self.has(**key, scheme=c, epochs=self.sizes.rsq_epochs)]
+        if not wanted and has_float and not controls:
             return
         started = time.process_time()
         exact = self.float_recognizer(model, seed)
         if not has_float:
             self.add(key | {"scheme": FLOAT, "epochs": 0} | self.score(exact, exact, started))
-        if not has_longer:
+        for scheme in controls:
             started = time.process_time()
-            longer = self.trained_on(exact, seed)
-            told = {"scheme": FLOAT, "epochs": self.sizes.rsq_epochs}
+            longer = self.trained_on(exact, seed, is_distilled=scheme == ALIKE)
+            told = {"scheme": scheme, "epochs": self.sizes.rsq_epochs}
             self.add(key | told | self.score(longer, exact, started))
         for scheme, epochs in wanted:
             started = time.process_time()
@@ -172,17 +174,21 @@ class Bench:
                 found = quantize(exact, self.train, settings, out=out).recognizer
             self.add(key | {"scheme": scheme, "epochs": epochs} | self.score(found, exact, started))
 
-    def trained_on(self, exact: Recognizer, seed: int) -> Recognizer:
-        """The float model, trained as long as the int8 ones by the same recipe, on the labels only.
+    def trained_on(self, exact: Recognizer, seed: int, is_distilled: bool) -> Recognizer:
+        """The float model, trained as long as the int8 ones: on the labels only, or with the same loss.
 
-        It tells what more training brings without quantisation and distillation.
+        It tells what more training brings without quantisation.
         """
         settings = QuantizationSettings(
             "direct", self.sizes.rsq_epochs, batch_seconds=self.sizes.batch_seconds, seed=seed
         )
         model = float_model(exact)
+        recipe = settings.recipe(model.settings)
         examples = Examples(self.train, self.tokens, FrameRate(model.criterion, model.subsampling))
-        TrainingLoop(model, examples, settings.recipe(model.settings), None, None).run(lambda *_: None)
+        loop = TrainingLoop(model, examples, recipe, None, None)
+        if is_distilled:
+            loop = RSQTraining(model, examples, recipe, None, None, teacher=float_model(exact))
+        loop.run(lambda *_: None)
         return replace(exact, model=model.eval())
 
     def score(self, recognizer: Recognizer, exact: Recognizer, started: float) -> dict[str, Any]:
@@ -337,32 +343,49 @@ def _errors(model: str, rows: Sequence[dict[str, Any]]) -> str:
     seeds = sorted({row["seed"] for row in rows if row["scheme"] == FLOAT})
     first = rows[0]
     lines = []
-    for scheme, epochs in dict.fromkeys((row["scheme"], row["epochs"]) for row in rows):
-        mine = {r["seed"]: r for r in rows if (r["scheme"], r["epochs"]) == (scheme, epochs)}
-        exact = {r["seed"]: r for r in rows if (r["scheme"], r["epochs"]) == (FLOAT, 0) and r["seed"] in mine}
-        training = f", {epochs} epochs of RSQ training" if epochs else ", ranges only"
-        if scheme == FLOAT:
-            training = f", {epochs} epochs more on the labels" if epochs else ""
-        cells = [_values(mine, "wer"), _values(mine, "cer")]
-        if scheme == FLOAT and not epochs:
-            cells += ["", "", ""]
-        else:
-            mean, low, high = difference(
-                [mine[seed]["errors"] for seed in exact],
-                [exact[seed]["errors"] for seed in exact],
-                first["words"],
-            )
-            cells.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
-            cells.append("yes" if high <= AIM else "no" if low > AIM else "undecided")
-            cells.append(f"{statistics.mean(r['divergence'] for r in mine.values()):.1e}")
-        lines.append([scheme + training, *cells])
-    head = ["", "WER, %", "CER, %", "WER − that of fp32, points", f"within {AIM}", "divergence, nats a frame"]
+    of = {(r["scheme"], r["epochs"], r["seed"]): r for r in rows}
+    alike = max((row["epochs"] for row in rows if row["scheme"] == ALIKE), default=0)
+    for scheme, epochs in sorted(dict.fromkeys((r["scheme"], r["epochs"]) for r in rows), key=_place):
+        mine = {seed: of[scheme, epochs, seed] for seed in seeds if (scheme, epochs, seed) in of}
+        cells = [_name(scheme, epochs), _values(mine, "wer"), _values(mine, "cer")]
+        is_base = (scheme, epochs) == (FLOAT, 0)
+        cells += ["", ""] if is_base else _gap(mine, {s: of[FLOAT, 0, s] for s in mine})
+        is_trained = scheme in SCHEMES and epochs > 0
+        others = {s: of[ALIKE, alike, s] for s in mine if (ALIKE, alike, s) in of}
+        cells += _gap(mine, others) if is_trained and others else ["", ""]
+        divergence = statistics.mean(row["divergence"] for row in mine.values())
+        lines.append([*cells, "" if is_base else f"{divergence:.1e}"])
+    head = ["", "WER, %", "CER, %", "WER − that of fp32, points", f"within {AIM}"]
+    head += ["WER − that of fp32 trained alike", f"within {AIM}", "divergence from fp32, nats a frame"]
     return (
         f"**Error rates of `{model}`**, {first['parameters']:,} parameters, {len(seeds)} seeds, "
         f"{first['words']:,} words of 8 held-out voices. In brackets the 95 % interval of the difference "
         "over utterances (bootstrap of pairs, the seeds of an utterance together); *within* is yes if all of "
         "the interval is, no if none of it, and else undecided.\n\n" + report.table(head, lines)
     )
+
+
+def _place(variant: tuple[str, int]) -> tuple[int, int]:
+    return (FLOAT, ALIKE, *SCHEMES).index(variant[0]), variant[1]
+
+
+def _name(scheme: str, epochs: int) -> str:
+    if scheme == FLOAT:
+        return f"fp32, {epochs} epochs more on the labels" if epochs else "fp32"
+    if scheme == ALIKE:
+        return f"fp32, {epochs} epochs more with the loss of RSQ training"
+    return f"{scheme}, {epochs} epochs of RSQ training" if epochs else f"{scheme}, ranges only"
+
+
+def _gap(mine: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[str]:
+    """Points of WER over others, of the same seeds, and whether the aim is reached."""
+    ours, theirs = ([rows[seed]["errors"] for seed in others] for rows in (mine, others))
+    mean, low, high = difference(ours, theirs, next(iter(mine.values()))["words"])
+    return [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", _verdict(low, high)]
+
+
+def _verdict(low: float, high: float) -> str:
+    return "yes" if high <= AIM else "no" if low > AIM else "undecided"
 
 
 def _values(rows: dict[int, dict[str, Any]], name: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from modicum.quant.calibration import quantized_layers
 from modicum.quant.loss import RSQLossSettings, recorded_outputs, rsq_loss
 from modicum.speech.acoustic_model import AcousticModel, inside
 from modicum.speech.examples import Batch
@@ -23,7 +22,8 @@ class RSQTraining(TrainingLoop):
     padding does not matter. `targets` are not used.
 
     Attributes:
-        teacher: the float model, of the same structure, in evaluation mode.
+        teacher: the float model in evaluation mode; each of its Conv1d layers is a layer of the same name in
+            the student, quantised (or float, for a comparison).
         weights: of the parts of the loss.
     """
 
@@ -31,7 +31,7 @@ class RSQTraining(TrainingLoop):
     weights: RSQLossSettings = field(default_factory=RSQLossSettings)
 
     def loss(self, batch: Batch) -> Tensor:
-        names = list(quantized_layers(self.model))
+        names = [name for name, layer in self.teacher.named_modules() if isinstance(layer, nn.Conv1d)]
         with recorded_outputs(self.model, names) as found:
             logits = self.model(batch.features, batch.lengths)
         with torch.no_grad(), recorded_outputs(self.teacher, names) as exact:
