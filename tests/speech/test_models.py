@@ -13,11 +13,20 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from modicum.errors import InputError, ModelError
-from modicum.speech import ConvCtcSettings, DfsmnCtcSettings, FrameModelSettings, model_settings
+from modicum.speech import (
+    ConvCtcSettings,
+    ConvDfsmnCtcSettings,
+    DfsmnCtcSettings,
+    FrameModelSettings,
+    Wav2letterCtcSettings,
+    model_settings,
+)
 from modicum.speech.acoustic_model import AcousticModel, ModelSettings, inside, settings_from_dict
 from modicum.speech.compact.sanm import SanmSettings
+from modicum.speech.conv_dfsmn import ConvDfsmnCtc
 from modicum.speech.dfsmn import DfsmnCtc, DfsmnMemory
 from modicum.speech.frame_norm import FrameNorm
+from modicum.speech.normed_conv import fold_norms
 from modicum.speech.sizes import SIZES
 from tests.bounds import FUNCTION, assert_within, gamma
 
@@ -25,6 +34,8 @@ SMALL: list[ModelSettings] = [
     ConvCtcSettings(width=12, num_blocks=2, kernel=5),
     DfsmnCtcSettings(hidden=10, projection=6, num_layers=2, left=2, right=3, left_stride=2, right_stride=1),
     FrameModelSettings(width=9, num_layers=2, context=3),
+    ConvDfsmnCtcSettings(hidden=10, projection=6, num_layers=3),
+    Wav2letterCtcSettings(width=8, num_layers=2, kernel=5, head=9),
 ]
 # What attention adds up for a frame, and so its rounding, has no bound by magnitudes of weights alone.
 SANM = SanmSettings(width=8, num_layers=2, num_heads=2, hidden=12, kernel=5, sharing="all", rank=1, adapter=2)
@@ -117,6 +128,8 @@ def test_a_model_gives_a_frame_for_each_so_many_features(name: str, subsampling:
         "dfsmn": DfsmnCtcSettings(subsampling, hidden=4, projection=2, num_layers=1),
         "frames": FrameModelSettings(subsampling, width=4, num_layers=1),
         "sanm": SanmSettings(subsampling, width=4, num_layers=1, num_heads=1, hidden=4, kernel=3),
+        "convdfsmn": ConvDfsmnCtcSettings(subsampling, hidden=4, projection=2, num_layers=1),
+        "wav2letter": Wav2letterCtcSettings(subsampling, width=4, num_layers=1, head=3),
     }[name]
     model = settings.build(MELS, CLASSES).eval()
     for size in range(1, 10):
@@ -181,6 +194,59 @@ def test_dfsmn_layers_are_their_formula() -> None:
     assert_within(model(features, lengths)[0], expected, bound, "the model")
 
 
+@given(kernel=st.sampled_from([1, 3, 5]), frames=st.integers(1, 7), layers=st.integers(1, 3))
+@torch.no_grad()
+def test_conv_dfsmn_layers_are_their_formula(kernel: int, frames: int, layers: int) -> None:
+    settings = ConvDfsmnCtcSettings(1, hidden=5, projection=4, num_layers=layers, kernel=kernel)
+    model = built(settings, kernel + 7 * frames + 31 * layers)
+    assert isinstance(model, ConvDfsmnCtc)
+    features, lengths = torch.randn(1, frames, MELS, dtype=torch.float64), torch.tensor([frames])
+    hidden = model.first(features.mT, None).relu()[0].T.tolist()
+    below = [[0.0] * 4 for _ in range(frames)]
+    for layer in model.layers:
+        v, u = layer.projection.weight[..., 0].tolist(), layer.hidden.weight[..., 0].tolist()
+        a, b = layer.memory.weight.tolist(), layer.hidden.bias.tolist()
+        p = [[math.fsum(x * y for x, y in zip(row, h, strict=True)) for row in v] for h in hidden]
+        for t in range(frames):
+            for i in range(4):
+                terms = [below[t][i], p[t][i]]
+                for k in range(-(kernel // 2), kernel // 2 + 1):
+                    if 0 <= t + k < frames:
+                        terms += [a[i][j][k + kernel // 2] * p[t + k][j] for j in range(4)]
+                below[t][i] = math.fsum(terms)
+        hidden = [
+            [max(0.0, math.fsum([b[i], *(x * y for x, y in zip(u[i], m, strict=True))])) for i in range(5)]
+            for m in below
+        ]
+    weight, bias = model.output.weight[..., 0].tolist(), model.output.bias.tolist()  # type: ignore[union-attr]
+    expected = [
+        [
+            math.fsum([c, *(x * y for x, y in zip(row, h, strict=True))])
+            for row, c in zip(weight, bias, strict=True)
+        ]
+        for h in hidden
+    ]
+    bound = 2 * rounding_bound(model, features, lengths)[0]
+    found = model(features, lengths)[0]
+    assert_within(found, torch.tensor(expected, dtype=torch.float64), bound, "the model")
+
+
+@pytest.mark.parametrize("settings", SMALL[3:], ids=lambda settings: settings.name)
+@torch.no_grad()
+def test_folded_norms_change_nothing_but_rounding(settings: ModelSettings) -> None:
+    model = built(settings)
+    utterances = [torch.randn(size, MELS, dtype=torch.float64) for size in (9, 4)]
+    lengths = torch.tensor([9, 4])
+    padded = pad_sequence(utterances, batch_first=True, padding_value=1e6)
+    inner = inside(lengths, 9)[..., None]
+    bound = 4 * rounding_bound(model, padded * inner, lengths)  # folding rounds the weights, too
+    expected = model(padded, lengths)
+    fold_norms(model)
+    assert not any(isinstance(module, FrameNorm) for module in model.modules())
+    frames = inside(model.output_lengths(lengths), expected.shape[1])
+    assert_within(model(padded, lengths)[frames], expected[frames], bound[frames], "the folded model")
+
+
 def test_frame_norm_takes_its_statistics_from_valid_frames() -> None:
     norm = FrameNorm(2).double().train()
     x, lengths = torch.randn(3, 6, 2, dtype=torch.float64), torch.tensor([6, 2, 4])
@@ -223,10 +289,17 @@ def test_sizes_grow_and_settings_come_back_from_json(name: str) -> None:
         (lambda: ConvCtcSettings(subsampling=0), "subsampling of a conv model is 0"),
         (lambda: DfsmnCtcSettings(left=-1), "the memory has -1 past"),
         (lambda: DfsmnCtcSettings(left_stride=0), "left_stride of a dfsmn model is 0"),
+        (lambda: ConvDfsmnCtcSettings(kernel=2), "the kernel has 2 taps: give an odd number"),
+        (lambda: ConvDfsmnCtcSettings(projection=0), "projection of a convdfsmn model is 0"),
+        (lambda: Wav2letterCtcSettings(kernel=2), "the kernel has 2 taps: give an odd number"),
+        (lambda: Wav2letterCtcSettings(head=0), "head of a wav2letter model is 0"),
         (lambda: FrameModelSettings(context=-1), "the context is -1"),
         (lambda: FrameModelSettings(dropout=-0.5), "dropout is -0.5"),
         (lambda: ConvCtcSettings().build(0, 3), "a model of 0 features and 3 classes"),
-        (lambda: model_settings("rnn", "tiny"), "model is 'rnn'; choose one of conv, dfsmn, frames"),
+        (
+            lambda: model_settings("rnn", "tiny"),
+            "model is 'rnn'; choose one of conv, dfsmn, convdfsmn, wav2letter, frames",
+        ),
         (lambda: model_settings("conv", "huge"), "size is 'huge'; choose one of tiny"),
     ],
 )

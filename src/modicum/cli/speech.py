@@ -14,6 +14,7 @@ import typer
 from modicum.cli.console import complain, print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
 from modicum.cli.speech_pack import export, pack
+from modicum.cli.speech_quantize import quantize
 from modicum.cli.speech_stream import stream_text
 from modicum.cli.speech_synth import synth
 from modicum.errors import InputError, ModicumError
@@ -30,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, help="Train, use and evaluate small spee
 app.command("synth")(synth)
 app.command("pack")(pack)
 app.command("export")(export)
+app.command("quantize")(quantize)
 
 ManifestArgument = Annotated[
     Path,
@@ -54,7 +56,11 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the recognizer goes.", metavar="FOLDER")],
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="conv, dfsmn or sanm (CTC), or frames (a phone for each frame)."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="conv, dfsmn, convdfsmn, wav2letter or sanm (CTC), or frames (a phone for each frame).",
+        ),
     ] = "conv",
     size: Annotated[str, typer.Option(help="tiny, small or base.")] = "small",
     units: Annotated[str, typer.Option(help="Classes of a CTC model: graphemes or phones.")] = "graphemes",

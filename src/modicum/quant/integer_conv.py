@@ -83,9 +83,20 @@ class IntegerConv1d(nn.Module):
         self._native: _Packed | None = None
 
     @property
+    def filters(self) -> int:
+        """K."""
+        return self.weights.shape[self.scheme.channel_axis - 1]
+
+    @property
     def channels(self) -> int:
         """C."""
         return self.weights.shape[self.scheme.channel_axis] * self.conv.groups
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers of the convolution that it computes: K · C / groups · r, and K with a bias."""
+        weights = self.filters * self.channels // self.conv.groups * self.conv.taps
+        return weights if self.bias is None else weights + self.filters
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what is packed for the kernels, which is made again."""

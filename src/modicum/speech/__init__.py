@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from modicum.speech.audio import load_audio, save_audio
     from modicum.speech.augment import SpecAugment, SpeedPerturbation
     from modicum.speech.conv_ctc import ConvCtc, ConvCtcSettings
+    from modicum.speech.conv_dfsmn import ConvDfsmnCtc, ConvDfsmnCtcSettings
     from modicum.speech.corpus import CorpusSettings, FeatureCorpus, build_corpus
     from modicum.speech.decoding import GreedyDecoder, Hypothesis, PrefixBeamSearch, greedy_decode
     from modicum.speech.dfsmn import DfsmnCtc, DfsmnCtcSettings
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from modicum.speech.frame_model import FrameModel, FrameModelSettings
     from modicum.speech.manifest import PhoneInterval, Utterance, read_manifest, write_manifest
     from modicum.speech.noise import AddNoise, NoiseSettings
+    from modicum.speech.quantization import QuantizationResult, QuantizationSettings, quantize
+    from modicum.speech.quantize_entry import QuantizeReport, quantize_recognizer
     from modicum.speech.recipe import Recipe
     from modicum.speech.recognizer import Recognizer, Transcript
     from modicum.speech.scoring import Rate, character_error_rate, word_error_rate
@@ -32,11 +35,13 @@ if TYPE_CHECKING:
     from modicum.speech.tokens import TokenSet
     from modicum.speech.training import TrainingResult, train
     from modicum.speech.viterbi import PhoneViterbi
+    from modicum.speech.wav2letter import Wav2letterCtc, Wav2letterCtcSettings
 
 _HOMES = {
     "acoustic_model": ("AcousticModel", "ModelSettings"),
     "audio": ("load_audio", "save_audio"),
     "conv_ctc": ("ConvCtc", "ConvCtcSettings"),
+    "conv_dfsmn": ("ConvDfsmnCtc", "ConvDfsmnCtcSettings"),
     "corpus": ("CorpusSettings", "FeatureCorpus", "build_corpus"),
     "decoding": ("GreedyDecoder", "Hypothesis", "PrefixBeamSearch", "greedy_decode"),
     "dfsmn": ("DfsmnCtc", "DfsmnCtcSettings"),
@@ -45,6 +50,8 @@ _HOMES = {
     "features": ("Fbank", "FeatureSettings"),
     "frame_model": ("FrameModel", "FrameModelSettings"),
     "manifest": ("PhoneInterval", "Utterance", "read_manifest", "write_manifest"),
+    "quantization": ("QuantizationResult", "QuantizationSettings", "quantize"),
+    "quantize_entry": ("QuantizeReport", "quantize_recognizer"),
     "recipe": ("Recipe",),
     "recognizer": ("Recognizer", "Transcript"),
     "scoring": ("Rate", "character_error_rate", "word_error_rate"),
@@ -57,6 +64,7 @@ _HOMES = {
     "noise": ("AddNoise", "NoiseSettings"),
     "training": ("TrainingResult", "train"),
     "viterbi": ("PhoneViterbi",),
+    "wav2letter": ("Wav2letterCtc", "Wav2letterCtcSettings"),
 }
 _HOME = {name: f"modicum.speech.{home}" for home, names in _HOMES.items() for name in names}
 
@@ -79,6 +87,10 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "ConvCtcSettings",
     "DfsmnCtc",
     "DfsmnCtcSettings",
+    "ConvDfsmnCtc",
+    "ConvDfsmnCtcSettings",
+    "Wav2letterCtc",
+    "Wav2letterCtcSettings",
     "FrameModel",
     "FrameModelSettings",
     "model_settings",
@@ -90,6 +102,11 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "train_recognizer",
     "TeachingSettings",
     "record_targets",
+    "QuantizationSettings",
+    "QuantizationResult",
+    "quantize",
+    "QuantizeReport",
+    "quantize_recognizer",
     "Recognizer",
     "Transcript",
     "GreedyDecoder",

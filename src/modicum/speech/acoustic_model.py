@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.errors import InputError, ModelError
+from modicum.quant.integer_model import integer_layers
 
 Criterion = Literal["ctc", "frames"]
 """What a model is trained by: CTC on token sequences, or the cross-entropy of a label for each frame."""
@@ -78,8 +79,9 @@ class AcousticModel(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Trained numbers; those of integer convolutions as in float."""
+        integer = sum(layer.num_parameters for layer in integer_layers(self).values())
+        return integer + sum(parameter.numel() for parameter in self.parameters())
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """⌈lengths / s⌉, [N] int64."""

@@ -16,10 +16,12 @@ from torch import Tensor
 
 import modicum.speech.sizes  # noqa: F401  # registers the models
 from modicum.errors import InputError, ModelError
+from modicum.quant.integer_model import describe_layers, restore_layers
 from modicum.speech.acoustic_model import AcousticModel, settings_from_dict
 from modicum.speech.audio import is_silent, load_audio
 from modicum.speech.decoding import Decoder, GreedyDecoder
 from modicum.speech.features import Fbank, FeatureSettings
+from modicum.speech.normed_conv import fold_norms
 from modicum.speech.tokens import TokenSet
 from modicum.speech.viterbi import PhoneViterbi
 from modicum.weights.new_folder import new_files
@@ -27,6 +29,8 @@ from modicum.weights.new_folder import new_files
 WEIGHTS = "model.safetensors"
 CONFIG = "recognizer.json"
 _FORMAT = 1
+_REFUSALS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
+"""What reading a damaged folder may raise."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Recognizer:
     """A model that recognises speech.
 
     Attributes:
-        model: in evaluation mode.
+        model: in evaluation mode; its convolutions may be integer ones (see `modicum.speech.quantize`).
         tokens: its classes.
         features: its input.
         about: how it was trained, as JSON takes it.
@@ -79,6 +83,9 @@ class Recognizer:
             tokens, features = TokenSet.from_json(saved["tokens"]), FeatureSettings(**saved["features"])
             settings = settings_from_dict(saved["model"])
             model = settings.build(features.num_mels, tokens.num_classes)
+            if layers := saved.get("integer_layers"):
+                fold_norms(model)
+                restore_layers(model, layers)
             model.load_state_dict(load_file(folder / WEIGHTS))
             about = dict(saved["about"])
         except FileNotFoundError as error:
@@ -87,7 +94,7 @@ class Recognizer:
                 f"{folder} holds no recognizer, as it has no {missing}: give a folder that "
                 "modicum speech train wrote"
             ) from error
-        except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        except _REFUSALS as error:
             if isinstance(error, ModelError):
                 raise
             raise ModelError(
@@ -102,13 +109,15 @@ class Recognizer:
             InputError: the folder is not empty.
             ModelError: it cannot be written.
         """
-        told = {
+        told: dict[str, Any] = {
             "format": _FORMAT,
             "model": self.model.settings.to_dict(),
             "features": asdict(self.features),
             "tokens": self.tokens.to_json(),
             "about": dict(self.about),
         }
+        if layers := describe_layers(self.model):
+            told["integer_layers"] = layers
         with new_files(Path(folder)) as staged:
             state = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
             save_file(state, staged / WEIGHTS)
@@ -122,7 +131,9 @@ class Recognizer:
     @property
     def digest(self) -> str:
         """16 hex digits that stand for settings, tokens, features and all weights."""
-        about = [self.model.settings.to_dict(), self.tokens.to_json(), asdict(self.features)]
+        about: list[Any] = [self.model.settings.to_dict(), self.tokens.to_json(), asdict(self.features)]
+        if layers := describe_layers(self.model):
+            about.append(layers)
         sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(name.encode())

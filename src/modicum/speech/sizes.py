@@ -6,8 +6,10 @@ from modicum.errors import InputError
 from modicum.speech.acoustic_model import ModelSettings
 from modicum.speech.compact.sanm import SanmSettings
 from modicum.speech.conv_ctc import ConvCtcSettings
+from modicum.speech.conv_dfsmn import ConvDfsmnCtcSettings
 from modicum.speech.dfsmn import DfsmnCtcSettings
 from modicum.speech.frame_model import FrameModelSettings
+from modicum.speech.wav2letter import Wav2letterCtcSettings
 
 SIZES: dict[str, dict[str, ModelSettings]] = {
     "conv": {
@@ -19,6 +21,16 @@ SIZES: dict[str, dict[str, ModelSettings]] = {
         "tiny": DfsmnCtcSettings(hidden=96, projection=48, num_layers=3),
         "small": DfsmnCtcSettings(hidden=192, projection=96, num_layers=5),
         "base": DfsmnCtcSettings(hidden=320, projection=160, num_layers=8),
+    },
+    "convdfsmn": {
+        "tiny": ConvDfsmnCtcSettings(hidden=64, projection=64, num_layers=4),
+        "small": ConvDfsmnCtcSettings(),
+        "base": ConvDfsmnCtcSettings(hidden=256, projection=256, num_layers=8),
+    },
+    "wav2letter": {
+        "tiny": Wav2letterCtcSettings(width=64, num_layers=4, head=96),
+        "small": Wav2letterCtcSettings(),
+        "base": Wav2letterCtcSettings(width=256, num_layers=8, head=512),
     },
     "frames": {
         "tiny": FrameModelSettings(width=64, num_layers=2),

@@ -23,7 +23,7 @@ from modicum.speech.acoustic_model import AcousticModel
 from modicum.speech.augment import spec_augmented
 from modicum.speech.batches import BatchPlan
 from modicum.speech.corpus import FeatureCorpus, Progress
-from modicum.speech.examples import Examples, FrameRate, collate
+from modicum.speech.examples import Batch, Examples, FrameRate, collate
 from modicum.speech.recipe import Recipe
 from modicum.speech.recognizer import Recognizer
 from modicum.speech.teaching import check_targets
@@ -87,7 +87,7 @@ def train(
     if folder is not None:
         digest = _digest(recipe, examples, targets)
         checkpoint = TrainingCheckpoint(folder / STATE / "training.safetensors", digest)
-    losses = _Loop(model, examples, recipe, targets, checkpoint).run(progress or (lambda *_: None))
+    losses = TrainingLoop(model, examples, recipe, targets, checkpoint).run(progress or (lambda *_: None))
     seconds = time.perf_counter() - started
     about: dict[str, Any] = {
         "recipe": recipe.to_dict(),
@@ -109,7 +109,7 @@ class _LossError(ModelError):
 
 
 @dataclass
-class _Loop:
+class TrainingLoop:
     """The steps of a training."""
 
     model: AcousticModel
@@ -117,6 +117,11 @@ class _Loop:
     recipe: Recipe
     targets: SparseTargets | None
     checkpoint: TrainingCheckpoint | None
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of a batch, a scalar with a gradient."""
+        logits = self.model(batch.features, batch.lengths)
+        return batch_loss(logits, batch, self.examples, self.recipe, self.targets)
 
     def run(self, tell: Progress) -> list[float]:
         """Train the model in place; the loss of each step."""
@@ -174,8 +179,7 @@ class _Loop:
         with _seeded(self.recipe.seed * _SEED + step) as generator:
             batch = collate(self.examples, rows, [self._features(row, generator) for row in rows])
             self.model.train()
-            logits = self.model(batch.features, batch.lengths)
-            loss = batch_loss(logits, batch, self.examples, self.recipe, self.targets)
+            loss = self.loss(batch)
             torch.autograd.backward(loss)
         value = float(loss.detach())
         if not math.isfinite(value):

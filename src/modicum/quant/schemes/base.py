@@ -32,7 +32,7 @@ class Scheme:
 
     name: ClassVar[str]
     channel_axis: ClassVar[int] = -2
-    """Of `prepare_weight`'s result."""
+    """Of `prepare_weight`'s result; the axis of filters stands before it."""
     weight_limit: int = 127
 
     def __post_init__(self) -> None:
