@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -338,7 +339,9 @@ def section(raw: dict[str, Any]) -> str:
 
 
 def _errors(model: str, rows: Sequence[dict[str, Any]]) -> str:
-    seeds = sorted({row["seed"] for row in rows if row["scheme"] == FLOAT})
+    counts = Counter(row["seed"] for row in rows)
+    seeds = sorted(seed for seed, count in counts.items() if count == max(counts.values()))
+    rows = [row for row in rows if row["seed"] in seeds]  # those of which everything was measured
     first = rows[0]
     lines = []
     of = {(r["scheme"], r["epochs"], r["seed"]): r for r in rows}
