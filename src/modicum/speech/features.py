@@ -85,6 +85,9 @@ class Fbank:
     snip_edges=false, which lhotse and icefall use). So n samples give round(n / shift) frames. Each frame has
     its mean removed, pre-emphasis of 0.97, the "povey" window, a power spectrum of the next power of two, and
     mel filters from 20 Hz to half the sample rate.
+
+    Raises:
+        InputError: there are more mel channels than frames of this length can fill.
     """
 
     def __init__(self, settings: FeatureSettings | None = None) -> None:
@@ -98,6 +101,14 @@ class Fbank:
         frames.dither = self.settings.dither
         frames.snip_edges = False
         mels.num_bins = self.settings.num_mels
+        try:
+            self._knf.OnlineFbank(self._options)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"num_mels is {self.settings.num_mels}, too many for frames of "
+                f"{self.settings.frame_length_ms:g} ms at {self.settings.sample_rate:,} Hz: give fewer "
+                "channels"
+            ) from error
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Features of samples [n] in -1 to 1: [frames, num_mels] float32.
