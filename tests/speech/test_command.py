@@ -176,6 +176,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tones: Tones, t
         (["--units", "words"], "units are 'words'"),
         (["--epochs", "0"], "epochs is 0"),
         (["--rate", "0"], "--rate is 0"),
+        (["--rate", "1e300"], "--rate is 1e+300"),
         (["--batch-seconds", "0"], "--batch-seconds is 0"),
         (["--batch-seconds", "1e307"], "--batch-seconds is 1e+307"),
         (["--features", "{out}/f"], "of the features is in "),
@@ -272,6 +273,12 @@ def test_a_folder_that_cannot_be_written_is_said(
         == f"error: cannot write to {tmp_path / 'm'}: Permission denied; give a folder that can be written\n"
     )
     assert not (tmp_path / "f").exists()
+
+
+def test_too_many_channels_are_said(tones: Tones, tmp_path: Path) -> None:
+    code, _, err = command("train", tones.folder, "--out", tmp_path / "m", *QUICK, "--mels", "128")
+    assert code == 2
+    assert err == "error: --mels is 128, too many for frames of 25 ms at 16,000 Hz: give fewer channels\n"
 
 
 def test_a_huge_seed_is_a_seed(tones: Tones, tmp_path: Path) -> None:

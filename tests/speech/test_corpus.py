@@ -94,6 +94,8 @@ def test_a_damaged_folder_is_refused(tones: Tones, tmp_path: Path) -> None:
     features.write_bytes(features.read_bytes()[:-40])
     with pytest.raises(InputError, match="is not whole"):
         build_corpus(tones.utterances[:2], tmp_path / "f")
+    with pytest.raises(InputError, match=r"features\.f32 is a file: give a folder"):
+        build_corpus(tones.utterances[:2], features)
     features.unlink()
     with pytest.raises(InputError, match=r"has corpus.json and no features\.f32: remove"):
         build_corpus(tones.utterances[:2], tmp_path / "f")

@@ -131,6 +131,8 @@ def build_corpus(
         InputError: no utterance is left, the folder is of another corpus, or it cannot be written.
     """
     folder, settings = Path(folder), settings or CorpusSettings()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder for the features")
     source = _source(utterances, settings)
     saved = _saved(folder)
     if saved is None:

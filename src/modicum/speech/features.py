@@ -101,7 +101,10 @@ class Fbank:
     Frame t is centred at sample (t + 1/2) · shift; samples beyond the ends are mirrored (Kaldi's
     snip_edges=false, which lhotse and icefall use). So n samples give round(n / shift) frames. Each frame has
     its mean removed, pre-emphasis of 0.97, the "povey" window, a power spectrum of the next power of two, and
-    mel filters from 20 Hz to `FeatureSettings.highest_frequency`.
+    mel filters from 20 Hz to half the sample rate.
+
+    Raises:
+        InputError: there are more mel channels than frames of this length can fill.
     """
 
     def __init__(self, settings: FeatureSettings | None = None) -> None:
@@ -115,6 +118,14 @@ class Fbank:
         frames.dither = self.settings.dither
         frames.snip_edges = False
         mels.num_bins, mels.high_freq = self.settings.num_mels, self.settings.high_frequency
+        try:
+            self._knf.OnlineFbank(self._options)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"num_mels is {self.settings.num_mels}, too many for frames of "
+                f"{self.settings.frame_length_ms:g} ms at {self.settings.sample_rate:,} Hz: give fewer "
+                "channels"
+            ) from error
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Features of samples [n] in -1 to 1: [frames, num_mels] float32.
