@@ -197,8 +197,9 @@ def test_layers_that_were_made_in_inference_mode() -> None:
     with torch.inference_mode():
         converted, copied, inner = quant.convert(), copy.deepcopy(integer), quantize_model(conv)
         copied.backend = "auto"
-        assert torch.equal(converted(x), copied(x))
-    for form in (converted, copied):
+        moved = copy.deepcopy(integer).half().float()
+    for form in (converted, copied, moved):
+        assert not any(buffer.is_inference() for buffer in form.buffers())
         assert torch.equal(form(x), integer(x))
         form.load_state_dict({**form.state_dict(), "weights": -integer.weights})
         negative = form.sums(x)

@@ -81,6 +81,7 @@ class IntegerConv1d(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype, copy=True))
         self.backend: Backend = "auto"
         self._native: _Packed | None = None
+        self._leave_inference_mode()
 
     @property
     def filters(self) -> int:
@@ -101,6 +102,10 @@ class IntegerConv1d(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what is packed for the kernels, which is made again."""
         return {**self.__dict__, "_native": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
+        self._leave_inference_mode()
 
     def get_extra_state(self) -> Tensor:
         """The scheme, with its α, for the state dict."""
@@ -174,6 +179,7 @@ class IntegerConv1d(nn.Module):
             new = self._buffers[name]
             if old is not None and new is not None and new.dtype != computing_dtype(new.dtype):
                 self._buffers[name] = old.to(new.device, computing_dtype(new.dtype))
+        self._leave_inference_mode()
         return self
 
     def _batch(self, x: Tensor) -> Tensor:
@@ -236,7 +242,7 @@ class IntegerConv1d(nn.Module):
         return self._native
 
     def _leave_inference_mode(self) -> None:
-        """A copy made in inference mode has tensors that do not count writes: replace them."""
+        """Tensors made in inference mode do not count writes and cannot be written to later: replace them."""
         with torch.inference_mode(False):
             for name, buffer in self._buffers.items():
                 if buffer is not None and buffer.is_inference():
