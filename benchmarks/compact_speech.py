@@ -21,7 +21,6 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import fresh
 import machine
 import report
 import torch
+from measured_rows import append_row, read_rows, write_docs
 
 from modicum.distill import SparseTargets
 from modicum.speech import (
@@ -61,8 +61,6 @@ from modicum.speech.compact import (
 )
 from modicum.speech.compact.pruning import parameter_uses
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
-ROWS = "rows.jsonl"
 HEADER = 1100
 """Bytes that a file's header takes, about; for the search of a width only."""
 
@@ -278,25 +276,6 @@ def run_packed(path: Path, audio: Sequence[str]) -> None:
     print(json.dumps(told))
 
 
-def read_rows(work: Path) -> list[dict[str, Any]]:
-    """The rows that are whole."""
-    path, rows = work / ROWS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # cut by a kill: measured again
-    return rows
-
-
-def append_row(work: Path, row: dict[str, Any]) -> None:
-    """In one write, so that a row is there or not."""
-    with open(work / ROWS, "ab") as file:
-        file.write(b"\n" + json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 # -- tables --------------------------------------------------------------------------------------------------
 
 
@@ -400,17 +379,6 @@ def _verdict(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def write_docs(work: Path) -> None:
-    """The rows with the machine as JSON, and the tables on their page."""
-    rows = read_rows(work)
-    if not rows:
-        raise SystemExit(f"{work} has no rows: measure first")
-    started = datetime.fromtimestamp((work / ROWS).stat().st_mtime).astimezone()
-    raw = {"date": started.date().isoformat(), "machine": machine.describe(), "rows": rows}
-    (_DOCS / "benchmarks_compact_speech.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-    report.write(section(raw), _DOCS / "compact_speech.md", "compact-speech")
-
-
 def main() -> None:
     """Measure what is missing, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -426,7 +394,9 @@ def main() -> None:
         run_packed(asked.run, asked.audio)
         return
     if asked.docs:
-        write_docs(asked.work)
+        write_docs(
+            asked.work, section, "benchmarks_compact_speech.json", "compact_speech.md", "compact-speech"
+        )
         return
     if asked.show:
         print(section({"date": "", "machine": machine.describe(), "rows": read_rows(asked.work)}))

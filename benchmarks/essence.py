@@ -21,14 +21,13 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import machine
 import report
 import torch
+from measured_rows import append_row, read_rows, write_docs
 
 from modicum.distill import Ensemble, SparseTargets, TargetsWriter
 from modicum.speech import (
@@ -59,8 +58,6 @@ from modicum.speech import (
 from modicum.speech.examples import reference_text
 from modicum.speech.viterbi import PhoneViterbi
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
-ROWS = "rows.jsonl"
 SEEDS = (0, 1, 2)
 MEMBERS = 4
 RULES = ("threshold=0.001", "threshold=0.01", "mass=0.9", "mass=0.95", "mass=0.99")
@@ -457,30 +454,6 @@ class Bench:
         return SparseTargets(folder / f"{name}-{cell.keep}")
 
 
-def read_rows(work: Path) -> list[dict[str, Any]]:
-    """The rows that are whole."""
-    path = work / ROWS
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # cut by a kill: measured again
-    return rows
-
-
-def append_row(work: Path, row: dict[str, Any]) -> None:
-    """In one write, so that a row is there or not."""
-    line = (json.dumps(row) + "\n").encode()
-    path = work / ROWS
-    with open(path, "ab") as file:
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            line = b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 # -- tables --------------------------------------------------------------------------------------------------
 
 MEASURES = {
@@ -648,17 +621,6 @@ def _mass(group: Sequence[dict[str, Any]]) -> str:
 # -- command -------------------------------------------------------------------------------------------------
 
 
-def write_docs(work: Path) -> None:
-    """The rows with the machine as JSON, and the tables on their page."""
-    rows = read_rows(work)
-    if not rows:
-        raise SystemExit(f"{work} has no rows: measure first")
-    started = datetime.fromtimestamp((work / ROWS).stat().st_mtime).astimezone()
-    raw = {"date": started.date().isoformat(), "machine": machine.describe(), "rows": rows}
-    (_DOCS / "benchmarks_essence.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-    report.write(section(raw), _DOCS / "distill.md", "essence")
-
-
 def main() -> None:
     """Measure what is missing, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -669,7 +631,7 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
     asked = parser.parse_args()
     if asked.docs:
-        write_docs(asked.work)
+        write_docs(asked.work, section, "benchmarks_essence.json", "distill.md", "essence")
         return
     torch.set_num_threads(1)
     warnings.simplefilter("once")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import machine
 import numpy as np
 import report
 import torch
+from measured_rows import ROWS, append_row, read_rows
 from torch import Tensor
 
 from modicum.errors import InputError
@@ -61,7 +61,6 @@ from modicum.speech.tokens import normalize_text
 from modicum.speech.training import TrainingLoop
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
-ROWS = "rows.jsonl"
 MODELS = ("wav2letter", "convdfsmn")
 SCHEMES = ("direct", "limited", "rsq")
 FLOAT, ALIKE = "fp32", "fp32 alike"
@@ -291,30 +290,6 @@ def features_of(samples: Tensor) -> Tensor:
     from modicum.speech import Fbank
 
     return Fbank(FeatureSettings())(samples)
-
-
-def read_rows(work: Path) -> list[dict[str, Any]]:
-    """The rows that are whole."""
-    path = work / ROWS
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # cut by a kill: measured again
-    return rows
-
-
-def append_row(work: Path, row: dict[str, Any]) -> None:
-    """In one write, so that a row is there or not."""
-    line = (json.dumps(row) + "\n").encode()
-    path = work / ROWS
-    with open(path, "ab") as file:
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            line = b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # -- tables --------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from modicum.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from modicum.errors import (
@@ -105,7 +106,6 @@ _HOMES = {
     "weights.prune": ("PruneReport",),
     "weights.swap": ("Swap",),
 }
-_HOME = {name: f"modicum.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "load",
@@ -163,14 +163,4 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "TargetsError",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'modicum' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())

@@ -7,8 +7,9 @@ when first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from modicum.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from modicum.distill.code import ProbabilityCode
@@ -40,7 +41,6 @@ _HOMES = {
     "training": ("TrainingSettings", "train"),
     "writer": ("TargetsWriter",),
 }
-_HOME = {name: f"modicum.distill.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "distill",
@@ -68,14 +68,4 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'modicum.distill' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())

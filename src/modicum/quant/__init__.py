@@ -7,8 +7,9 @@ so. The names below load when first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from modicum.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from modicum.quant.calibration import calibrate, counting, search_alphas
@@ -50,7 +51,6 @@ _HOMES = {
     ),
     "transform": ("WinogradTransform", "winograd_transform"),
 }
-_HOME = {name: f"modicum.quant.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "quantize_model",
@@ -84,14 +84,4 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "fastest",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'modicum.quant' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())

@@ -5,8 +5,9 @@ The names below load when first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from modicum.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from modicum.speech.acoustic_model import AcousticModel, ModelSettings
@@ -66,7 +67,6 @@ _HOMES = {
     "viterbi": ("PhoneViterbi",),
     "wav2letter": ("Wav2letterCtc", "Wav2letterCtcSettings"),
 }
-_HOME = {name: f"modicum.speech.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "load_audio",
@@ -130,14 +130,4 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "Synthesizer",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'modicum.speech' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())

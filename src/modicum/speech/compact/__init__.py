@@ -5,8 +5,9 @@ The names below load when first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from modicum.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from modicum.speech.compact.byte_count import file_nbytes, planned_sections, sections
@@ -40,7 +41,6 @@ _HOMES = {
     "streaming": ("StreamingRecognizer",),
     "word_search": ("WordSearch", "read_words"),
 }
-_HOME = {name: f"modicum.speech.compact.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "SanmSettings",
@@ -72,14 +72,4 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "embedded_decoder",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'modicum.speech.compact' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())
