@@ -199,10 +199,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--dtype", default="auto", help="of the weights")
     parser.add_argument("--haystack", help="a text to hide needles in; else the sample text")
-    for name in PEERS:
-        parser.add_argument(
-            f"--{name}", metavar="PYTHON", help=f"of an environment with {name}: run what it has, one shot"
-        )
+    parser.add_argument("--kvpress", metavar="PYTHON", help="of its environment: its presses, one shot")
+    parser.add_argument("--transformers", metavar="PYTHON", help="likewise: its quantised caches, one shot")
     parser.add_argument("--chunk", type=int, default=CHUNK, help="tokens read at a time; 0 reads all in one")
     parser.add_argument("--group", default="auto", choices=sorted(GROUPS))
     parser.add_argument("--tasks", nargs="+", default=["single", "keys"], choices=sorted(TASKS))
