@@ -20,7 +20,17 @@ from pathlib import Path
 
 import torch
 
-NUMERIC = ("tests/kv", "tests/kernels", "tests/weights", "tests/contract", "tests/reference", "tests/report")
+NUMERIC = (
+    "tests/kv",
+    "tests/kernels",
+    "tests/weights",
+    "tests/contract",
+    "tests/reference",
+    "tests/report",
+    "tests/distill",
+    "tests/quant",
+    "tests/speech",
+)
 THREADS = (1, 2)
 
 
