@@ -77,7 +77,7 @@ class Settings:
         return self.tokens + self.block * (self.repeats + 1) if policy == "full" else self.budget
 
 
-QUICK = Settings(tokens=512, budget=128, chunk=128, repeats=2, block=2)
+QUICK = Settings(tokens=512, budget=192, chunk=128, repeats=2, block=2)
 """Small, to see that all of it runs."""
 
 
