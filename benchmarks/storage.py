@@ -24,7 +24,7 @@ def measure(cache: modicum.BudgetCache, chunk: int) -> dict[str, Any]:
             stored = bank.arena.tensors
             kinds["keys and values"] += _nbytes(stored["keys"], stored["values"])
             kinds["positions"] += _nbytes(stored["positions"])
-            kinds["policy state"] += _nbytes(stored["state"], bank.arena.sums)
+            kinds["policy state"] += _nbytes(stored["state"], bank.arena.sums, bank.arena.tally)
             if bank.virtual is not None:
                 kinds["policy state"] += _nbytes(*bank.virtual.tensors.values())
         if layer.ring is not None:
