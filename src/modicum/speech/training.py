@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -117,6 +117,17 @@ class TrainingLoop:
     recipe: Recipe
     targets: SparseTargets | None
     checkpoint: TrainingCheckpoint | None
+    doing: ClassVar[str] = "training"
+    """What progress is told."""
+
+    def begin(self) -> None:
+        """Called once, when the model is as the last run left it."""
+
+    def before_step(self, step: int, num_steps: int) -> None:
+        """Called before the gradients of a step are made; must change nothing if it is called once more."""
+
+    def after_step(self) -> None:
+        """Called when the weights have moved."""
 
     def loss(self, batch: Batch) -> Tensor:
         """Of a batch, a scalar with a gradient."""
@@ -128,18 +139,21 @@ class TrainingLoop:
         optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.learning_rate)
         progressed = Progressed() if self.checkpoint is None else self.checkpoint.load(self.model, optimizer)
         batches = self._batches()
+        self.begin()
         saved = progressed.step
         is_whole = True  # but while the optimizer moves weights
         statistics = [buffer.clone() for buffer in self.model.buffers()]
-        tell("training", progressed.step, len(batches))
+        tell(self.doing, progressed.step, len(batches))
         try:
             while progressed.step < len(batches):
+                self.before_step(progressed.step, len(batches))
                 loss = self._backward(batches[progressed.step], progressed.step)
                 for group in optimizer.param_groups:
                     group["lr"] = self.recipe.schedule.rate(progressed.step, len(batches))
                 is_whole = False
                 optimizer.step()
                 optimizer.zero_grad()
+                self.after_step()
                 progressed.step += 1
                 progressed.losses.append(loss)
                 statistics = [buffer.clone() for buffer in self.model.buffers()]
@@ -147,7 +161,7 @@ class TrainingLoop:
                 if self.checkpoint is not None and progressed.step - saved >= self.recipe.save_every:
                     self.checkpoint.save(self.model, optimizer, progressed)
                     saved = progressed.step
-                tell("training", progressed.step, len(batches))
+                tell(self.doing, progressed.step, len(batches))
         except BaseException as error:
             if self.checkpoint is not None and isinstance(error, _LossError):
                 self.checkpoint.remove()
