@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,20 @@ def append_row(work: Path, row: dict[str, Any]) -> None:
 
 
 def write_docs(
-    work: Path, section: Callable[[dict[str, Any]], str], data: str, page: str, marker: str
+    work: Path,
+    section: Callable[[dict[str, Any]], str],
+    data: str,
+    page: str,
+    marker: str,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """The rows with the machine as JSON in docs/`data`, and the tables on a page, between its markers."""
+    """The rows with the machine, and what more there is to say, as JSON in docs/`data`; and the tables on a
+    page, between its markers.
+    """
     rows = read_rows(work)
     if not rows:
         raise SystemExit(f"{work} has no rows: measure first")
     started = datetime.fromtimestamp((work / ROWS).stat().st_mtime).astimezone()
-    raw = {"date": started.date().isoformat(), "machine": machine.describe(), "rows": rows}
-    (_DOCS / data).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    raw = {"date": started.date().isoformat(), "machine": machine.describe(), **(more or {}), "rows": rows}
+    (_DOCS / data).write_text(json.dumps(raw, separators=(",", ":")) + "\n", encoding="utf-8")
     report.write(section(raw), _DOCS / page, marker)

@@ -12,7 +12,6 @@ Strings of digits in synthetic speech, eight voices held out. Error rates are of
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -31,7 +30,7 @@ import machine
 import numpy as np
 import report
 import torch
-from measured_rows import ROWS, append_row, read_rows
+from measured_rows import append_row, read_rows, write_docs
 from torch import Tensor
 
 from modicum.errors import InputError
@@ -60,7 +59,6 @@ from modicum.speech.rsq_training import RSQTraining
 from modicum.speech.tokens import normalize_text
 from modicum.speech.training import TrainingLoop
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
 MODELS = ("wav2letter", "convdfsmn")
 SCHEMES = ("direct", "limited", "rsq")
 FLOAT, ALIKE = "fp32", "fp32 alike"
@@ -417,21 +415,6 @@ def _times(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def write_docs(work: Path) -> None:
-    """The rows with the machine as JSON, and the tables on their page."""
-    rows = read_rows(work)
-    kernels = native_kernels()
-    if not rows or kernels is None:
-        raise SystemExit(f"{work} has no rows, or there are no kernels: measure first")
-    date = datetime.fromtimestamp((work / ROWS).stat().st_mtime).astimezone().date().isoformat()
-    raw = {"date": date, "machine": machine.describe(), "kernels": kernels.name, "rows": rows}
-    text = section(raw)
-    path = _DOCS / "benchmarks_winograd_speech.json"
-    path.write_text(json.dumps(raw, separators=(",", ":")) + "\n", encoding="utf-8")
-    report.write(text, _DOCS / "winograd.md", "winograd-speech")
-    print(text)
-
-
 def main() -> None:
     """Measure what is missing, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -439,14 +422,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, very small; for a trial")
     parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
     asked = parser.parse_args()
-    if asked.docs:
-        write_docs(asked.work)
-        return
-    torch.set_num_threads(1)
-    warnings.simplefilter("once")
     kernels = native_kernels()
     if kernels is None:
         raise SystemExit("the kernels are not built: install a C++ compiler and ninja")
+    if asked.docs:
+        data, page = "benchmarks_winograd_speech.json", "winograd.md"
+        write_docs(asked.work, section, data, page, "winograd-speech", {"kernels": kernels.name})
+        return
+    torch.set_num_threads(1)
+    warnings.simplefilter("once")
     sizes = QUICK if asked.quick else Sizes()
     asked.work.mkdir(parents=True, exist_ok=True)
     try:
