@@ -108,7 +108,7 @@ class Replay(Policy):
         # [B, H, G, 1, N], by which weights are multiplied
         lengths = state[..., 1:].transpose(2, 3).unsqueeze(3) if self.plus else None
         if view.replay is None:
-            found = _by_own_queries(view, lengths, _mean_norm(view) if self.plus else None)
+            found = _by_own_queries(view, None if lengths is None else lengths / _mean_norm(view))
         else:
             found = _by_replay(view, view.replay, lengths)
             if self.plus:
@@ -126,11 +126,11 @@ class Replay(Policy):
 
 
 def _mean_norm(view: View) -> Tensor:
-    """Mean ‖h‖ of the tokens read twice so far: [B, H, 1, 1] fp32."""
+    """Mean ‖h‖ of the tokens read twice so far: [B, H, 1, 1, 1] fp32."""
     if view.tally is None:
         raise PolicyError("replay: the view has no tally")
     count, total = torch.split(view.tally, 1, -1)
-    return torch.where(count > 0, total / count.clamp_min(1), 1.0).float().clamp_min(_TINY)[..., None]
+    return torch.where(count > 0, total / count.clamp_min(1), 1.0).float().clamp_min(_TINY)[..., None, None]
 
 
 def _norms(again: SecondReading) -> Tensor:
@@ -150,19 +150,18 @@ def _count_norms(view: View, again: SecondReading) -> None:
     tally[..., 1] += (norms * there).sum(-1, dtype=tally.dtype)[:, None]
 
 
-def _by_own_queries(view: View, lengths: Tensor | None, norm: Tensor | None) -> Tensor:
-    """The largest weight, or contribution, that each token gets from the call's queries after it:
-    [B, H, N] fp32.
+def _by_own_queries(view: View, factor: Tensor | None) -> Tensor:
+    """The largest weight, times a factor [B, H, G, 1, N], that each token gets from the call's queries after
+    it: [B, H, N] fp32.
     """
     _, at = view.asked
     best, first = torch.zeros(view.positions.shape, device=view.positions.device), 0
     for rows in view.row_tiles():  # [B, H, G, r, N]
         last = first + rows.shape[3]
         later = view.positions[:, :, None] < at[:, None, first:last, None]  # [B, H, r, N]
-        if lengths is not None:
-            rows = rows * lengths
-        most = rows.amax(2) if norm is None else rows.amax(2) / norm
-        best = torch.maximum(best, most.masked_fill(~later, 0.0).amax(2))
+        if factor is not None:
+            rows = rows * factor
+        best = torch.maximum(best, rows.amax(2).masked_fill(~later, 0.0).amax(2))
         first = last
     return best
 
