@@ -25,6 +25,7 @@ import machine
 import prune
 import report
 import torch
+from page import write_section
 from torch import Tensor
 
 import modicum
@@ -227,7 +228,7 @@ def main() -> None:
     if not asked.quick:
         text = json.dumps(raw, indent=1) + "\n"
         (_DOCS / "benchmarks_essence_lm.json").write_text(text, encoding="utf-8")
-        report.write(section(raw), _DOCS / "distill.md", "essence-lm")
+        write_section(_DOCS / "distill.md", "essence-lm", section(raw))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import report
 import speed
 import storage
 import torch
+from page import write_section
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from subject import (
@@ -143,7 +144,7 @@ def main() -> None:
     if path := asked.json or default[0]:
         path.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     if path := asked.markdown or default[1]:
-        report.write(section, path)
+        write_section(path, "benchmarks", section)
     print(section)
 
 

@@ -18,10 +18,11 @@ import fresh
 import machine
 import report
 from peak import FULL
-from report import Spread
 from rich.console import Console
 from rich.progress import track
 from subject import QUICK, Settings
+
+from modicum.measure import Spread
 
 _ROOT = Path(__file__).resolve().parent.parent
 PEERS = {"kvpress": ".venv-kvpress", "transformers": ".venv-transformers"}

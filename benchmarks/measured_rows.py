@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-import report
+from page import write_section
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 ROWS = "rows.jsonl"
@@ -57,4 +57,4 @@ def write_docs(
     started = datetime.fromtimestamp((work / ROWS).stat().st_mtime).astimezone()
     raw = {"date": started.date().isoformat(), "machine": machine.describe(), **(more or {}), "rows": rows}
     (_DOCS / data).write_text(json.dumps(raw, separators=(",", ":")) + "\n", encoding="utf-8")
-    report.write(section(raw), _DOCS / page, marker)
+    write_section(_DOCS / page, marker, section(raw))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from page import write_section
 from peak import FULL
 from speed import BARE
 from subject import EVERY, FLOOR, PRIME
 
+from modicum.measure import Spread
+
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
-_BEGIN, _END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
 # What was promised before anything was measured (ratios, except for slots and chunks).
 DECODE_LONG, DECODE_SHORT, PREFILL, NEWCOMER, CHUNKS, PROCESS = 0.28, 1.05, 0.32, 1, 1.0, 1.05
@@ -25,42 +26,11 @@ DEAR = 0.3  # share of a decode step above which a policy's scoring is named
 Raw = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of some samples."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        values = list(values)
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
-
-    def text(self, digits: int = 2, factor: float = 1.0, unit: str = "") -> str:
-        low, median, high = (f"{x * factor:.{digits}f}" for x in (self.low, self.median, self.high))
-        return f"{median}{unit}" if low == high else f"{median}{unit} ({low}–{high})"
-
-
 def section(raw: Raw) -> str:
     """The whole section, between its markers left out."""
     parts = [_head(raw), _targets(raw), _speed(raw), _dear(raw), _compiled(raw)]
     parts += [_storage(raw), _processes(raw), _floor(raw)]
     return "\n\n".join(parts)
-
-
-def write(text: str, path: Path, name: str = "benchmarks") -> None:
-    """Put the section between the markers of that name on a page, or into a new page."""
-    begin, end = _BEGIN.format(name), _END.format(name)
-    page = path.read_text(encoding="utf-8") if path.is_file() else f"{begin}\n{end}\n"
-    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-        raise SystemExit(f"{path} must hold '{begin}' and then '{end}', each once")
-    before, after = page.split(begin)[0], page.split(end)[1]
-    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def publish(raw: Raw, section: Callable[[Raw], str], name: str, keep: bool) -> None:
@@ -70,7 +40,7 @@ def publish(raw: Raw, section: Callable[[Raw], str], name: str, keep: bool) -> N
         path.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     text = section(raw)
     if keep:
-        write(text, _DOCS / "benchmarks.md", name)
+        write_section(_DOCS / "benchmarks.md", name, text)
     print(text)
 
 

@@ -25,6 +25,7 @@ import machine
 import report
 import torch
 import winograd_peers as peers
+from page import write_section
 from torch import Tensor, nn
 
 from modicum.errors import InputError
@@ -373,7 +374,7 @@ def main() -> None:
     if not asked.quick:
         text = json.dumps(raw, indent=1) + "\n"
         (_DOCS / "benchmarks_winograd.json").write_text(text, encoding="utf-8")
-        report.write(section(raw), _DOCS / "winograd.md", "winograd")
+        write_section(_DOCS / "winograd.md", "winograd", section(raw))
 
 
 if __name__ == "__main__":

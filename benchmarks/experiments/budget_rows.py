@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,13 +104,3 @@ def _right(rows: list[Row]) -> str:
     said = f", tokens {means['tokens']:.0%}" if "tokens" in means else ""
     said += f", loss {means['loss']:.3f}" if "loss" in means else ""
     return f"{right:g} of {count} [{low:.0%}, {high:.0%}]{said}"
-
-
-def put_results(page: Path, name: str, text: str) -> None:
-    """Renew one section of the page."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    written = page.read_text(encoding="utf-8")
-    if begin not in written:
-        raise SystemExit(f"{page} has no section {name}")
-    section = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    page.write_text(section.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", written), encoding="utf-8")

@@ -24,8 +24,9 @@ import torch
 from ablation import Ablation
 from asking import ask, ruler
 from budget_peers import PEERS, run_peer
-from budget_rows import CHUNK, Row, put_results, read, results
+from budget_rows import CHUNK, Row, read, results
 from common import DOCS
+from page import write_section
 from torch.nn.functional import cross_entropy
 
 import modicum
@@ -249,7 +250,7 @@ def main() -> None:
         if not asked.quick:
             page = "papers.md" if has_papers else "budgets.md"
             name = " ".join(filter(None, [asked.model, str(asked.length), haystack]))
-            put_results(DOCS / page, name, text)
+            write_section(DOCS / page, name, text)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,6 @@ SCORES = (
     "contexts."
 )
 
-_BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
-
 
 @dataclass(frozen=True)
 class Options:
@@ -164,7 +162,9 @@ def publish(name: str, asked: Options, results: dict[str, Any], section: str) ->
     (asked.out / f"{name}.json").write_text(json.dumps(_rounded(data), indent=1) + "\n", encoding="utf-8")
     page = asked.out / f"{name}.md"
     if page.is_file():
-        page.write_text(_spliced(page.read_text(encoding="utf-8"), section), encoding="utf-8")
+        from page import write_section
+
+        write_section(page, "results", section)
 
 
 def paint(path: Path | None, draw: Callable[[], Any]) -> None:
@@ -175,13 +175,6 @@ def paint(path: Path | None, draw: Callable[[], Any]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, draw)
-
-
-def _spliced(page: str, section: str) -> str:
-    if _BEGIN not in page or _END not in page:
-        return page
-    before, rest = page.split(_BEGIN, 1)
-    return f"{before}{_BEGIN}\n\n{section}\n\n{_END}{rest.split(_END, 1)[1]}"
 
 
 def _rounded(value: Any) -> Any:

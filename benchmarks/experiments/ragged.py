@@ -12,8 +12,8 @@ import statistics
 import time
 
 import torch
-from budgets import put_results
 from common import DOCS, table
+from page import write_section
 
 import modicum
 from modicum import BudgetCache, ModicumError
@@ -87,7 +87,7 @@ def main() -> None:
     text = table(head, lines)
     print(text)
     if not asked.quick:
-        put_results(DOCS / "budgets.md", "decode", text)
+        write_section(DOCS / "budgets.md", "decode", text)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from modicum.errors import InputError
@@ -39,10 +39,18 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, samples: list[float]) -> Spread:
-        """Of at least 2 samples."""
-        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    def of(cls, samples: Iterable[float]) -> Spread:
+        """Of at least 1 sample."""
+        values = list(samples)
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
+
+    def text(self, digits: int = 2, factor: float = 1.0, unit: str = "") -> str:
+        """The median, and the quartiles in brackets where they differ; each times `factor`."""
+        low, median, high = (f"{x * factor:.{digits}f}" for x in (self.low, self.median, self.high))
+        return f"{median}{unit}" if low == high else f"{median}{unit} ({low}–{high})"
 
 
 def interleaved(
