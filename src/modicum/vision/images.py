@@ -172,6 +172,19 @@ def load_images(
     return LoadedImages(ImageSet(stacked, torch.tensor(labels), classes, mean, deviation), unreadable)
 
 
+def read_image(path: str | Path, size: int) -> Tensor:
+    """One image [1, 3, S, S] uint8, as `load_images` reads it.
+
+    Raises:
+        InputError: it cannot be read, or pillow is missing.
+    """
+    image_module = import_package("PIL.Image", "vision", "pillow")
+    try:
+        return _decoded(image_module, Path(path).read_bytes(), size)[None]
+    except Exception as error:  # pillow raises many kinds for damaged files
+        raise InputError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+
+
 def _check_classes(path: Path, counts: dict[str, int]) -> None:
     if len(counts) < 2:
         told = f"the class {next(iter(counts))!r} only" if counts else "no class folder with images"
