@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modicum.errors import InputError
@@ -47,6 +47,7 @@ GROUPS = st.lists(
 )
 
 
+@settings(max_examples=60)
 @given(data=GROUPS, share=st.floats(0, 1), other=st.floats(0, 1))
 def test_it_is_the_best_of_all_choices(
     data: list[list[tuple[float, int, int]]], share: float, other: float
@@ -67,6 +68,7 @@ def test_it_is_the_best_of_all_choices(
     assert all(found.costs[name] <= limits[name] for name in limits)
 
 
+@settings(max_examples=40)
 @given(data=GROUPS)
 def test_the_smallest_is_the_smallest_of_all_and_of_those_the_best(
     data: list[list[tuple[float, int, int]]],
