@@ -54,6 +54,26 @@ class Variant(ABC):
             InputError: it cannot have the site's shapes.
         """
 
+    @torch.no_grad()
+    def check(self, site: BlockSite) -> None:
+        """Raise if it cannot have the site's shapes; here by running a block without weights.
+
+        A variant that can tell by arithmetic should: this takes milliseconds, and spaces are large.
+
+        Raises:
+            InputError: the block and the shapes are named.
+        """
+        wanted = f"block {site.number} must turn {list(site.input_shape)} into {list(site.output_shape)}"
+        try:
+            with torch.device("meta"):
+                found = tuple(self.build(site).eval()(torch.zeros(1, *site.input_shape)).shape[1:])
+        except RuntimeError as error:
+            raise InputError(
+                f"{wanted}, and the variant {self.name!r} takes no such input ({error}): leave it out"
+            ) from error
+        if found != site.output_shape:
+            raise InputError(f"{wanted}, and the variant {self.name!r} gives {list(found)}: leave it out")
+
     @property
     def categories(self) -> dict[str, Any]:
         """The settings, from which the error of an untrained variant is predicted."""
@@ -68,6 +88,9 @@ class ReferenceBlock(Variant):
     def name(self) -> str:
         """ "reference"."""
         return "reference"
+
+    def check(self, site: BlockSite) -> None:
+        """It has the site's shapes."""
 
     def build(self, site: BlockSite) -> nn.Module:
         """Not from a site: `SearchSpace.block` copies the reference's."""
@@ -117,8 +140,7 @@ class SearchSpace:
             if not names or len(set(names)) < len(names):
                 raise InputError(f"block {site.number} has the variants {names}: give each its own name")
             for variant in own:
-                if not isinstance(variant, ReferenceBlock):
-                    _check(site, variant)
+                variant.check(site)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -194,18 +216,3 @@ def _sites(reference: BlockNetwork, example: Tensor) -> tuple[BlockSite, ...]:
     finally:
         reference.train(was_training)
     return tuple(sites)
-
-
-@torch.no_grad()
-def _check(site: BlockSite, variant: Variant) -> None:
-    wanted = f"block {site.number} must turn {list(site.input_shape)} into {list(site.output_shape)}"
-    try:
-        # Shapes only: no weights are made.
-        with torch.device("meta"):
-            found = tuple(variant.build(site).eval()(torch.zeros(1, *site.input_shape)).shape[1:])
-    except RuntimeError as error:
-        raise InputError(
-            f"{wanted}, and the variant {variant.name!r} takes no such input ({error}): leave it out"
-        ) from error
-    if found != site.output_shape:
-        raise InputError(f"{wanted}, and the variant {variant.name!r} gives {list(found)}: leave it out")

@@ -120,6 +120,10 @@ class ConvVariant(Variant):
         kind = f"k{self.kernel}e{self.expansion}d{self.depth}"
         return f"{kind}-{self.activation}-{self.convolution}-w{round(self.width * 100)}"
 
+    def check(self, site: BlockSite) -> None:
+        """See `Variant`; by arithmetic."""
+        conv_site(site)
+
     def build(self, site: BlockSite) -> nn.Module:
         """See `Variant`."""
         in_channels, out_channels, stride = conv_site(site)
@@ -141,8 +145,8 @@ def conv_site(site: BlockSite) -> tuple[int, int, int]:
     """
     before, after = site.input_shape, site.output_shape
     if len(before) == len(after) == 3:
-        stride = round(before[1] / after[1])
-        if stride >= 1 and all(-(-before[axis] // stride) == after[axis] for axis in (1, 2)):
+        stride = -(-before[1] // after[1])
+        if all(-(-before[axis] // stride) == after[axis] for axis in (1, 2)):
             return before[0], after[0], stride
     raise InputError(
         f"block {site.number} turns {list(before)} into {list(after)}, which no convolution does with one "

@@ -96,8 +96,8 @@ class TransformerVariant(Variant):
         """Such as "d2h4-e400"."""
         return f"d{self.depth}h{self.heads}-e{round(self.expansion * 100)}"
 
-    def build(self, site: BlockSite) -> nn.Module:
-        """See `Variant`."""
+    def check(self, site: BlockSite) -> None:
+        """See `Variant`; by arithmetic."""
         width = site.input_shape[-1]
         if len(site.input_shape) != 2 or site.input_shape != site.output_shape:
             raise InputError(
@@ -108,6 +108,11 @@ class TransformerVariant(Variant):
             raise InputError(
                 f"block {site.number} has tokens of width {width}, no multiple of {self.heads} heads"
             )
+
+    def build(self, site: BlockSite) -> nn.Module:
+        """See `Variant`."""
+        self.check(site)
+        width = site.input_shape[-1]
         hidden = max(1, round(self.expansion * width))
         return nn.Sequential(*(TransformerLayer(width, self.heads, hidden) for _ in range(self.depth)))
 
