@@ -44,8 +44,8 @@ class BlockwiseSettings:
     """
 
     epochs: int = 1
-    batch: int = 64
-    learning_rate: float = 5e-3
+    batch: int = 32
+    learning_rate: float = 2e-2
     max_norm: float = 5.0
     cache_nbytes: int = 2**30
     seed: int = 0

@@ -48,7 +48,7 @@ class BlockEntry:
         error: noise-to-signal ratio of its output on held-out inputs; NaN if its training failed.
         parameters: how many it has.
         macs: multiply-accumulates for one input.
-        seconds: that its training took.
+        seconds: of processor time that its training took.
     """
 
     block: int
@@ -165,7 +165,7 @@ class BlockLibrary:
 
     @property
     def seconds(self) -> float:
-        """What all trainings took."""
+        """Processor time of all trainings."""
         return math.fsum(entry.seconds for entry in self.entries.values())
 
     def usable(self) -> list[list[int]]:
@@ -227,7 +227,7 @@ class BlockLibrary:
         settings: BlockwiseSettings,
     ) -> None:
         variant = next(v for v in self.space.variants[number] if v.name == name)
-        started = time.perf_counter()
+        started = time.process_time()
         seed = int(hashlib.sha256(f"{settings.seed} {number} {name}".encode()).hexdigest()[:15], 16)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -242,7 +242,7 @@ class BlockLibrary:
             error=error if math.isfinite(error) else math.nan,
             parameters=num_parameters(block),
             macs=num_macs(block, torch.zeros(1, *site.input_shape)),
-            seconds=time.perf_counter() - started,
+            seconds=time.process_time() - started,
         )
         _write_entry(_path(self.folder, number, name), entry, block.state_dict() if entry.is_usable else {})
         self.entries[number, name] = entry

@@ -22,7 +22,7 @@ class Sample:
         variants: the name of each block's variant.
         assembled: its score before, with statistics reset.
         finetuned: its score after.
-        seconds: that it took.
+        seconds: of processor time that it took.
     """
 
     variants: tuple[str, ...]

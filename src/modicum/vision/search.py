@@ -251,7 +251,7 @@ class VisionSearch:
 
     def sample(self, picks: Picks) -> Sample:
         """Assemble a network, measure it, finetune it, measure it again."""
-        started = time.perf_counter()
+        started = time.process_time()
         network = self.assembled(picks)
         before = accuracy(network, self.images.validation)
         train(
@@ -261,7 +261,7 @@ class VisionSearch:
             teacher=self.reference,
         )
         after = accuracy(network, self.images.validation)
-        return Sample(self.space.names(picks), before, after, time.perf_counter() - started)
+        return Sample(self.space.names(picks), before, after, time.process_time() - started)
 
     def assembled(self, picks: Picks) -> BlockNetwork:
         """A network of the library's weights with its statistics reset."""

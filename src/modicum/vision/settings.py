@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ from modicum.measure.runtimes import Runtime
 from modicum.search.blockwise import BlockwiseSettings
 from modicum.search.predictor import MIN_SAMPLES
 from modicum.search.space import ReferenceBlock, Variant
-from modicum.vision.conv import CONV_SPACES
+from modicum.vision.conv import CONV_SPACES, ConvSpaceSettings
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.reference import ReferenceSettings
-from modicum.vision.transformer import TRANSFORMER_SPACES
+from modicum.vision.transformer import TRANSFORMER_SPACES, TransformerSpaceSettings
 
 Method = Literal["milp", "nsga2"]
 
@@ -29,7 +29,7 @@ class VisionSearchSettings:
     Attributes:
         reference: the network that is searched around.
         recipe: how the reference is trained.
-        space: the name of the variants: tiny, small, medium or full (see `CONV_SPACES` and
+        space: the variants of each block, or their name: tiny, small, medium or full (see `CONV_SPACES` and
             `TRANSFORMER_SPACES`).
         with_reference_blocks: whether a block may stay the reference's own.
         variants_per_block: how many are trained, drawn at random; the errors of the others are predicted.
@@ -55,7 +55,7 @@ class VisionSearchSettings:
 
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     recipe: ImageRecipe = field(default_factory=ImageRecipe)
-    space: str = "small"
+    space: str | ConvSpaceSettings | TransformerSpaceSettings = "small"
     with_reference_blocks: bool = True
     variants_per_block: int | None = None
     blockwise: BlockwiseSettings = field(default_factory=BlockwiseSettings)
@@ -74,7 +74,7 @@ class VisionSearchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.space not in self._spaces:
+        if isinstance(self.space, str) and self.space not in self._spaces:
             raise InputError(f"the space is {self.space!r}: give one of {', '.join(self._spaces)}")
         if self.samples < MIN_SAMPLES:
             raise InputError(f"there are {self.samples} samples: give at least {MIN_SAMPLES}, better 15")
@@ -93,15 +93,14 @@ class VisionSearchSettings:
         self.finetuning(1)  # checks the rate
 
     @property
-    def _spaces(self) -> Sequence[str]:
-        return list(TRANSFORMER_SPACES if self.reference.kind == "vit" else CONV_SPACES)
+    def _spaces(self) -> Mapping[str, ConvSpaceSettings | TransformerSpaceSettings]:
+        return TRANSFORMER_SPACES if self.reference.kind == "vit" else CONV_SPACES
 
     def variants(self) -> list[Variant]:
         """Of each block."""
         own: list[Variant] = [ReferenceBlock()] if self.with_reference_blocks else []
-        if self.reference.kind == "vit":
-            return own + list(TRANSFORMER_SPACES[self.space].variants())
-        return own + list(CONV_SPACES[self.space].variants())
+        space = self._spaces[self.space] if isinstance(self.space, str) else self.space
+        return own + list(space.variants())
 
     def finetuning(self, epochs: int) -> ImageRecipe:
         """How samples and winners are trained."""
