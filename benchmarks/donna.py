@@ -78,18 +78,18 @@ class Sizes:
 
 
 QUICK = Sizes(
-    most_images=150,
+    most_images=300,
     validation=0.5,
     space=ConvSpaceSettings((3,), (2, 4), (1, 2), ("relu",), ("depthwise", "grouped"), (1.0,)),
-    epochs=6,
-    samples=10,
-    sample_epochs=1,
+    epochs=12,
+    samples=16,
+    sample_epochs=2,
     shares=(0.5,),
-    winner_epochs=2,
-    baseline_epochs=2,
+    winner_epochs=4,
+    baseline_epochs=8,
     mobilenets=((0.5, 1), (1.0, 2)),
     residuals=((0.5, 1),),
-    scratch_epochs=(2,),
+    scratch_epochs=(4,),
     library_epochs=(1,),
     seeds=(0,),
 )

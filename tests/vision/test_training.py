@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from modicum.distill.checkpoint import TrainingCheckpoint
 from modicum.errors import InputError, ModelError
-from modicum.search.network import fingerprint
+from modicum.search.network import BlockNetwork, fingerprint
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.reference import ReferenceSettings
 from modicum.vision.training import _loss, accuracy, train
@@ -23,7 +23,7 @@ SETTINGS = ReferenceSettings("residual", (16,), (2,), depth=1, stem_channels=8, 
 RECIPE = ImageRecipe(epochs=3, batch=16, learning_rate=1e-2, shift=2, save_every=2)
 
 
-def network(seed: int = 0) -> nn.Module:
+def network(seed: int = 0) -> BlockNetwork:
     torch.manual_seed(seed)
     return SETTINGS.build(3)
 
@@ -130,3 +130,12 @@ def test_logits_that_are_not_finite_are_wrong() -> None:
 def test_recipes_are_checked(change: dict[str, float]) -> None:
     with pytest.raises(InputError):
         replace(RECIPE, **change)  # type: ignore[arg-type]
+
+
+def test_statistics_are_of_images_that_are_not_augmented() -> None:
+    found, images = network(), image_set(32)
+    train(found, images, replace(RECIPE, epochs=1))
+    stem = found.stem
+    with torch.no_grad():
+        batches = [stem[0](images[torch.arange(start, start + 16)]).mean((0, 2, 3)) for start in (0, 16)]
+    torch.testing.assert_close(stem[1].running_mean, (batches[0] + batches[1]) / 2, rtol=1e-4, atol=1e-5)

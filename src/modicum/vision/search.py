@@ -18,13 +18,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from modicum.distill.checkpoint import TrainingCheckpoint
 from modicum.errors import InputError
 from modicum.measure.block_table import BlockTable, measure_blocks
 from modicum.search.batchnorm import reset_statistics
-from modicum.search.blockwise import chunks
 from modicum.search.categories import predicted_errors
 from modicum.search.costs import num_macs, num_parameters
 from modicum.search.json_file import write_json
@@ -42,10 +40,9 @@ from modicum.vision.recipe import ImageRecipe
 from modicum.vision.report import FoundNetwork, SearchReport, draw_front
 from modicum.vision.saved import CONFIG, VisionNetwork
 from modicum.vision.settings import VisionSearchSettings, digest_of
-from modicum.vision.training import accuracy, train
+from modicum.vision.training import accuracy, statistics_batches, train
 
 Progress = Callable[[str, int, int], object]
-_STATISTICS_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -266,15 +263,8 @@ class VisionSearch:
     def assembled(self, picks: Picks) -> BlockNetwork:
         """A network of the library's weights with its statistics reset."""
         network = self.space.assemble(picks, self.library.weights(picks))
-        reset_statistics(network, self._some())
+        reset_statistics(network, statistics_batches(self.images.train, self.settings.recipe.batch))
         return network
-
-    def _some(self) -> Iterator[Tensor]:
-        batch = self.settings.recipe.batch
-        count = max(1, min(_STATISTICS_BATCHES, len(self.images.train) // batch))
-        for number, rows in enumerate(chunks(len(self.images.train), batch)):
-            if number < count:
-                yield self.images.train[rows]
 
     @cached_property
     def errors(self) -> list[dict[str, float]]:

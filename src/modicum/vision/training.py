@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from modicum.distill.checkpoint import Progressed, TrainingCheckpoint
 from modicum.errors import ModelError
+from modicum.search.batchnorm import reset_statistics
 from modicum.search.blockwise import chunks
 from modicum.search.network import is_finite
 from modicum.vision.augment import augmented
@@ -18,6 +19,7 @@ from modicum.vision.images import ImageSet
 from modicum.vision.recipe import ImageRecipe
 
 Progress = Callable[[str, int, int], object]
+_STATISTICS_BATCHES = 16
 
 
 def train(
@@ -31,6 +33,9 @@ def train(
     doing: str = "training",
 ) -> list[float]:
     """Train a network in place.
+
+    At the end batch normalisation gets statistics of images that are not augmented: after few steps its own
+    ones lag behind the weights.
 
     The loss is cross entropy, and with a teacher (1 - w)·cross entropy + w·T²·KL(teacher ‖ student) at the
     temperature T (Hinton et al. 2015, arXiv 1503.02531).
@@ -86,9 +91,18 @@ def train(
             checkpoint.save(network, optimizer, progressed)
         tell(doing, progressed.step, total)
     network.eval()
+    reset_statistics(network, statistics_batches(images, recipe.batch))
     if not is_finite(network):
         raise ModelError(f"a weight is not finite: give a lower learning rate than {recipe.learning_rate:g}")
     return progressed.losses
+
+
+def statistics_batches(images: ImageSet, size: int) -> Iterator[Tensor]:
+    """Inputs for the statistics of batch normalisation: at most 16 batches, the last short one left out."""
+    count = max(1, min(_STATISTICS_BATCHES, len(images) // size))
+    for number, rows in enumerate(chunks(len(images), size)):
+        if number < count:
+            yield images[rows]
 
 
 def _loss(
