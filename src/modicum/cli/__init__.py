@@ -8,7 +8,21 @@ import typer
 from typer.core import TyperGroup
 
 import modicum
-from modicum.cli import calibrate, distill, eval, heads, keep, policies, prune, report, run, serve, speech
+from modicum.cli import (
+    calibrate,
+    distill,
+    eval,
+    heads,
+    keep,
+    measure,
+    policies,
+    prune,
+    report,
+    run,
+    search,
+    serve,
+    speech,
+)
 from modicum.cli.console import complain, warnings_for_people
 from modicum.errors import ModicumError
 
@@ -42,6 +56,8 @@ app.command("heads")(heads.heads)
 app.command("keep")(keep.keep)
 app.command("prune")(prune.prune)
 app.command("distill")(distill.distill)
+app.command("search")(search.search)
+app.command("measure")(measure.measure)
 app.add_typer(speech.app, name="speech")
 app.command("eval")(eval.evaluate)
 app.command("report")(report.report)

@@ -1,0 +1,468 @@
+"""Architecture search for small photos: rankings, costs, fronts, peers. About 50 minutes of one core a seed,
+resumable.
+
+    python benchmarks/donna.py --work FOLDER --data FOLDER          # measures what rows.jsonl does not have
+    python benchmarks/donna.py --work FOLDER --data FOLDER --quick  # one small seed, minutes; for a trial
+    python benchmarks/donna.py --work FOLDER --docs                 # docs/benchmarks_donna.json, tables
+
+--data is a folder with train.zip and test.zip of class folders. One thread. Costs are seconds of processor
+time, latencies processor time of a call on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from donna_tables import section
+from measured_rows import append_row, read_rows, write_docs
+
+from modicum.measure.block_table import BlockTable, measure_blocks
+from modicum.measure.runtimes import Runtime
+from modicum.search.blockwise import BlockwiseSettings
+from modicum.search.latency import (
+    block_seconds,
+    check_latency,
+    measure_networks,
+    network_seconds,
+    timed_blocks,
+)
+from modicum.search.milp import Option, choose
+from modicum.search.network import BlockNetwork
+from modicum.search.predictor import Predictor, kendall_tau
+from modicum.search.samples import draw
+from modicum.search.space import Picks
+from modicum.vision.conv import ConvSpaceSettings
+from modicum.vision.recipe import ImageRecipe
+from modicum.vision.reference import ReferenceSettings
+from modicum.vision.search import SearchImages, VisionSearch
+from modicum.vision.settings import VisionSearchSettings
+from modicum.vision.training import accuracy, train
+
+RUNTIMES = (Runtime("onnxruntime"), Runtime("onnxruntime-int8"), Runtime("torch"))
+MAIN = RUNTIMES[0]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is trained and tested."""
+
+    most_images: int = 700
+    validation: float = 3 / 7
+    channels: tuple[int, ...] = (24, 32, 64)
+    strides: tuple[int, ...] = (1, 2, 2)
+    space: ConvSpaceSettings = field(
+        default_factory=lambda: ConvSpaceSettings((3, 5), (2, 4), (1, 2), widths=(1.0,))
+    )
+    epochs: int = 20
+    samples: int = 24
+    sample_epochs: int = 2
+    shares: tuple[float, ...] = (0.3, 0.45, 0.6, 0.8)
+    """Of the reference's time: the limits at which networks are sought."""
+    winner_epochs: int = 10
+    baseline_epochs: int = 20
+    mobilenets: tuple[tuple[float, int], ...] = ((0.5, 1), (0.5, 2), (1.0, 1), (1.0, 2), (1.5, 2))
+    """Factor of the reference's channels, and depth."""
+    residuals: tuple[tuple[float, int], ...] = ((0.5, 1), (0.5, 2), (1.0, 1))
+    scratch_epochs: tuple[int, ...] = (2, 5, 10, 20, 40)
+    library_epochs: tuple[int, ...] = (1, 2, 5, 10)
+    has_peers: bool = True
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+QUICK = Sizes(
+    most_images=300,
+    validation=0.5,
+    space=ConvSpaceSettings((3,), (2, 4), (1, 2), ("relu",), ("depthwise", "grouped"), (1.0,)),
+    epochs=12,
+    samples=16,
+    sample_epochs=2,
+    shares=(0.5,),
+    winner_epochs=4,
+    baseline_epochs=8,
+    mobilenets=((0.5, 1), (1.0, 2)),
+    residuals=((0.5, 1),),
+    scratch_epochs=(4,),
+    library_epochs=(1,),
+    seeds=(0,),
+)
+
+
+class Bench:
+    """One seed's search, and rows in a folder.
+
+    Args:
+        work: the folder.
+        data: with train.zip and test.zip.
+        sizes: how much.
+        seed: of all that is random.
+    """
+
+    def __init__(self, work: Path, data: Path, sizes: Sizes, seed: int) -> None:
+        self.work, self.data, self.sizes, self.seed = work, data, sizes, seed
+        self.rows = read_rows(work)
+        self.settings = VisionSearchSettings(
+            reference=ReferenceSettings(channels=sizes.channels, strides=sizes.strides),
+            recipe=ImageRecipe(epochs=sizes.epochs, seed=seed),
+            space=sizes.space,
+            blockwise=BlockwiseSettings(seed=seed),
+            samples=sizes.samples,
+            sample_epochs=sizes.sample_epochs,
+            validation=sizes.validation,
+            most_images=sizes.most_images,
+            runtime=MAIN,
+            seed=seed,
+        )
+
+    @cached_property
+    def images(self) -> SearchImages:
+        """Photos to learn from, to compare with, to test on."""
+        return SearchImages.load(self.data / "train.zip", self.settings, self.data / "test.zip")
+
+    @cached_property
+    def run(self) -> VisionSearch:
+        """The search."""
+        return VisionSearch(self.images, self.work / f"seed{self.seed}", self.settings, tell)
+
+    def find(self, **key: Any) -> dict[str, Any] | None:
+        """The row of this seed, if there is one."""
+        key = {"seed": self.seed, **key}
+        return next((row for row in self.rows if key.items() <= row.items()), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row."""
+        row = {"seed": self.seed, **row}
+        append_row(self.work, row)
+        self.rows.append(row)
+        short = {k: v for k, v in row.items() if not isinstance(v, list | dict)}
+        print(short, file=sys.stderr, flush=True)
+
+    def measure(self) -> None:
+        """All that has no row yet."""
+        self.ranking()
+        for runtime in RUNTIMES:
+            self.latency_check(runtime)
+        self.winners()
+        self.baselines()
+        self.finetuning()
+        if self.sizes.has_peers:
+            for method in ("random", "evolution"):
+                self.peer(method)
+        self.latencies()
+
+    # -- the predictor ---------------------------------------------------------------------------------------
+
+    def ranking(self) -> None:
+        """Kendall's τ of what may rank networks, and what it all costs."""
+        if self.find(kind="ranking"):
+            return
+        started = time.process_time()
+        reference = self.run.reference
+        reference_seconds = time.process_time() - started
+        run = self.run
+        samples = run.samples
+        scores = [s.finetuned for s in samples]
+        errors = [run.block_errors(s.variants) for s in samples]
+        picks = [run.space.picks(s.variants) for s in samples]
+        entries = [[run.library.entry(n, p) for n, p in enumerate(own)] for own in picks]
+        fits = {}
+        for count in range(5, len(samples) + 1, 5):
+            # Fitted to the first, tested on the others; and with each left out.
+            predictor = Predictor.fit(errors[:count], scores[:count])
+            rest = [predictor.predict(row) for row in errors[count:]]
+            fits[count] = {
+                "left_out": predictor.kendall_tau,
+                "error": predictor.error,
+                "others": kendall_tau(rest, scores[count:]) if len(rest) > 3 else None,
+            }
+        started = time.process_time()
+        run.front()
+        self.add(
+            {
+                "kind": "ranking",
+                "sum": kendall_tau([-sum(row) for row in errors], scores),
+                "predictor": run.predictor.kendall_tau,
+                "error": run.predictor.error,
+                "weights": list(run.predictor.weights),
+                "assembled": kendall_tau([s.assembled for s in samples], scores),
+                "parameters": kendall_tau([float(sum(e.parameters for e in own)) for own in entries], scores),
+                "macs": kendall_tau([float(sum(e.macs for e in own)) for own in entries], scores),
+                "fits": fits,
+                "samples": [[s.assembled, s.finetuned, *row] for s, row in zip(samples, errors, strict=True)],
+                "reference": accuracy(reference, self.images.validation),
+                "reference_test": accuracy(reference, self.images.test),
+                "reference_seconds": reference_seconds,
+                "library_seconds": run.library.seconds,
+                "variants": len(run.library.entries),
+                "failed": len(run.library.failed),
+                "sample_seconds": sum(s.seconds for s in samples),
+                "front_seconds": time.process_time() - started,
+                "networks": run.space.num_networks,
+                "images": [len(self.images.train), len(self.images.validation), len(self.images.test)],
+            }
+        )
+
+    # -- latency ---------------------------------------------------------------------------------------------
+
+    def table(self, runtime: Runtime) -> BlockTable:
+        """Block times of a runtime."""
+        path = self.work / f"seed{self.seed}" / f"table-{runtime.name}.json"
+        return measure_blocks(timed_blocks(self.run.space), runtime, path, progress=tell)
+
+    def latency_check(self, runtime: Runtime) -> None:
+        """Sums of block times beside ten networks end to end."""
+        if self.find(kind="check", runtime=runtime.name):
+            return
+        picks = draw([list(range(size)) for size in self.run.space.sizes], 10, self.seed)
+        check = check_latency(self.run.space, self.table(runtime), runtime, picks)
+        self.add(
+            {
+                "kind": "check",
+                "runtime": runtime.name,
+                "tau": check.kendall_tau,
+                "ratio": check.ratio.median,
+                "low": check.ratio.low,
+                "high": check.ratio.high,
+                "predicted": list(check.predicted),
+                "measured": list(check.measured),
+            }
+        )
+
+    def best(self, runtime: Runtime, limit: float) -> Picks:
+        """The network that is predicted to be the best within seconds by a table."""
+        run, table = self.run, self.table(runtime)
+        seconds, weights = block_seconds(run.space, table), run.predictor.weights
+        groups = [
+            [
+                Option(-weights[n] * run.errors[n][variant.name], {"seconds": seconds[n][p]})
+                for p, variant in enumerate(own)
+            ]
+            for n, own in enumerate(run.space.variants)
+        ]
+        zero = (0,) * len(groups)
+        ends = network_seconds(run.space, table, zero) - sum(own[0] for own in seconds)
+        return choose(groups, {"seconds": limit - ends}).picks
+
+    def limits(self, runtime: Runtime) -> list[float]:
+        """Seconds: shares of the reference's time by the table."""
+        space = self.run.space
+        whole = network_seconds(space, self.table(runtime), (0,) * len(space.sites))
+        return [share * whole for share in self.sizes.shares]
+
+    # -- trained networks ------------------------------------------------------------------------------------
+
+    def trained(self, network: BlockNetwork, epochs: int, rate: float) -> tuple[BlockNetwork, dict[str, Any]]:
+        """Train with the reference as the teacher, and measure."""
+        started = time.process_time()
+        recipe = replace(self.settings.recipe, epochs=epochs, learning_rate=rate)
+        train(network, self.images.train, recipe, teacher=self.run.reference, progress=tell)
+        seconds = time.process_time() - started
+        told = {
+            "epochs": epochs,
+            "validation": accuracy(network, self.images.validation),
+            "test": accuracy(network, self.images.test),
+            "seconds": seconds,
+            "parameters": sum(p.numel() for p in network.parameters()),
+        }
+        return network, told
+
+    def fresh(self, picks: Picks) -> BlockNetwork:
+        """A network of the space whose blocks, stem and head have fresh weights."""
+        torch.manual_seed(self.seed)
+        network = self.run.space.assemble(picks, {})
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        return network
+
+    def winners(self) -> None:
+        """The best networks within the limits of the main runtime, and of the one in int8."""
+        for runtime in RUNTIMES[:2]:
+            for share, limit in zip(self.sizes.shares, self.limits(runtime), strict=True):
+                key = {"kind": "winner", "runtime": runtime.name, "share": share}
+                if self.find(**key):
+                    continue
+                picks = self.best(runtime, limit)
+                names = list(self.run.space.names(picks))
+                predicted = self.run.predictor.predict(self.run.block_errors(names))
+                same = next(
+                    (
+                        r
+                        for r in self.rows
+                        if r["kind"] == "winner" and r["seed"] == self.seed and r["variants"] == names
+                    ),
+                    None,
+                )
+                told = (
+                    {k: same[k] for k in ("epochs", "validation", "test", "seconds", "parameters")}
+                    if same
+                    else (
+                        self.trained(
+                            self.run.assembled(picks), self.sizes.winner_epochs, self.settings.finetune_rate
+                        )[1]
+                    )
+                )
+                self.add(key | {"variants": names, "predicted": predicted} | told)
+
+    def baseline(self, kind: str, factor: float, depth: int) -> BlockNetwork:
+        """A network of a family."""
+        channels = tuple(max(8, int(factor * c) // 8 * 8) for c in self.sizes.channels)
+        settings = ReferenceSettings(kind, channels, self.sizes.strides, depth)  # type: ignore[arg-type]
+        torch.manual_seed(self.seed)
+        return settings.build(len(self.images.train.classes))
+
+    def families(self) -> list[tuple[str, float, int]]:
+        """Kind, factor of channels, depth."""
+        return [
+            *(("mobilenetv2", *one) for one in self.sizes.mobilenets),
+            *(("residual", *one) for one in self.sizes.residuals),
+        ]
+
+    def baselines(self) -> None:
+        """MobileNetV2-like and residual networks from fresh weights, with the same teacher, twice as long."""
+        for kind, factor, depth in self.families():
+            key = {"kind": "baseline", "family": kind, "factor": factor, "depth": depth}
+            if not self.find(**key):
+                network = self.baseline(kind, factor, depth)
+                rate = self.settings.recipe.learning_rate
+                self.add(key | self.trained(network, self.sizes.baseline_epochs, rate)[1])
+
+    def finetuning(self) -> None:
+        """The network of the middle limit from the library's weights and from fresh ones, for some epochs."""
+        limits = self.limits(MAIN)
+        picks = self.best(MAIN, limits[len(limits) // 2])
+        for start, counts in (("library", self.sizes.library_epochs), ("fresh", self.sizes.scratch_epochs)):
+            for epochs in counts:
+                key = {"kind": "epochs", "start": start, "epochs": epochs}
+                if not self.find(**key):
+                    is_library = start == "library"
+                    network = self.run.assembled(picks) if is_library else self.fresh(picks)
+                    rate = self.settings.finetune_rate if is_library else self.settings.recipe.learning_rate
+                    self.add(key | self.trained(network, epochs, rate)[1])
+
+    def peer(self, method: str) -> None:
+        """Random search, or regularised evolution, at the cost of library and samples.
+
+        Networks stay within the middle limit.
+        Candidates are trained from fresh weights for as long as a sample, with the same teacher; the one with
+        the best validation accuracy is trained as long as a winner. Evolution: Real et al. 2018 (arXiv
+        1802.01548), 10 networks, tournaments of 3, one block changed.
+        """
+        if self.find(kind="peer", method=method):
+            return
+        ranking = self.find(kind="ranking")
+        assert ranking is not None
+        budget = ranking["library_seconds"] + ranking["sample_seconds"]
+        limits, table, space = self.limits(MAIN), self.table(MAIN), self.run.space
+        limit = limits[len(limits) // 2]
+        generator = random.Random(self.seed)
+        done = [
+            r
+            for r in self.rows
+            if r["kind"] == "candidate" and r["seed"] == self.seed and r["method"] == method
+        ]
+
+        def fits(picks: Picks) -> bool:
+            return network_seconds(space, table, picks) <= limit
+
+        def proposed(known: list[tuple[Picks, float]]) -> Picks:
+            while True:
+                if method == "random" or len(known) < 10:
+                    picks = tuple(generator.randrange(size) for size in space.sizes)
+                else:
+                    parent = max(generator.sample(known[-10:], 3), key=lambda one: one[1])[0]
+                    place = generator.randrange(len(parent))
+                    other = generator.randrange(space.sizes[place])
+                    picks = (*parent[:place], other, *parent[place + 1 :])
+                # The reference's blocks have weights already: peers begin from nothing.
+                if fits(picks) and picks not in {one[0] for one in known} and 0 not in picks:
+                    return picks
+
+        known: list[tuple[Picks, float]] = []
+        spent = 0.0
+        while spent < budget:
+            picks = proposed(known)
+            if len(known) < len(done):
+                row = done[len(known)]
+                assert row["variants"] == list(space.names(picks)), "the draws of a stopped run are repeated"
+            else:
+                rate = self.settings.recipe.learning_rate
+                told = self.trained(self.fresh(picks), self.sizes.sample_epochs, rate)[1]
+                row = {"kind": "candidate", "method": method, "variants": list(space.names(picks))} | told
+                self.add(row)
+            known.append((picks, row["validation"]))
+            spent += row["seconds"]
+        picks = max(known, key=lambda one: one[1])[0]
+        rate = self.settings.recipe.learning_rate
+        told = self.trained(self.fresh(picks), self.sizes.winner_epochs, rate)[1]
+        about = {"kind": "peer", "method": method, "candidates": len(known), "spent": spent}
+        self.add(about | {"variants": list(space.names(picks))} | told)
+
+    # -- end to end ------------------------------------------------------------------------------------------
+
+    def latencies(self) -> None:
+        """Milliseconds end to end of all trained networks, in turn."""
+        space = self.run.space
+        networks: dict[str, BlockNetwork] = {"reference": self.run.reference}
+        for row in self.rows:
+            if row["seed"] == self.seed and row["kind"] in ("winner", "peer"):
+                networks["|".join(row["variants"])] = space.assemble(space.picks(row["variants"]), {})
+        for kind, factor, depth in self.families():
+            networks[f"{kind} {factor} {depth}"] = self.baseline(kind, factor, depth)
+        for runtime in RUNTIMES[:2]:
+            if not self.find(kind="latencies", runtime=runtime.name):
+                shape = self.settings.reference.example.shape[1:]
+                spreads = measure_networks(list(networks.values()), shape, runtime)
+                told = {name: 1000 * spread.median for name, spread in zip(networks, spreads, strict=True)}
+                self.add({"kind": "latencies", "runtime": runtime.name, "milliseconds": told})
+
+
+def tell(doing: str, done: int, total: int) -> None:
+    """Progress on stderr, now and then."""
+    if done == total or done % 200 == 0:
+        print(f"\r{doing}: {done} of {total}   ", end="", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="rows, libraries and tables")
+    parser.add_argument("--data", type=Path, help="train.zip and test.zip")
+    parser.add_argument("--quick", action="store_true", help="little of everything")
+    parser.add_argument("--no-peers", action="store_true", help="without random search and evolution")
+    parser.add_argument("--seeds", help="such as 0,1")
+    parser.add_argument("--docs", action="store_true", help="write the tables")
+    options = parser.parse_args()
+    if options.docs:
+        write_docs(options.work, section, "benchmarks_donna.json", "search.md", "donna")
+        return
+    if options.data is None:
+        parser.error("--data is needed to measure")
+    torch.set_num_threads(1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    sizes = replace(QUICK if options.quick else Sizes(), has_peers=not options.no_peers)
+    seeds = sizes.seeds if options.seeds is None else tuple(map(int, options.seeds.split(",")))
+    for seed in seeds:
+        Bench(options.work, options.data, sizes, seed).measure()
+    if options.quick:
+        print(
+            section(
+                {
+                    "date": "today",
+                    "machine": {"processor": "?", "torch": torch.__version__},
+                    "rows": read_rows(options.work),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

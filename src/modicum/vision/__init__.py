@@ -1,0 +1,1 @@
+"""Vision: networks for images, found by architecture search. Import from the modules."""

@@ -1,0 +1,232 @@
+"""The whole way from a folder of images to networks, and its commands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from modicum.cli import app
+from modicum.errors import InputError
+from modicum.measure.block_table import BlockTable
+from modicum.measure.runtimes import Runtime
+from modicum.search.blockwise import BlockwiseSettings
+from modicum.search.latency import block_key, check_latency, ends_keys, network_seconds, timed_blocks
+from modicum.vision.recipe import ImageRecipe
+from modicum.vision.reference import ReferenceSettings
+from modicum.vision.saved import VisionNetwork
+from modicum.vision.search import SearchImages, VisionSearch, search
+from modicum.vision.settings import VisionSearchSettings
+from modicum.vision.training import accuracy
+from tests.vision.pictures import encoded, image_set, pixels, write_folder
+
+pytest.importorskip("scipy", reason="needs scipy: pip install 'modicum[search]'")
+pytest.importorskip("PIL", reason="needs pillow: pip install 'modicum[vision]'")
+
+REFERENCE = ReferenceSettings("residual", (16, 16), (2, 2), depth=1, stem_channels=8, size=16)
+SETTINGS = VisionSearchSettings(
+    reference=REFERENCE,
+    recipe=ImageRecipe(epochs=4, batch=16, learning_rate=1e-2, shift=2),
+    space="tiny",
+    blockwise=BlockwiseSettings(epochs=2, batch=16),
+    samples=6,
+    sample_epochs=1,
+    winners=2,
+    winner_epochs=1,
+)
+
+
+def pictures() -> SearchImages:
+    return SearchImages(image_set(96), image_set(48, seed=1), image_set(48, seed=2))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("search")
+    search(pictures(), out, SETTINGS)
+    return out
+
+
+def test_a_search_gives_a_front_and_saved_networks(found: Path) -> None:
+    told = json.loads((found / "search.json").read_text())
+    assert told["num_networks"] == 5**2
+    assert told["images"] == [96, 48, 48]
+    front = told["front"]
+    times, predicted = ([one[key] for one in front] for key in ("milliseconds", "predicted"))
+    assert times == sorted(set(times))
+    assert predicted == sorted(set(predicted))
+    assert len(told["samples"]) == 6
+    saved = [one for one in front if one["folder"]]
+    assert len(saved) == min(2, len(front))
+    for one in saved:
+        network = VisionNetwork.load(found / one["folder"])
+        assert one["test"] == accuracy(network.network, pictures().test)
+        assert one["parameters"] == sum(p.numel() for p in network.network.parameters())
+        assert [variant.name for variant in network.blocks] == one["variants"]
+    assert told["reference"]["predicted"] >= max(predicted) - 1e-9 or told["kendall_tau"] is not None
+    assert (found / "front.png").stat().st_size > 5_000
+    assert not (found / "state").exists()
+    assert not list(found.rglob("*.part*"))
+
+
+def test_a_second_run_trains_nothing_and_finds_the_same(found: Path) -> None:
+    before = json.loads((found / "search.json").read_text())
+    stamps = {path: path.stat().st_mtime_ns for path in found.rglob("*.safetensors")}
+    told: set[str] = set()
+    report = search(pictures(), found, SETTINGS, progress=lambda doing, done, total: told.add(doing))
+    again = json.loads(json.dumps(report.to_dict()))
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in before.items() if k != "seconds"
+    }
+    assert {path: path.stat().st_mtime_ns for path in found.rglob("*.safetensors")} == stamps
+    assert not any(doing.startswith("training the") for doing in told)
+
+
+def test_evolution_finds_the_front_of_a_small_space(found: Path) -> None:
+    exact = VisionSearch(pictures(), found, replace(SETTINGS, front_points=200)).front()
+    evolved = VisionSearch(pictures(), found, replace(SETTINGS, method="nsga2")).front()
+    assert [one.variants for one in evolved] == [one.variants for one in exact]
+
+
+def test_other_images_or_recipes_are_refused(found: Path) -> None:
+    other = replace(pictures(), train=image_set(93))
+    with pytest.raises(InputError, match="other images, another reference or another recipe"):
+        search(other, found, SETTINGS)
+    with pytest.raises(InputError, match="another recipe"):
+        search(pictures(), found, replace(SETTINGS, recipe=replace(SETTINGS.recipe, epochs=5)))
+
+
+def test_a_table_of_another_device_changes_the_front_or_lacks_a_block(found: Path, tmp_path: Path) -> None:
+    run = VisionSearch(pictures(), found, SETTINGS)
+    table = BlockTable.load(found / "table.json")
+    small = next(v for v in run.space.variants[0] if v.name.startswith("k3e2d1"))
+    for number in range(2):
+        pick = run.space.variants[number].index(small)
+        key = block_key(run.space, number, pick)
+        # A device on which the smallest variant is slow.
+        table.seconds[key] = type(table.seconds[key])(9.0, 9.0, 9.0)
+    table.device = "odd"
+    table.save(tmp_path / "odd.json")
+    front = VisionSearch(pictures(), found, replace(SETTINGS, table=tmp_path / "odd.json")).front()
+    assert all(small.name not in one.variants for one in front)
+    del table.seconds[key]
+    table.save(tmp_path / "odd.json")
+    with pytest.raises(InputError, match="table of odd has no time for the block"):
+        VisionSearch(pictures(), found, replace(SETTINGS, table=tmp_path / "odd.json")).front()
+
+
+def test_sums_of_block_times_are_checked_end_to_end(found: Path) -> None:
+    run = VisionSearch(pictures(), found, SETTINGS)
+    keys = {block.key for block in timed_blocks(run.space)}
+    assert len(keys) == 2 + 5 + 5
+    assert set(ends_keys(run.space)) <= keys
+    check = check_latency(run.space, run.table, Runtime(), [(0, 0), (1, 2), (4, 4)])
+    assert check.predicted[0] == network_seconds(run.space, run.table, (0, 0))
+    assert min(check.measured) > 0
+    assert -1 <= check.kendall_tau <= 1
+
+
+def test_untrained_variants_are_predicted_and_trained_when_they_win(tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS,
+        space="small",
+        variants_per_block=6,
+        blockwise=BlockwiseSettings(batch=16),
+        with_reference_blocks=False,
+    )
+    report = search(pictures(), tmp_path, settings)
+    assert report.num_networks == 16**2
+    assert report.reference.milliseconds is None
+    run = VisionSearch(pictures(), tmp_path, settings)
+    assert [len(own) for own in run.errors] == [16, 16]
+    trained = {name for _, name in run.library.entries}
+    for one in report.front:
+        if one.folder:
+            assert set(one.variants) <= trained
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", 60)
+    (folder / "red" / "broken.png").write_bytes(b"no image")
+    space = ["--channels", "16,16", "--strides", "2,2", "--size", "16", "--space", "tiny"]
+    runner = CliRunner()
+    table = tmp_path / "table.json"
+    measured = runner.invoke(
+        app, ["measure", "-o", str(table), "--classes", "3", "--check", "3", "--json", *space]
+    )
+    assert measured.exit_code == 0, measured.output
+    told = json.loads(measured.stdout)
+    assert len(told["milliseconds"]) == 1 + 2 + 5 + 5
+    assert len(told["check"]["measured_ms"]) == 3
+    short = [
+        "--epochs",
+        "1",
+        "--samples",
+        "4",
+        "--sample-epochs",
+        "1",
+        "--winners",
+        "1",
+        "--winner-epochs",
+        "1",
+    ]
+    line = ["search", str(folder), "-o", str(tmp_path / "out"), "--table", str(table), *space, *short]
+    found = runner.invoke(app, line)
+    assert found.exit_code == 0, found.output
+    assert "red/broken.png is left out" in found.stderr
+    assert "predictor: Kendall's tau" in found.stdout
+    again = runner.invoke(app, [*line, "--json"])
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["device"] == told["device"]
+    network = VisionNetwork.load(tmp_path / "out" / "reference")
+    one = tmp_path / "one.png"
+    one.write_bytes(encoded(pixels(1)[0][0]))
+    assert set(network.classify(one).probabilities) == {"blue", "green", "red"}
+
+
+def test_times_of_another_device_by_command(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="needs onnx")
+    space = ["--channels", "8", "--strides", "2", "--size", "8", "--space", "tiny"]
+    runner = CliRunner()
+    out = tmp_path / "blocks"
+    found = runner.invoke(app, ["measure", "--onnx", "-o", str(out), "--json", *space])
+    assert found.exit_code == 0, found.output
+    path = Path(json.loads(found.stdout)["list"])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *(line + "1.5" for line in lines[1:])]) + "\n")
+    made = runner.invoke(
+        app, ["measure", "--times", str(path), "--device", "phone", "-o", str(tmp_path / "t.json")]
+    )
+    assert made.exit_code == 0, made.output
+    table = BlockTable.load(tmp_path / "t.json")
+    assert table.device == "phone"
+    assert len(table.seconds) == len(lines) - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["search", "nowhere", "-o", "out"], "there is no nowhere"),
+        (["search", "x", "-o", "out", "--space", "huge"], "space is 'huge'"),
+        (["search", "x", "-o", "out", "--channels", "a,b"], "whole numbers with commas"),
+        (["search", "x", "-o", "out", "--samples", "2"], "2 samples: give at least 4"),
+        (["search", "x", "-o", "out", "--method", "luck"], "milp or nsga2"),
+        (["search", "x", "-o", "out", "--runtime", "tpu"], "the runtime is 'tpu'"),
+        (["measure", "-o", "out", "--onnx", "--times", "x"], "give one of them"),
+        (["measure", "-o", "out", "--classes", "1"], "give 2 or more"),
+    ],
+)
+def test_bad_input_is_a_line_on_stderr(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(app, options)
+    assert found.exit_code == 2
+    assert message in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
