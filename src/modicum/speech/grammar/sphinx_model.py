@@ -12,6 +12,7 @@ import math
 import struct
 import tempfile
 import warnings
+import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
@@ -146,6 +147,7 @@ class SphinxModel:
     @cached_property
     def _decoder(self) -> tuple[Any, Any]:
         log = tempfile.TemporaryDirectory(prefix="modicum-sphinx-")
+        weakref.finalize(self, log.cleanup)
         decoder = self._package.Decoder(
             hmm=str(self._folder / "en-us"),
             allphone=str(self._folder / "en-us-phone.lm.bin"),
