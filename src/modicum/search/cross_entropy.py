@@ -110,7 +110,6 @@ class _Best:
 
     def __init__(self, problem: SubsetProblem, limit: int) -> None:
         self._evaluation: SubsetEvaluation = problem.evaluation()
-        self._present: set[int] = set()
         self._known: dict[bytes, float] = {}
         self.chosen: tuple[int, ...] = ()
         self.value = self._evaluation.value
@@ -144,15 +143,10 @@ class _Best:
         return SearchResult(self.chosen, self.value, self.num_evaluations, tuple(self.history))
 
     def _value(self, row: np.ndarray) -> float:
-        """Of a set: the evaluation is moved to it from the last one."""
+        """Of a set; one that was seen before is not computed again."""
         key = np.packbits(row).tobytes()
         if key not in self._known:
-            wanted = {int(item) for item in np.flatnonzero(row)}
-            for item in self._present - wanted:
-                self._evaluation.remove(item)
-            for item in wanted - self._present:
-                self._evaluation.add(item)
-            self._present = wanted
+            self._evaluation.replace([int(item) for item in np.flatnonzero(row)])
             self._known[key] = self._evaluation.value
             self.num_evaluations += 1
         return self._known[key]

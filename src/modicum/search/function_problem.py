@@ -53,3 +53,8 @@ class FunctionEvaluation:
         """One call."""
         self._chosen -= {item}
         self.value = self._function(self._chosen)
+
+    def replace(self, items: Sequence[int]) -> None:
+        """One call."""
+        self._chosen = frozenset(items)
+        self.value = self._function(self._chosen)

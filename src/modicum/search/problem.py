@@ -29,6 +29,9 @@ class SubsetEvaluation(Protocol):
     def remove(self, item: int) -> None:
         """Remove an item that is in the set."""
 
+    def replace(self, items: Sequence[int]) -> None:
+        """Make it the set of these items, each given once."""
+
 
 class SubsetProblem(Protocol):
     """Items 0 to num_items - 1, of which a subset is chosen."""
@@ -57,8 +60,7 @@ class SearchResult:
 def value_of(problem: SubsetProblem, items: Iterable[int]) -> float:
     """The value of a set."""
     evaluation = problem.evaluation()
-    for item in items:
-        evaluation.add(item)
+    evaluation.replace(sorted(set(items)))
     return evaluation.value
 
 

@@ -26,7 +26,9 @@ def edit_table(said: Sequence[str], heard: Sequence[str]) -> np.ndarray:
         replaced = np.array([_cost(unit, other) for other in heard], dtype=np.int64)
         best = np.minimum(table[row - 1, 1:] + 1, table[row - 1, :-1] + replaced)
         # An added unit costs 1 more than its left neighbour: a running minimum of value - column.
-        table[row, 1:] = np.minimum.accumulate(np.concatenate([[table[row, 0]], best]) - steps)[1:] + steps[1:]
+        table[row, 1:] = (
+            np.minimum.accumulate(np.concatenate([[table[row, 0]], best]) - steps)[1:] + steps[1:]
+        )
     return table
 
 
@@ -59,7 +61,7 @@ def heard_words(words: Sequence[Sequence[str]], heard: Sequence[str], has_spaces
     """What was heard of each word that was said: the units on its part of the path.
 
     A unit that was added belongs to the word of the unit before it, and one before the first word to that
-    one. What was heard for a space belongs to the word before. Spaces at the ends of a word's part are dropped.
+    one. What was heard for a space belongs to the word before. Spaces at the ends of a part are dropped.
 
     Args:
         words: units of each word.

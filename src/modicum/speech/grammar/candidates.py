@@ -77,8 +77,8 @@ def original_expressions(model: CommandModel, commands: Sequence[str]) -> list[E
             other = seen.setdefault(expression.text, index)
             if other != index:
                 raise InputError(
-                    f"{model.name} writes {commands[other]!r} and {command!r} alike ({expression.text}): they "
-                    "cannot be told apart; leave one out"
+                    f"{model.name} writes {commands[other]!r} and {command!r} alike ({expression.text}): "
+                    "they cannot be told apart; leave one out"
                 )
             if expression not in found:
                 found.append(expression)
@@ -93,9 +93,9 @@ def candidate_expressions(
 ) -> list[Expression]:
     """Alternate expressions of all commands, for each the most probable first.
 
-    Each is a product of forms of the command's words: the most probable ones, and the original one. Expressions
-    of two commands that read alike are left out, as the original ones are. Words that were never heard stay as
-    they are, with a warning.
+    Each is a product of forms of the command's words: the most probable ones, and the original one.
+    Expressions of two commands that read alike are left out, as the original ones are. Words that were never
+    heard stay as they are, with a warning.
 
     Raises:
         ModelError: the dictionary is of another model.

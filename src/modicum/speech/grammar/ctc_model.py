@@ -15,7 +15,7 @@ from modicum.errors import InputError, ModelError
 from modicum.speech.decoding import PrefixBeamSearch, greedy_decode
 from modicum.speech.features import Fbank
 from modicum.speech.grammar.command_model import Form, Heard
-from modicum.speech.grammar.ctc_scores import ctc_scores
+from modicum.speech.grammar.ctc_forward import ctc_scores
 from modicum.speech.recognizer import Recognizer
 from modicum.speech.tokens import BLANK
 

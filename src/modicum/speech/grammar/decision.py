@@ -86,7 +86,9 @@ def rates(
         InputError: there is no recording of commands or of other speech, or not a label for each.
     """
     if len(labels) != len(decisions.command):
-        raise InputError(f"there are {len(labels)} labels for {len(decisions.command)} recordings: give one for each")
+        raise InputError(
+            f"there are {len(labels)} labels for {len(decisions.command)} recordings: give one for each"
+        )
     if not len(labels) or not len(others.command):
         raise InputError("rates need recordings of commands and of other speech: give some of both")
     accepted = decisions.accepted(threshold)
@@ -110,8 +112,8 @@ def threshold_for(confidence: np.ndarray, false_alarm_rate: float) -> float:
     needed = needed_recordings(false_alarm_rate)
     if len(confidence) < needed:
         raise InputError(
-            f"a false-alarm rate of {false_alarm_rate:g} needs {needed:,} recordings of other speech, so that "
-            f"one false alarm is no more than that, and there are {len(confidence):,}: give more, cut long "
+            f"a false-alarm rate of {false_alarm_rate:g} needs {needed:,} recordings of other speech, so "
+            f"that one false alarm is no more than that, and there are {len(confidence):,}: give more, cut long "
             f"ones into pieces, or ask for a rate of {1 / max(1, len(confidence)):.3g} or above"
         )
     allowed = allowed_alarms(len(confidence), false_alarm_rate)

@@ -88,7 +88,10 @@ class PronunciationDictionary:
                 str(saved["units"]),
                 tuple(map(str, saved["symbols"])),
                 str(saved["digest"]),
-                {str(w): {str(f): float(n) for f, n in forms.items()} for w, forms in saved["counts"].items()},
+                {
+                    str(w): {str(f): float(n) for f, n in forms.items()}
+                    for w, forms in saved["counts"].items()
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is no dictionary ({error!r}): learn it again") from error
@@ -166,6 +169,7 @@ def read_json(path: Path, what: str, newest: int) -> dict[str, Any]:
         ) from error
     if found != newest:
         raise InputError(
-            f"{path} has format {found}, and this modicum reads {newest}: get a newer modicum, or make it again"
+            f"{path} has format {found}, and this modicum reads {newest}: get a newer modicum, or make "
+            "it again"
         )
     return dict(saved)

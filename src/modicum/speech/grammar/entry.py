@@ -33,13 +33,13 @@ from modicum.speech.grammar.evaluation import GrammarRates, LabelledScores, gram
 from modicum.speech.grammar.grammar_file import Grammar
 from modicum.speech.grammar.objective import GrammarObjective, ObjectiveSettings
 from modicum.speech.grammar.recordings import Recording, of_commands
-from modicum.speech.grammar.score_table import readable, score_table
+from modicum.speech.grammar.score_table import compute_scores, readable
 
 Method = Literal["cem", "greedy", "refine"]
 """Cross-entropy method, greedy, greedy with refinement."""
 
 Threshold = Literal["refit", "fixed"]
-"""While searching: set anew for every grammar at the wanted rate of false alarms, or that of the original one."""
+"""While searching: set anew for every grammar at the wanted rate of false alarms, or the original one's."""
 
 Progress = Callable[[str, int, int], object]
 """Called with what is done, how much of it is done, and how much there is in all."""
@@ -124,7 +124,9 @@ class GrammarReport:
         return {
             "model": self.grammar.model,
             "commands": list(self.grammar.commands),
-            "expressions": [[one.text for one in self.grammar.of(i)] for i in range(len(self.grammar.commands))],
+            "expressions": [
+                [one.text for one in self.grammar.of(i)] for i in range(len(self.grammar.commands))
+            ],
             "threshold": self.grammar.threshold,
             "original_threshold": self.grammar.original_threshold,
             "num_candidates": self.num_candidates,
@@ -182,9 +184,9 @@ def search_grammar(
     expressions = [*originals, *candidates]
     # All at once: the model runs once for each recording.
     scores = LabelledScores(
-        score_table(model, chosen, expressions, progress=progress),
+        compute_scores(model, chosen, expressions, progress=progress),
         labels,
-        score_table(model, others, expressions, progress=progress),
+        compute_scores(model, others, expressions, progress=progress),
     )
     searched = scores.rows(seen, seen_others)
     result, original_threshold, seconds = search(searched, expressions, len(originals), settings, progress)
@@ -241,9 +243,9 @@ def evaluate_grammar(
     chosen = readable(model, of_commands(recordings, grammar.commands))
     others = readable(model, others)
     scores = LabelledScores(
-        score_table(model, chosen, grammar.expressions, progress=progress),
+        compute_scores(model, chosen, grammar.expressions, progress=progress),
         np.array([grammar.commands.index(one.text) for one in chosen], dtype=np.int64),
-        score_table(model, others, grammar.expressions, progress=progress),
+        compute_scores(model, others, grammar.expressions, progress=progress),
     )
     return compare(scores, grammar, false_alarm_rate)
 
@@ -327,6 +329,7 @@ def _check_enough(commands: Sequence[str], labels: np.ndarray) -> None:
     if few:
         warnings.warn(
             f"fewer than {_FEW} recordings to search with of {', '.join(few[:5])}"
-            f"{' and others' if len(few) > 5 else ''}: what is found for them may not hold for other speakers",
+            f"{' and others' if len(few) > 5 else ''}: what is found for them may not hold for "
+            "other speakers",
             stacklevel=3,
         )

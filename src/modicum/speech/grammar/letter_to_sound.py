@@ -88,7 +88,11 @@ def letter_to_sound(word: str) -> tuple[str, ...]:
     at = 0
     while at < len(word):
         size = next(
-            (size for size in range(_LONGEST, 0, -1) if word[at : at + size] in _RULES and at + size <= len(word)),
+            (
+                size
+                for size in range(_LONGEST, 0, -1)
+                if word[at : at + size] in _RULES and at + size <= len(word)
+            ),
             0,
         )
         if not size:

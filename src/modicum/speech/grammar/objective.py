@@ -83,7 +83,9 @@ class GrammarObjective:
                 f"{self.num_original} of {len(self.owners)} expressions are original: give at least one"
             )
         if not len(self.commands) or not len(self.others):
-            raise InputError("there are no recordings of commands, or none of other speech: give some of both")
+            raise InputError(
+                "there are no recordings of commands, or none of other speech: give some of both"
+            )
 
     @property
     def num_items(self) -> int:
@@ -99,8 +101,8 @@ class GrammarEvaluation:
     """A grammar that changes by one expression at a time.
 
     Each recording keeps its best and second-best expression of the grammar, so that an addition takes time in
-    the number of recordings only. A removal looks through the grammar for those recordings of which the removed
-    expression was one of the two.
+    the number of recordings only. A removal looks through the grammar for those recordings of which the
+    removed expression was one of the two.
     """
 
     def __init__(self, objective: GrammarObjective) -> None:
@@ -134,6 +136,13 @@ class GrammarEvaluation:
         self._others.remove(item + self._objective.num_original)
         self.value = self._value()
 
+    def replace(self, items: Sequence[int]) -> None:
+        """Make it the original grammar with these candidates."""
+        columns = [item + self._objective.num_original for item in items]
+        self._commands.replace([*range(self._objective.num_original), *columns])
+        self._others.replace([*range(self._objective.num_original), *columns])
+        self.value = self._value()
+
     def _value(self) -> float:
         is_right = self._owners[self._commands.first] == self._labels
         best = self._commands.best[:, None]
@@ -153,9 +162,7 @@ class GrammarEvaluation:
         misclassified = (accepted & ~is_right).sum(0) / len(best)
         alarms = (others > threshold).sum(0) / len(others)
         cost = (
-            settings.missed * missed
-            + settings.misclassified * misclassified
-            + settings.false_alarms * alarms
+            settings.missed * missed + settings.misclassified * misclassified + settings.false_alarms * alarms
         )
         most = settings.missed + settings.misclassified + settings.false_alarms
         found: np.ndarray = np.where(alarms > settings.ceiling, -most - 1 - alarms, -cost)
@@ -188,6 +195,7 @@ class _TopTwo:
         return np.where(won, added, best), won
 
     def add(self, column: int) -> None:
+        """Add a column that is not chosen."""
         added = self._scores[:, column]
         beats_first = self._beats(added, column, self.first)
         beats_second = self._beats(added, column, self._second) | (self._second < 0)
@@ -197,8 +205,14 @@ class _TopTwo:
         self._chosen.sort()
 
     def remove(self, column: int) -> None:
+        """Remove a column that is chosen, not the only one."""
         self._chosen.remove(column)
         self._rank(np.flatnonzero((self.first == column) | (self._second == column)))
+
+    def replace(self, columns: Sequence[int]) -> None:
+        """Choose these columns, at least one."""
+        self._chosen = sorted(columns)
+        self._rank(self._rows)
 
     def _beats(self, added: np.ndarray, column: int, present: np.ndarray) -> np.ndarray:
         scores = self._scores[self._rows, present]

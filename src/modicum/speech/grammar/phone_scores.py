@@ -22,7 +22,9 @@ Words = Sequence[Sequence[str]]
 """Phones of each word."""
 
 
-def phone_scores(scores: np.ndarray, definition: SphinxDefinition, expressions: Sequence[Words]) -> np.ndarray:
+def phone_scores(
+    scores: np.ndarray, definition: SphinxDefinition, expressions: Sequence[Words]
+) -> np.ndarray:
     """The likelihood of the best path through each expression: log-scores [expressions] float32.
 
     An expression is a chain of its phones' states. Before it, after it and between words there may be a

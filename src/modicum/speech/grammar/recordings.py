@@ -73,8 +73,8 @@ def read_recordings(path: str | Path) -> list[Recording]:
         ]
         if not found:
             raise InputError(
-                f"{path} has no audio with a text: give a folder with a folder of recordings for each command, "
-                "or recordings with a .txt file beside each, or a manifest"
+                f"{path} has no audio with a text: give a folder with a folder of recordings for each "
+                "command, or recordings with a .txt file beside each, or a manifest"
             )
         return found
     return [_of(utterance) for utterance in read_manifest(path)]
@@ -116,14 +116,14 @@ def of_commands(recordings: Sequence[Recording], commands: Sequence[str]) -> lis
     missing = [command for command in commands if command not in texts]
     if missing:
         raise InputError(
-            f"there is no recording of {listed([repr(one) for one in missing])}: give some of each command, or "
-            f"leave it out; there are recordings of {listed([repr(one) for one in sorted(texts)])}"
+            f"there is no recording of {listed([repr(one) for one in missing])}: give some of each "
+            f"command, or leave it out; there are recordings of {listed([repr(one) for one in sorted(texts)])}"
         )
     if len(kept) < len(recordings):
         others = sorted(texts - set(commands))
         warnings.warn(
-            f"{len(recordings) - len(kept):,} of {len(recordings):,} recordings are of no command and left out: "
-            f"{listed([repr(one) for one in others])}",
+            f"{len(recordings) - len(kept):,} of {len(recordings):,} recordings are of no command and left "
+            f"out: {listed([repr(one) for one in others])}",
             stacklevel=2,
         )
     return kept

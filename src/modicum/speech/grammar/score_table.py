@@ -86,7 +86,7 @@ def readable(model: CommandModel, recordings: Sequence[Recording]) -> list[Recor
     return kept
 
 
-def score_table(
+def compute_scores(
     model: CommandModel,
     recordings: Sequence[Recording],
     expressions: Sequence[Expression],
@@ -96,8 +96,8 @@ def score_table(
 ) -> ScoreTable:
     """Score every recording with every expression, or read what the same call has computed before.
 
-    The table is kept in modicum's cache folder, by a fingerprint of the model, of the audio's bytes and of the
-    expressions. The model runs once for each recording.
+    The table is kept in modicum's cache folder, by a fingerprint of the model, of the audio's bytes and of
+    the expressions. The model runs once for each recording.
 
     Raises:
         InputError: a recording cannot be read or is silent.
@@ -135,7 +135,9 @@ def fingerprint(
             try:
                 known[one.audio] = hashlib.sha256(one.audio.read_bytes()).hexdigest()
             except OSError as error:
-                raise InputError(f"cannot read {one.audio}: {error.strerror or error}; leave it out") from error
+                raise InputError(
+                    f"cannot read {one.audio}: {error.strerror or error}; leave it out"
+                ) from error
         sha.update(repr((known[one.audio], one.start, one.end)).encode())
     return sha.hexdigest()[:32]
 

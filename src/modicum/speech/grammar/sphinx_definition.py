@@ -134,6 +134,6 @@ def _transitions(path: Path) -> np.ndarray:
     if (rows, columns) != (3, 4) or total != num * 12:
         raise ValueError(f"its transitions are {rows} × {columns} and not 3 × 4")
     values = np.frombuffer(data, f"{order}f4", total, at + 20).reshape(num, 3, 4).astype(np.float64)
-    values = values / values.sum(-1, keepdims=True)
     with np.errstate(divide="ignore"):
-        return np.log(values)
+        found: np.ndarray = np.log(values / values.sum(-1, keepdims=True))
+    return found

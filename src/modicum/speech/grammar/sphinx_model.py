@@ -2,7 +2,7 @@
 
 pocketsphinx itself computes the likelihood of every state at every frame, once for a recording, and decodes
 phones freely. From these likelihoods all expressions are scored here, with the same models of phones in
-context (see `phone_scores`): a decode by pocketsphinx for each expression would take a thousand times as long.
+context (see `phone_scores`): it has no call that scores many expressions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from modicum.speech.grammar.sphinx_definition import SphinxDefinition
 
 _SAMPLES = 16_000
 _LOG_STEP = math.log(1.0001) * 1024
-"""A step of the whole numbers in which pocketsphinx keeps likelihoods: log base 1.0001, shifted by 10 bits."""
+"""A step of the whole numbers in which pocketsphinx keeps likelihoods: log base 1.0001, 10 bits shifted."""
 
 _FREE = {"lw": 2.0, "beam": 1e-20, "pbeam": 1e-20, "cmn": "batch", "compallsen": True}
 """Of the phone decoder: the first three as its documentation has them; batch normalisation, so that a
@@ -46,7 +46,9 @@ def import_pocketsphinx() -> Any:
     try:
         return import_module("pocketsphinx")
     except (ImportError, OSError) as error:
-        raise InputError(f"this needs the package pocketsphinx ({error}): pip install 'modicum[grammar]'") from error
+        raise InputError(
+            f"this needs the package pocketsphinx ({error}): pip install 'modicum[grammar]'"
+        ) from error
 
 
 class SphinxModel:
@@ -90,11 +92,12 @@ class SphinxModel:
         guess = letter_to_sound(word)
         if not guess:
             raise InputError(
-                f"{word!r} is not in pocketsphinx's dictionary and has no English letters: spell the command as "
-                "it sounds in English"
+                f"{word!r} is not in pocketsphinx's dictionary and has no English letters: spell the command "
+                "as it sounds in English"
             )
         warnings.warn(
-            f"{word!r} is not in pocketsphinx's dictionary: taken as {' '.join(guess)}, by rules", stacklevel=2
+            f"{word!r} is not in pocketsphinx's dictionary: taken as {' '.join(guess)}, by rules",
+            stacklevel=2,
         )
         return (" ".join(guess),)
 
@@ -168,7 +171,7 @@ class SphinxModel:
 
 
 def _read_senones(data: bytes) -> np.ndarray:
-    """Log-likelihoods [frames, senones] float32 of a file that pocketsphinx logged with all senones active."""
+    """Log-likelihoods [frames, senones] float32 of a file that pocketsphinx logged, all of them active."""
     at = data.index(b"endhdr\n") + len(b"endhdr\n")
     if struct.unpack("=I", data[at : at + 4])[0] != 0x11223344:
         raise ValueError("the byte order is another")
