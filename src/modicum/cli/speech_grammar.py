@@ -61,7 +61,7 @@ def learn(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the dictionary goes.", metavar="FILE")],
     model: ModelOption = "embedded",
-    decodes: Annotated[int, typer.Option(help="Of each recording; 1 for greedy decoding alone.")] = 4,
+    decodes: Annotated[int, typer.Option(help="Of each recording; 1 for greedy decoding alone.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Count what a model hears for each word of general speech.
@@ -241,10 +241,10 @@ def _summary(report: GrammarReport, rate: float, out: Path) -> None:
 def _table(found: Any, rate: float) -> None:
     rows = []
     for one in found:
-        rows.append(_row(one, "as set by the search", one.fixed))
+        rows.append(_row(one, "as searched", one.fixed))
         if one.equal is not None:
-            rows.append(_row(one, f"{rate:.2%} false alarms here", one.equal))
-    print_table(["grammar", "expressions", "threshold", "missed", "misclassified", "false alarms"], rows)
+            rows.append(_row(one, f"for {rate:.1%} here", one.equal))
+    print_table(["grammar", "size", "threshold", "missed", "confused", "false alarms"], rows)
 
 
 def _row(one: GrammarRates, threshold: str, rates: Any) -> list[str]:
@@ -253,7 +253,7 @@ def _row(one: GrammarRates, threshold: str, rates: Any) -> list[str]:
 
 
 def _percent(rate: Rate) -> str:
-    return f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
+    return f"{rate.value:.1%} [{rate.low:.0%}, {rate.high:.0%}]"
 
 
 def _file(grammar: Path) -> Path:

@@ -18,6 +18,8 @@ _FIRST_SIZE = 10.0
 class CrossEntropySettings:
     """Settings of `cross_entropy_search`; the values are ours.
 
+    With hundreds of items a fast move (smoothing 0.7, 200 samples) settles on worse sets than a slow one.
+
     Attributes:
         num_samples: sets drawn in a round (N).
         elite_share: of them that the probabilities move towards (rho).
@@ -32,9 +34,9 @@ class CrossEntropySettings:
         InputError: a number is out of range.
     """
 
-    num_samples: int = 200
+    num_samples: int = 500
     elite_share: float = 0.1
-    smoothing: float = 0.7
+    smoothing: float = 0.3
     start: float | None = None
     tolerance: float = 0.02
     patience: int = 10

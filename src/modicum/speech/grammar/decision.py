@@ -113,8 +113,8 @@ def threshold_for(confidence: np.ndarray, false_alarm_rate: float) -> float:
     if len(confidence) < needed:
         raise InputError(
             f"a false-alarm rate of {false_alarm_rate:g} needs {needed:,} recordings of other speech, so "
-            f"that one false alarm is no more than that, and there are {len(confidence):,}: give more, cut long "
-            f"ones into pieces, or ask for a rate of {1 / max(1, len(confidence)):.3g} or above"
+            f"that one false alarm is no more than that, and there are {len(confidence):,}: give more, cut "
+            f"long ones into pieces, or ask for a rate of {1 / max(1, len(confidence)):.3g} or above"
         )
     allowed = allowed_alarms(len(confidence), false_alarm_rate)
     return float(np.sort(confidence)[::-1][allowed])

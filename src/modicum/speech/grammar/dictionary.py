@@ -98,7 +98,7 @@ class PronunciationDictionary:
 
 
 def learn_dictionary(
-    model: CommandModel, recordings: Sequence[Recording], num_best: int = 4, progress: Progress | None = None
+    model: CommandModel, recordings: Sequence[Recording], num_best: int = 1, progress: Progress | None = None
 ) -> PronunciationDictionary:
     """Decode speech whose words are known, align, and count what was heard for each word.
 

@@ -74,7 +74,7 @@ class GrammarSettings:
     threshold: Threshold = "refit"
     max_added: int | None = None
     held_out: float = 0.3
-    num_best: int = 4
+    num_best: int = 1
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     cem: CrossEntropySettings = field(default_factory=CrossEntropySettings)

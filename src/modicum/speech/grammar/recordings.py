@@ -48,7 +48,8 @@ class Recording:
         last = None if math.isinf(self.end) else round(self.end * sample_rate)
         samples = samples[round(self.start * sample_rate) : last]
         if is_silent(samples):
-            raise InputError(f"{self.audio} is silent: leave it out")
+            stretch = "" if math.isinf(self.end) else f" from {self.start:g} to {self.end:g} s"
+            raise InputError(f"{self.audio} is silent{stretch}: leave it out")
         return samples
 
 
@@ -117,7 +118,8 @@ def of_commands(recordings: Sequence[Recording], commands: Sequence[str]) -> lis
     if missing:
         raise InputError(
             f"there is no recording of {listed([repr(one) for one in missing])}: give some of each "
-            f"command, or leave it out; there are recordings of {listed([repr(one) for one in sorted(texts)])}"
+            f"command, or leave it out; there are recordings of "
+            f"{listed([repr(one) for one in sorted(texts)])}"
         )
     if len(kept) < len(recordings):
         others = sorted(texts - set(commands))
