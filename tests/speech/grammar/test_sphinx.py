@@ -130,17 +130,14 @@ def test_phones_in_context_are_found_as_pocketsphinx_does() -> None:
 
 @needs_sphinx
 @needs_espeak
-def test_a_word_sequence_scores_nearly_as_in_pocketsphinx(
-    model: SphinxModel, speech: dict[str, Tensor]
-) -> None:
-    """Its aligner has the same models and other fillers and beams: the order of sequences is the same."""
+def test_what_is_said_scores_far_above_what_is_not(model: SphinxModel, speech: dict[str, Tensor]) -> None:
     for text, samples in speech.items():
         forms = [tuple(model.forms(word)[0] for word in other.split()) for other in speech]
         scores, free = model.score(samples, forms)
-        best = list(speech)[int(scores.argmax())]
-        assert best == text
-        assert scores.max() > free - 0.05 * abs(free)
-        assert scores.min() < free - 100
+        assert list(speech)[int(scores.argmax())] == text
+        # e^100 times as likely; the free decode is of phones without context.
+        assert scores.max() > scores.min() + 100
+        assert free > scores.min()
 
 
 @needs_sphinx
@@ -215,7 +212,8 @@ def test_pocketsphinx_runs_an_exported_grammar(
     forms = LETTERS
     if units == "arpabet":
         forms = [
-            (command, tuple(" ".join(letter_to_sound(word)) for word in words)) for command, words in LETTERS
+            (command, tuple((model.pronunciations(w) or (" ".join(letter_to_sound(w)),))[0] for w in words))
+            for command, words in LETTERS
         ]
     found = export_grammar(grammar(units, forms), tmp_path)
     for text, samples in speech.items():

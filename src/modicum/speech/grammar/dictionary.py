@@ -97,6 +97,16 @@ class PronunciationDictionary:
             raise InputError(f"{path} is no dictionary ({error!r}): learn it again") from error
 
 
+@dataclass(frozen=True)
+class HeardWord:
+    """What was heard for a word in a recording."""
+
+    word: str
+    form: Form
+    weight: float
+    """Of the decode among those of its recording."""
+
+
 def learn_dictionary(
     model: CommandModel, recordings: Sequence[Recording], num_best: int = 1, progress: Progress | None = None
 ) -> PronunciationDictionary:
@@ -115,20 +125,37 @@ def learn_dictionary(
     Raises:
         InputError: there is no recording, or one cannot be read.
     """
+    return count_words(model, hear_words(model, recordings, num_best, progress))
+
+
+def hear_words(
+    model: CommandModel, recordings: Sequence[Recording], num_best: int = 1, progress: Progress | None = None
+) -> list[list[HeardWord]]:
+    """What was heard for the words of each recording: see `learn_dictionary`."""
     if not recordings:
         raise InputError("there is no speech to learn from: give recordings with their texts")
     tell = progress or (lambda *_: None)
-    counts: dict[str, dict[Form, float]] = defaultdict(lambda: defaultdict(float))
+    found: list[list[HeardWord]] = []
     for done, recording in enumerate(recordings):
         tell("listening to general speech", done, len(recordings))
         words = normalize_text(recording.text).split()
         usual = [model.split(model.forms(word)[0]) for word in words]
         samples = recording.load(model.sample_rate)
+        found.append([])
         for heard in model.hear(samples, num_best):
             for word, part in zip(words, heard_words(usual, heard.units, " " in model.symbols), strict=True):
                 if part:
-                    counts[word][model.join(part)] += heard.weight
+                    found[-1].append(HeardWord(word, model.join(part), heard.weight))
     tell("listening to general speech", len(recordings), len(recordings))
+    return found
+
+
+def count_words(model: CommandModel, heard: Iterable[Iterable[HeardWord]]) -> PronunciationDictionary:
+    """The dictionary of what was heard in recordings."""
+    counts: dict[str, dict[Form, float]] = defaultdict(lambda: defaultdict(float))
+    for recording in heard:
+        for one in recording:
+            counts[one.word][one.form] += one.weight
     plain = {word: dict(forms) for word, forms in counts.items()}
     return PronunciationDictionary(model.name, model.units, model.symbols, model.digest, plain)
 

@@ -28,9 +28,10 @@ from modicum.speech.grammar.candidates import (
 from modicum.speech.grammar.command_model import CommandModel
 from modicum.speech.grammar.commands import check_commands
 from modicum.speech.grammar.decision import Decisions, check_false_alarm_rate, threshold_for
-from modicum.speech.grammar.dictionary import PronunciationDictionary, learn_dictionary
+from modicum.speech.grammar.dictionary import PronunciationDictionary, count_words, hear_words
 from modicum.speech.grammar.evaluation import GrammarRates, LabelledScores, grammar_rates
 from modicum.speech.grammar.grammar_file import Grammar
+from modicum.speech.grammar.leave_one_out import leave_one_out
 from modicum.speech.grammar.objective import GrammarObjective, ObjectiveSettings
 from modicum.speech.grammar.recordings import Recording, of_commands
 from modicum.speech.grammar.score_table import compute_scores, readable
@@ -102,7 +103,8 @@ class GrammarReport:
     Attributes:
         grammar: with what was added.
         result: of the search.
-        searched: rates on the recordings that the search saw: original, then new grammar.
+        searched: rates on the recordings that the search saw, original and new grammar; by `leave_one_out`
+            where the dictionary is of the same recordings.
         held_out: rates on those that it did not see; empty where none were held out.
         num_candidates: that were searched.
         num_recordings: of commands and of other speech, for the search and held out.
@@ -178,8 +180,10 @@ def search_grammar(
     seen_others, kept_others = divide(others, settings.held_out, settings.seed)
     labels = np.array([commands.index(one.text) for one in chosen], dtype=np.int64)
     _check_enough(commands, labels[seen])
+    heard = None
     if dictionary is None:
-        dictionary = learn_dictionary(model, [chosen[row] for row in seen], settings.num_best, progress)
+        heard = hear_words(model, [chosen[row] for row in seen], settings.num_best, progress)
+        dictionary = count_words(model, heard)
     candidates = candidate_expressions(model, commands, dictionary, settings.candidates)
     expressions = [*originals, *candidates]
     # All at once: the model runs once for each recording.
@@ -189,7 +193,11 @@ def search_grammar(
         compute_scores(model, others, expressions, progress=progress),
     )
     searched = scores.rows(seen, seen_others)
-    result, original_threshold, seconds = search(searched, expressions, len(originals), settings, progress)
+    judged = searched
+    if heard is not None:
+        left = leave_one_out(searched.commands, heard, expressions, commands)
+        judged = replace(searched, commands=left)
+    result, original_threshold, seconds = search(judged, expressions, len(originals), settings, progress)
     columns = [*range(len(originals)), *(len(originals) + item for item in result.chosen)]
     added = tuple(expressions[column] for column in columns)
     alarms = Decisions.of(searched.others.columns(columns), [one.command for one in added])
@@ -214,7 +222,7 @@ def search_grammar(
     return GrammarReport(
         grammar,
         result,
-        both(searched),
+        both(judged),
         both(scores.rows(kept, kept_others)) if has_kept else (),
         len(candidates),
         (len(seen), len(seen_others), len(kept), len(kept_others)),
