@@ -37,8 +37,8 @@ def leave_one_out(
             rows.setdefault((one.word, one.form), set()).add(row)
     scores = table.scores.copy()
     for column, expression in enumerate(expressions):
-        words = commands[expression.command].split()
-        for word, form in zip(words, expression.forms, strict=True):
+        said = commands[expression.command].split()
+        for word, form in zip(said, expression.forms, strict=True):
             # The word's own form needs no evidence.
             only = rows.get((word, form), set())
             if len(only) == 1 and expression.probability < 1:
