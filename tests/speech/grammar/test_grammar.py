@@ -12,6 +12,7 @@ import pytest
 from modicum.errors import InputError, ModelError
 from modicum.speech.grammar import (
     CandidateSettings,
+    Expression,
     Grammar,
     GrammarReport,
     GrammarSettings,
@@ -30,7 +31,9 @@ from modicum.speech.grammar import (
     write_evaluation_page,
     write_search_page,
 )
+from modicum.speech.grammar.dictionary import hear_words
 from modicum.speech.grammar.entry import divide
+from modicum.speech.grammar.leave_one_out import leave_one_out
 from modicum.speech.grammar.recordings import of_commands
 from tests.speech.grammar.models import LetterModel, written
 
@@ -324,3 +327,37 @@ def test_settings_are_checked(bad: dict[str, object]) -> None:
     for worse in ({"num_variants": 0}, {"num_candidates": 0}, {"min_length": 2.0}):
         with pytest.raises(InputError):
             CandidateSettings(**worse)  # type: ignore[arg-type]
+
+
+def test_no_recording_counts_for_what_only_it_gave_rise_to(tmp_path: Path) -> None:
+    model = LetterModel()
+    recordings = [
+        written(tmp_path / "a", heard, "cancel") for heard in ("concel", "cancl", "concel x", "cancel")
+    ]
+    heard = hear_words(model, recordings)
+    expressions = [
+        Expression(0, ("cancel",)),
+        Expression(0, ("concel",), 0.25),
+        Expression(0, ("cancl",), 0.25),
+        Expression(0, ("cancel",), 0.25),
+    ]
+    table = compute_scores(model, recordings, expressions)
+    found = leave_one_out(table, heard, expressions, ("cancel",))
+    changed = np.argwhere(found.scores != table.scores).tolist()
+    # "concel" was heard in the first recording only: the third one's form is longer.
+    assert changed == [[0, 1], [1, 2], [3, 3]]
+    assert np.isneginf(found.scores[found.scores != table.scores]).all()
+    twice = [*recordings, written(tmp_path / "b", "concel", "cancel", "other")]
+    table = compute_scores(model, twice, expressions)
+    found = leave_one_out(table, hear_words(model, twice), expressions, ("cancel",))
+    assert np.argwhere(found.scores != table.scores).tolist() == [[1, 2], [3, 3]]
+
+
+def test_what_a_single_recording_sounds_like_is_not_chosen(tmp_path: Path, others: list[Recording]) -> None:
+    # Each recording is heard in its own way, none near another's: nothing can be learned.
+    forms = ("qqqqqq", "wwwwww", "zzzzzz", "jjjjjj", "kkkkkk", "vvvvvv")
+    odd = [written(tmp_path / "odd", form, "cancel") for form in forms]
+    sure = [written(tmp_path / "sure", "set alarm", "set alarm", str(n)) for n in range(3)]
+    report = search_grammar(LetterModel(), COMMANDS, [*odd, *sure], others, SETTINGS)
+    assert report.num_candidates == 6
+    assert report.result.chosen == ()

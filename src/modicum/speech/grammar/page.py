@@ -147,7 +147,7 @@ def _draw(found: Sequence[GrammarRates], theme: Theme) -> Any:
     """A matplotlib Figure: missed and misclassified commands against false alarms."""
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
 
     with matplotlib.rc_context(theme.settings):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -167,7 +167,7 @@ def _draw(found: Sequence[GrammarRates], theme: Theme) -> Any:
         axis.set_xlim(0, 1)
         axis.set_ylim(0, None)
         axis.grid(alpha=0.4)
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.set_xlabel("false alarms, of recordings of other speech")
         axis.set_ylabel("missed or misclassified commands")
