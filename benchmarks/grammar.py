@@ -509,7 +509,7 @@ def section(raw: dict[str, Any]) -> str:
         f"Measured {raw['date']} on one thread of a machine that other jobs shared ({m['processor']}). "
         f"Wanted false alarms: {RATE:.0%} of recordings of other speech. MD: missed, MC: taken for another "
         "command, FA: false alarms; percent of test recordings, means over seeds, in brackets 95 % intervals "
-        "by resampling recordings. *Fixed*: the original grammar's threshold. *Re-tuned*: each grammar's own, "
+        "by resampling recordings. *Fixed*: the original grammar's threshold. *Re-tuned*: each grammar's, "
         "set on the recordings of the search. *Equal*: set on the test's other speech, so that all have the "
         "same false alarms; the errors are MD + MC there."
     ]

@@ -358,6 +358,7 @@ def test_what_a_single_recording_sounds_like_is_not_chosen(tmp_path: Path, other
     forms = ("qqqqqq", "wwwwww", "zzzzzz", "jjjjjj", "kkkkkk", "vvvvvv")
     odd = [written(tmp_path / "odd", form, "cancel") for form in forms]
     sure = [written(tmp_path / "sure", "set alarm", "set alarm", str(n)) for n in range(3)]
-    report = search_grammar(LetterModel(), COMMANDS, [*odd, *sure], others, SETTINGS)
+    with pytest.warns(UserWarning, match=r"fewer than 10 recordings .* 'cancel' \(6\)"):
+        report = search_grammar(LetterModel(), COMMANDS, [*odd, *sure], others, SETTINGS)
     assert report.num_candidates == 6
     assert report.result.chosen == ()
