@@ -73,7 +73,7 @@ def learn(
 
     opened = open_model(model)
     with progress_bar() as progress:
-        recordings = readable(opened, read_recordings(speech))
+        recordings = readable(opened, read_recordings(speech), progress)
         dictionary = learn_dictionary(opened, recordings, decodes, progress)
     dictionary.save(out)
     words = sorted(dictionary.counts, key=lambda word: (-sum(dictionary.counts[word].values()), word))
@@ -218,7 +218,9 @@ def export(
         print_json({name: None if path is None else str(path) for name, path in vars(files).items()})
         return
     print(f"{files.jsgf}, {files.dictionary}" + ("" if files.keywords is None else f", {files.keywords}"))
-    complain(f"run it: pocketsphinx -jsgf {files.jsgf} -dict {files.dictionary} single FILE.wav")
+    complain(
+        f"run it in Python: pocketsphinx.Decoder(jsgf={str(files.jsgf)!r}, dict={str(files.dictionary)!r})"
+    )
 
 
 def _summary(report: GrammarReport, rate: float, out: Path) -> None:

@@ -94,7 +94,7 @@ def test_export_writes_files_that_are_said(searched: Path, tmp_path: Path) -> No
         "keywords.txt",
     ]
     assert "grammar.jsgf" in out
-    assert "pocketsphinx -jsgf" in err
+    assert "pocketsphinx.Decoder(jsgf=" in err
 
 
 def test_learn_writes_a_dictionary_that_search_takes(data: Path, tmp_path: Path) -> None:

@@ -362,3 +362,24 @@ def test_what_a_single_recording_sounds_like_is_not_chosen(tmp_path: Path, other
         report = search_grammar(LetterModel(), COMMANDS, [*odd, *sure], others, SETTINGS)
     assert report.num_candidates == 6
     assert report.result.chosen == ()
+
+
+def test_a_stopped_run_keeps_the_scores_of_whole_blocks(
+    spoken: list[Recording], others: list[Recording]
+) -> None:
+    many = (spoken + others) * 5  # 325: two blocks
+    model = LetterModel()
+    expressions = original_expressions(model, COMMANDS)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 300:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compute_scores(model, many, expressions, progress=stop)
+    assert model.num_scored == 300
+    table = compute_scores(model, many, expressions)
+    assert model.num_scored == 300 + 325 - 256
+    plain = compute_scores(LetterModel(), many, expressions, keep=False)
+    assert np.array_equal(table.scores, plain.scores)
+    assert np.array_equal(table.reference, plain.reference)

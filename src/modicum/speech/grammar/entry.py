@@ -173,8 +173,8 @@ def search_grammar(
     originals = original_expressions(model, commands)
     if dictionary is not None:
         dictionary.check(model)
-    chosen = readable(model, of_commands(recordings, commands))
-    others = readable(model, others)
+    chosen = readable(model, of_commands(recordings, commands), progress)
+    others = readable(model, others, progress)
     are_known = all(one.speaker for one in chosen)
     seen, kept = divide(chosen, settings.held_out, settings.seed)
     seen_others, kept_others = divide(others, settings.held_out, settings.seed)
@@ -248,8 +248,8 @@ def evaluate_grammar(
     """
     check_false_alarm_rate(false_alarm_rate)
     grammar.check(model)
-    chosen = readable(model, of_commands(recordings, grammar.commands))
-    others = readable(model, others)
+    chosen = readable(model, of_commands(recordings, grammar.commands), progress)
+    others = readable(model, others, progress)
     scores = LabelledScores(
         compute_scores(model, chosen, grammar.expressions, progress=progress),
         np.array([grammar.commands.index(one.text) for one in chosen], dtype=np.int64),

@@ -24,6 +24,9 @@ from modicum.speech.grammar.recordings import Recording
 
 _FORMAT = 1
 
+_BLOCK = 256
+"""Recordings whose scores are kept together: what a run that is stopped may lose."""
+
 Progress = Callable[[str, int, int], object]
 """Called with what is done, recordings done, and in all."""
 
@@ -65,14 +68,18 @@ class ScoreTable:
         return ScoreTable(self.scores[:, np.asarray(chosen, dtype=np.int64)], self.reference)
 
 
-def readable(model: CommandModel, recordings: Sequence[Recording]) -> list[Recording]:
+def readable(
+    model: CommandModel, recordings: Sequence[Recording], progress: Progress | None = None
+) -> list[Recording]:
     """Those that hold sound; the others are named in a warning.
 
     Raises:
         InputError: none is left.
     """
     kept, faults = [], []
-    for one in recordings:
+    for done, one in enumerate(recordings):
+        if progress is not None:
+            progress("reading recordings", done, len(recordings))
         try:
             one.load(model.sample_rate)
         except InputError as error:
@@ -96,27 +103,31 @@ def compute_scores(
 ) -> ScoreTable:
     """Score every recording with every expression, or read what the same call has computed before.
 
-    The table is kept in modicum's cache folder, by a fingerprint of the model, of the audio's bytes and of
+    Scores are kept in modicum's cache folder, by a fingerprint of the model, of the audio's bytes and of
     the expressions. The model runs once for each recording.
 
     Raises:
         InputError: a recording cannot be read or is silent.
     """
     tell = progress or (lambda *_: None)
-    path = cache_folder() / "grammar" / f"{fingerprint(model, recordings, expressions)}.npz"
-    if keep and (known := _read(path, len(recordings), len(expressions))) is not None:
-        return known
     forms = [one.forms for one in expressions]
     scores = np.empty((len(recordings), len(expressions)), dtype=np.float32)
     reference = np.empty(len(recordings), dtype=np.float32)
-    for row, recording in enumerate(recordings):
-        tell("scoring recordings", row, len(recordings))
-        scores[row], reference[row] = model.score(recording.load(model.sample_rate), forms)
+    for start in range(0, len(recordings), _BLOCK):
+        block = recordings[start : start + _BLOCK]
+        rows = slice(start, start + len(block))
+        path = cache_folder() / "grammar" / f"{fingerprint(model, block, expressions)}.npz"
+        known = _read(path, len(block), len(expressions)) if keep else None
+        if known is not None:
+            scores[rows], reference[rows] = known.scores, known.reference
+            continue
+        for row, recording in enumerate(block, start):
+            tell("scoring recordings", row, len(recordings))
+            scores[row], reference[row] = model.score(recording.load(model.sample_rate), forms)
+        if keep:
+            _write(path, ScoreTable(scores[rows], reference[rows]))
     tell("scoring recordings", len(recordings), len(recordings))
-    table = ScoreTable(scores, reference)
-    if keep:
-        _write(path, table)
-    return table
+    return ScoreTable(scores, reference)
 
 
 def fingerprint(
