@@ -383,3 +383,13 @@ def test_a_stopped_run_keeps_the_scores_of_whole_blocks(
     plain = compute_scores(LetterModel(), many, expressions, keep=False)
     assert np.array_equal(table.scores, plain.scores)
     assert np.array_equal(table.reference, plain.reference)
+
+
+def test_speech_with_words_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:
+    model = LetterModel()
+    odd = written(tmp_path, "seven", "7")
+    with pytest.warns(UserWarning, match="1 recordings left out: .*'7' in '7'"):
+        found = learn_dictionary(model, [odd, written(tmp_path, "concel", "cancel")])
+    assert found.counts == {"cancel": {"concel": 1.0}}
+    with pytest.raises(InputError, match="nothing was heard in 1 recordings"):
+        learn_dictionary(model, [odd])

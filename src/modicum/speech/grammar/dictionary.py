@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.errors import InputError, ModelError
+from modicum.speech.faults import listed
 from modicum.speech.grammar.alignment import heard_words
 from modicum.speech.grammar.command_model import CommandModel, Form
 from modicum.speech.grammar.recordings import Recording
@@ -131,22 +133,36 @@ def learn_dictionary(
 def hear_words(
     model: CommandModel, recordings: Sequence[Recording], num_best: int = 1, progress: Progress | None = None
 ) -> list[list[HeardWord]]:
-    """What was heard for the words of each recording: see `learn_dictionary`."""
+    """What was heard for the words of each recording: see `learn_dictionary`.
+
+    Nothing for recordings with a word that the model cannot write; they are named in a warning.
+    """
     if not recordings:
         raise InputError("there is no speech to learn from: give recordings with their texts")
     tell = progress or (lambda *_: None)
     found: list[list[HeardWord]] = []
+    faults: list[str] = []
     for done, recording in enumerate(recordings):
         tell("listening to general speech", done, len(recordings))
-        words = normalize_text(recording.text).split()
-        usual = [model.split(model.forms(word)[0]) for word in words]
-        samples = recording.load(model.sample_rate)
         found.append([])
+        words = normalize_text(recording.text).split()
+        try:
+            usual = [model.split(model.forms(word)[0]) for word in words]
+        except InputError as error:
+            faults.append(f"{recording.audio.name}: {error}")
+            continue
+        samples = recording.load(model.sample_rate)
         for heard in model.hear(samples, num_best):
             for word, part in zip(words, heard_words(usual, heard.units, " " in model.symbols), strict=True):
                 if part:
                     found[-1].append(HeardWord(word, model.join(part), heard.weight))
     tell("listening to general speech", len(recordings), len(recordings))
+    if not any(found):
+        raise InputError(
+            f"nothing was heard in {len(recordings):,} recordings: {listed(faults) or 'give speech'}"
+        )
+    if faults:
+        warnings.warn(f"{len(faults):,} recordings left out: {listed(faults)}", stacklevel=2)
     return found
 
 
