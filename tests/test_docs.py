@@ -92,8 +92,9 @@ def test_commands_and_their_options_exist(page: Path) -> None:
                 command = commands[words[1]]
                 if command.context_settings.get("ignore_unknown_options"):
                     continue  # passed on to another program
-                if hasattr(command, "commands"):  # a group, such as modicum speech
-                    command = command.commands[words[2]]
+                rest = iter(words[2:])
+                while hasattr(command, "commands"):  # a group, such as modicum speech
+                    command = command.commands[next(rest)]
                 known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
                 given = {word.split("=")[0] for word in words[2:] if word.startswith("-")}
                 assert given <= known, line

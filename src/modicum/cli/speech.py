@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modicum.cli import speech_grammar
 from modicum.cli.console import complain, print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
 from modicum.cli.speech_pack import export, pack
@@ -32,6 +33,7 @@ app.command("synth")(synth)
 app.command("pack")(pack)
 app.command("export")(export)
 app.command("quantize")(quantize)
+app.add_typer(speech_grammar.app, name="grammar")
 
 ManifestArgument = Annotated[
     Path,
