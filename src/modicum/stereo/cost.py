@@ -1,7 +1,8 @@
 """Cost: what is compared between a pixel of the left image and one of the right image, in integers.
 
 For a neighbourhood N(p) of `rank_window` x `rank_window` pixels without p, and a window w(p) of `window` x
-`window` pixels with p. Nothing outside an image is counted.
+`window` pixels with p. Neighbours outside an image are not counted. A pixel q - d to the left of the right image is the
+first one of its row.
 
     rank      R(p) = #{q in N(p): I(q) < I(p)}        Zabih and Woodfill, ECCV 1994
     ad        |I_l(p) - I_r(p - d)|
@@ -12,8 +13,7 @@ For a neighbourhood N(p) of `rank_window` x `rank_window` pixels without p, and 
     rank-structure   sum over q in N of |o_l(p, q) - o_r(p - d, q - d)|, o(p, q) = [I(q) > I(p)]
     unified   alpha * rank-ad + beta * rank-sad
 
-Every cost is cut off at `limit`. A pixel difference whose q - d is outside the right image counts as its
-largest possible value.
+Every cost is cut off at `limit`.
 
 "Rank SAD" and the unified model are from arXiv 1905.03716, of which we could read the abstract only:
 "rank-sad" and "rank-structure" are two readings of ours. The second is a census of the opposite comparison.

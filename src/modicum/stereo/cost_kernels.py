@@ -19,17 +19,18 @@ Costs = NDArray[Any]
 
 @compiled
 def difference_row(
-    left: NDArray[np.uint16], reverse: NDArray[np.uint16], most: np.uint16, out: NDArray[np.uint16]
+    left: NDArray[np.uint16], reverse: NDArray[np.uint16], out: NDArray[np.uint16]
 ) -> None:
-    """|left(x) - right(x - d)| [W, D] of a row; `most` where x - d is outside. reverse: right row, reversed."""
+    """|left(x) - right(max(0, x - d))| [W, D] of a row. reverse: the right row, reversed."""
     width, disparities = out.shape
+    edge = reverse[width - 1]
     for x in range(width):
         inside = min(disparities, x + 1)
         own, row = left[x], out[x]
         other = reverse[width - 1 - x : width - 1 - x + inside]
         for d in range(inside):
             row[d] = U16(max(own, other[d]) - min(own, other[d]))
-        row[inside:] = most
+        row[inside:] = U16(max(own, edge) - min(own, edge))
 
 
 @compiled
@@ -39,7 +40,6 @@ def sum_rows(
     first: int,
     window: int,
     weights: tuple[np.uint16, np.uint16],
-    most: np.uint16,
     limit: np.uint16,
     costs: Costs,
 ) -> None:
@@ -51,7 +51,6 @@ def sum_rows(
         left: ranks or intensities [H, W].
         window: side of the window of the sum; outside the image it has nothing.
         weights: of the difference at the pixel, and of the sum.
-        most: the largest difference of two pixels.
         limit: of a cost.
     """
     height, width = left.shape
@@ -68,7 +67,7 @@ def sum_rows(
             for d in range(disparities):
                 column[d] = U16(column[d] - old[d])
         if 0 <= y < height:
-            difference_row(left[y], right[y, ::-1].copy(), most, newest)
+            difference_row(left[y], right[y, ::-1].copy(), newest)
             for x in range(width):
                 new, column = newest[x], columns[x]
                 for d in range(disparities):
@@ -107,7 +106,6 @@ def hamming_rows(
     left: NDArray[np.uint64],
     right: NDArray[np.uint64],
     first: int,
-    most: np.uint16,
     limit: np.uint16,
     costs: Costs,
 ) -> None:
@@ -115,7 +113,6 @@ def hamming_rows(
 
     Args:
         left: strings of bits [H, W].
-        most: the cost where x - d is outside, before the limit.
         limit: of a cost.
     """
     rows, width, disparities = costs.shape
@@ -128,7 +125,7 @@ def hamming_rows(
             other = reverse[width - 1 - x : width - 1 - x + inside]
             for d in range(inside):
                 out[d] = min(U16(_count(own ^ other[d])), limit)
-            out[inside:] = min(most, limit)
+            out[inside:] = min(U16(_count(own ^ reverse[width - 1])), limit)
 
 
 @compiled

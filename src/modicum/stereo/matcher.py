@@ -117,14 +117,14 @@ class StereoMatcher:
             )
         pair = [np.ascontiguousarray(image, np.uint16) for image in (left, right)]
         out = self._array("costs", (*left.shape, self.settings.disparities), lengths.max_cost < 256)
-        most, limit = np.uint16(cost.max_difference(bits)), np.uint16(lengths.max_cost)
+        limit = np.uint16(lengths.max_cost)
         radius = cost.rank_window // 2
         if cost.is_binary:
             if cost.kind == "rank-structure":
                 pair = [np.invert(image) for image in pair]  # I(q) > I(p) is ~I(q) < ~I(p)
             a, b = (self._of_rows(self._kernels.census_rows, image, radius, np.uint64) for image in pair)
             self._in_bands(
-                lambda rows: self._kernels.hamming_rows(a, b, rows.start, most, limit, out[rows]), len(out)
+                lambda rows: self._kernels.hamming_rows(a, b, rows.start, limit, out[rows]), len(out)
             )
             return out
         if cost.is_ranked:
@@ -133,7 +133,7 @@ class StereoMatcher:
         weights = (np.uint16(cost.weights[0]), np.uint16(cost.weights[1]))
         self._in_bands(
             lambda rows: self._kernels.sum_rows(
-                a, b, rows.start, cost.sum_window, weights, most, limit, out[rows]
+                a, b, rows.start, cost.sum_window, weights, limit, out[rows]
             ),
             len(out),
         )
