@@ -26,7 +26,7 @@ from modicum.stereo import (
     WordLengths,
     match,
 )
-from modicum.stereo.matcher import penalty_table
+from modicum.stereo.settings import penalty_table
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 

@@ -48,7 +48,7 @@ class CostSettings:
         InputError: one of them is out of range.
     """
 
-    kind: CostKind = "rank-sad"
+    kind: CostKind = "rank-structure"
     rank_window: int = 5
     window: int = 3
     alpha: int = 1

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from modicum.errors import InputError
 from modicum.stereo.images import check_pair
-from modicum.stereo.settings import StereoSettings
-from modicum.stereo.word_lengths import WordLengths
+from modicum.stereo.settings import StereoSettings, penalty_table
 
 MAX_VOLUME = 8 * 2**30
 """Bytes of costs and sums together."""
@@ -226,18 +225,3 @@ def match(
         InputError: as there.
     """
     return StereoMatcher(settings, threads).match(left, right)
-
-
-def penalty_table(lengths: WordLengths, contrast: int) -> NDArray[np.uint16]:
-    """P2 by the change of intensity, 256 entries: max(P1 + 1, P2 / max(1, change / contrast)), rounded down.
-
-    Never above P2, so the word lengths stay proven.
-
-    Args:
-        contrast: 0 for a constant P2.
-    """
-    if contrast == 0:
-        return np.full(256, lengths.p2, np.uint16)
-    change = np.arange(256)
-    table = lengths.p2 // np.maximum(1, change // contrast)
-    return np.minimum(lengths.p2, np.maximum(lengths.p1 + 1, table)).astype(np.uint16)

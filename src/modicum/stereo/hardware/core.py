@@ -14,6 +14,7 @@ from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal
 
 from modicum.stereo.hardware.lanes import CostLanes
 from modicum.stereo.hardware.paths import HorizontalPath, RowPath
+from modicum.stereo.hardware.penalties import PenaltyUnit
 from modicum.stereo.hardware.position import Position
 from modicum.stereo.hardware.settings import HardwareSettings
 from modicum.stereo.hardware.trees import MinimumTree, add_all
@@ -37,11 +38,16 @@ class StereoCore(Elaboratable):
 
     def __init__(self, settings: HardwareSettings) -> None:
         self.settings = settings
-        self.in_valid, self.in_ready = Signal(), Signal()
-        self.left, self.right = Signal(settings.intensity_bits), Signal(settings.intensity_bits)
-        self.out_valid, self.out_ready = Signal(), Signal()
+        # Amaranth takes a signal's name from an assignment to one name.
+        self.in_valid = Signal()
+        self.in_ready = Signal()
+        self.left = Signal(settings.intensity_bits)
+        self.right = Signal(settings.intensity_bits)
+        self.out_valid = Signal()
+        self.out_ready = Signal()
         self.disparity = Signal(range(settings.disparities))
         self.total = Signal(settings.lengths.sum_bits)
+        self.middle = Signal(settings.intensity_bits)
 
     @property
     def ports(self) -> list[Any]:
@@ -60,7 +66,8 @@ class StereoCore(Elaboratable):
     def elaborate(self, platform: object) -> Any:
         m = Module()
         s, schedule = self.settings, self.settings.schedule
-        tick, restart = Signal(), Signal()
+        tick = Signal()
+        restart = Signal()
         clock = Signal(range(s.clocks_per_frame + 1))
 
         def position(name: str, delay: int) -> Position:
@@ -69,7 +76,9 @@ class StereoCore(Elaboratable):
             return made
 
         arriving, leaving = position("arriving", 0), position("leaving", schedule.output)
-        step, is_taken, is_there = Signal(), Signal(), Signal()
+        step = Signal()
+        is_taken = Signal()
+        is_there = Signal()
         needs_pixel = arriving.is_active & arriving.is_last_group
         is_free = ~self.out_valid | self.out_ready
         m.d.comb += [
@@ -93,7 +102,13 @@ class StereoCore(Elaboratable):
             made = RowPath(s, tick, (clock, restart), at_cost, offset)
             m.submodules[name] = made
             paths.append(made)
-        for path in paths:
+        penalties: list[Any] = [s.lengths.p2] * 4
+        if s.path.contrast:
+            m.submodules.penalties = unit = PenaltyUnit(s, step, tick, restart, position)
+            m.d.comb += unit.pixel.eq(self.middle)
+            penalties = unit.p2
+        for path, p2 in zip(paths, penalties, strict=True):
+            m.d.comb += path.p2.eq(p2)
             m.d.comb += [a.eq(b) for a, b in zip(path.costs, lanes.costs, strict=True)]
         self.select(m, tick, paths, position("selecting", schedule.output - 1))
         return m
@@ -109,6 +124,7 @@ class StereoCore(Elaboratable):
             m.submodules[name] = made
             m.d.comb += [made.pixel.eq(pixel), made.x.eq(arriving.x)]
             features.append(made.feature)
+        m.d.comb += self.middle.eq(m.submodules.window_left.middle)
         positions = [
             position("at_column", schedule.column),
             position("at_rows", schedule.rows - 1),

@@ -21,10 +21,11 @@ class PathStep:
     Args:
         settings: of the core.
         group: which group, a signal.
+        p2: of this pixel, a signal or a number.
     """
 
-    def __init__(self, settings: HardwareSettings, group: Any) -> None:
-        self.settings, self.group = settings, group
+    def __init__(self, settings: HardwareSettings, group: Any, p2: Any) -> None:
+        self.settings, self.group, self.p2 = settings, group, p2
         self.lengths = settings.lengths
         # No number on the way is larger than the next power of two: see modicum.stereo.word_lengths.
         self.infinity = 2 ** self.lengths.max_within.bit_length() - 1
@@ -50,7 +51,7 @@ class PathStep:
             if groups > 1 and k == lanes:
                 value = Mux(self.group == groups - 1, self.infinity, beside[1] + self.lengths.p1)
             raised.append(value)
-        jump = minimum + self.lengths.p2
+        jump = minimum + self.p2
         found = []
         for k, (cost, own) in enumerate(zip(costs, before, strict=True)):
             neighbours = [value for value in (raised[k], raised[k + 2]) if value is not None]
@@ -69,11 +70,13 @@ class HorizontalPath(Elaboratable):
 
     Attributes:
         costs: C of the lanes.
+        p2: of the pixel.
         values: L of the lanes, one clock later.
     """
 
     def __init__(self, settings: HardwareSettings, tick: Any, at: Position) -> None:
         self.settings, self.tick, self.at = settings, tick, at
+        self.p2 = Signal(range(settings.lengths.p2 + 1))
         self.costs = [
             Signal(settings.lengths.cost_bits, name=f"cost_{k}") for k in range(settings.num_lanes)
         ]
@@ -101,7 +104,7 @@ class HorizontalPath(Elaboratable):
                 m.d.sync += of_groups.eq(Mux(self.at.group == 1, newest, smaller(of_groups, newest)))
         beside = (history[s.groups][-1], history[max(0, s.groups - 2)][0])
         before = history[s.groups - 1]
-        found = PathStep(s, self.at.group).values(self.costs, before, beside, minimum)
+        found = PathStep(s, self.at.group, self.p2).values(self.costs, before, beside, minimum)
         is_first = self.at.x == 0
         with m.If(self.tick):
             for value, cost, new in zip(self.values, self.costs, found, strict=True):
@@ -124,6 +127,7 @@ class RowPath(Elaboratable):
 
     Attributes:
         costs: C of the lanes.
+        p2: of the pixel.
         values: L of the lanes, one clock later.
     """
 
@@ -132,6 +136,7 @@ class RowPath(Elaboratable):
     ) -> None:
         self.settings, self.tick, self.at, self.offset = settings, tick, at, offset
         self.clock, self.restart = clock
+        self.p2 = Signal(range(settings.lengths.p2 + 1))
         self.costs = [
             Signal(settings.lengths.cost_bits, name=f"cost_{k}") for k in range(settings.num_lanes)
         ]
@@ -181,7 +186,7 @@ class RowPath(Elaboratable):
         before = stages[lead - 2]
         beside = (stages[2][-1], stages[0][0])
         minimum = minimum_stages[lead - 2]
-        found = PathStep(s, self.at.group).values(self.costs, before, beside, minimum)
+        found = PathStep(s, self.at.group, self.p2).values(self.costs, before, beside, minimum)
         with m.If(self.tick):
             m.d.sync += [value.eq(new) for value, new in zip(self.values, found, strict=True)]
         self.store(m, (values, minima), position, depth)

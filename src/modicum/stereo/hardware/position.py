@@ -26,7 +26,9 @@ class Position(Elaboratable):
     def __init__(self, size: tuple[int, int, int], delay: int, tick: Any, clock: Any, restart: Any) -> None:
         self.size, self.delay = size, delay
         self.tick, self.clock, self.restart = tick, clock, restart
-        self.x, self.y, self.group = (Signal(range(max(2, n))) for n in size)
+        self.x = Signal(range(size[0]))
+        self.y = Signal(range(max(2, size[1])))
+        self.group = Signal(range(max(2, size[2])))
         self.is_active = Signal()
         self.is_last_group = self.group == size[2] - 1
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from modicum.errors import InputError
 from modicum.stereo.cost import CostSettings
-from modicum.stereo.settings import PathSettings, RefineSettings, StereoSettings
+from modicum.stereo.settings import PathSettings, RefineSettings, StereoSettings, penalty_table
 from modicum.stereo.word_lengths import WordLengths
 
 KINDS = ("rank-ad", "rank-sad", "census", "rank-structure")
@@ -27,8 +27,7 @@ class HardwareSettings:
             fewer a pixel takes disparities / lanes clocks.
         cost: rank-ad, rank-sad, census or rank-structure.
         intensity_bits: of a pixel, 1 to 16.
-        p1: penalty of a change of one disparity; None as for the golden model.
-        p2: penalty of a larger change; None as for the golden model.
+        path: penalties; with 4 paths.
 
     Raises:
         InputError: one of them is out of range.
@@ -40,8 +39,7 @@ class HardwareSettings:
     lanes: int | None = None
     cost: CostSettings = field(default_factory=CostSettings)
     intensity_bits: int = 8
-    p1: int | None = None
-    p2: int | None = None
+    path: PathSettings = field(default_factory=lambda: PathSettings(4))
 
     def __post_init__(self) -> None:
         if not 16 <= self.width <= 8192 or not 1 <= self.height <= 8192:
@@ -63,6 +61,8 @@ class HardwareSettings:
             )
         if self.num_lanes == 1 and self.disparities > 1:
             raise InputError("lanes is 1: give at least 2")
+        if self.path.paths != 4:
+            raise InputError(f"paths is {self.path.paths}: a stream allows 4")
         self.lengths.check(MAX_BITS)
 
     @property
@@ -81,7 +81,7 @@ class HardwareSettings:
         return StereoSettings(
             self.disparities,
             self.cost,
-            PathSettings(4, self.p1, self.p2),
+            self.path,
             RefineSettings(subpixel=False, left_right=None, median=False),
         )
 
@@ -89,6 +89,11 @@ class HardwareSettings:
     def lengths(self) -> WordLengths:
         """Word lengths, proven for these settings."""
         return self.golden.word_lengths(self.intensity_bits)
+
+    @property
+    def penalties(self) -> list[int]:
+        """P2 by the change of intensity, 256 entries; of 16-bit images the upper byte of the change counts."""
+        return [int(value) for value in penalty_table(self.lengths, self.path.contrast)]
 
     @property
     def feature_bits(self) -> int:
@@ -122,6 +127,7 @@ class HardwareSettings:
             "intensity_bits": self.intensity_bits,
             "p1": lengths.p1,
             "p2": lengths.p2,
+            "contrast": self.path.contrast,
             "max_cost": lengths.max_cost,
             "cost_bits": lengths.cost_bits,
             "path_bits": lengths.path_bits,

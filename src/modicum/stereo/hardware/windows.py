@@ -63,6 +63,7 @@ class FeatureWindow(Elaboratable):
     Attributes:
         pixel: the newest one.
         x: its column.
+        middle: the pixel in the middle, at the delay Schedule.window.
         feature: at the delay Schedule.feature.
     """
 
@@ -70,6 +71,7 @@ class FeatureWindow(Elaboratable):
         self.settings, self.step, self.centre = settings, step, centre
         self.pixel = Signal(settings.intensity_bits)
         self.x = Signal(range(settings.width))
+        self.middle = Signal(settings.intensity_bits)
         self.feature = Signal(settings.feature_bits)
 
     def elaborate(self, platform: object) -> Any:
@@ -84,6 +86,7 @@ class FeatureWindow(Elaboratable):
             [Signal(s.intensity_bits, name=f"pixel_{y}_{x}") for x in range(side)] for y in range(side)
         ]
         own = window[radius][radius]
+        m.d.comb += self.middle.eq(own)
         bits = []
         for dy in range(-radius, radius + 1):
             for dx in range(-radius, radius + 1):
