@@ -85,7 +85,7 @@ UP = [(-dy, -dx) for dy, dx in DOWN]
 
 
 def path(costs: Volume, source: tuple[int, int], p1: int, p2: Any) -> Volume:
-    """L [H][W][D] of one direction. p2: a number, or a function of the pixel (y, x) and where it comes from."""
+    """L [H][W][D] of one direction. p2: a number, or a function of (y, x) and where the path comes from."""
     height, width, disparities = len(costs), len(costs[0]), len(costs[0][0])
     dy, dx = source
     found: Volume = [[[] for _ in range(width)] for _ in range(height)]
@@ -117,7 +117,9 @@ def winner(values: list[int]) -> int:
     return values.index(min(values))
 
 
-def select(total: Volume, subpixel: bool, left_right: int | None, uniqueness: int) -> Image:
+def select(
+    total: Volume, subpixel: bool, left_right: int | None, uniqueness: int, keeps_outside: bool = False
+) -> Image:
     """Disparities [H][W] in 1/16 pixel; -1 for none."""
     found = []
     for row in total:
@@ -129,9 +131,11 @@ def select(total: Volume, subpixel: bool, left_right: int | None, uniqueness: in
         line = []
         for x, values in enumerate(row):
             d = winner(values)
-            if left_right is not None and (x < d or abs(right[x - d] - d) > left_right):
-                line.append(-1)
-                continue
+            if left_right is not None:
+                is_good = keeps_outside if x < d else abs(right[x - d] - d) <= left_right
+                if not is_good:
+                    line.append(-1)
+                    continue
             others = [v for k, v in enumerate(values) if abs(k - d) > 1]
             if uniqueness and others and min(others) * (100 - uniqueness) < values[d] * 100:
                 line.append(-1)

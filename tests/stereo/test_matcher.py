@@ -106,7 +106,9 @@ def test_the_selection_is_that_of_the_loops(
     for median, fill in ((False, False), (True, False), (True, True)):
         refine = RefineSettings(subpixel, left_right, uniqueness, median, fill)
         matcher = StereoMatcher(StereoSettings(3, path=PathSettings(4), refine=refine))
-        expected = reference.select(matcher.sums(left, right).tolist(), subpixel, left_right, uniqueness)
+        expected = reference.select(
+            matcher.sums(left, right).tolist(), subpixel, left_right, uniqueness, fill
+        )
         if median:
             expected = reference.median(expected)
         if fill:
@@ -155,7 +157,7 @@ def test_a_constant_image_gives_disparity_zero() -> None:
     assert (found.fixed == 0).all()
 
 
-# -- word lengths ---------------------------------------------------------------------------------------------
+# -- word lengths --------------------------------------------------------------------------------------------
 
 
 @examples(max_examples=60)
@@ -176,7 +178,9 @@ def test_the_bound_of_path_values_is_reached() -> None:
     values = reference.path([[[0] + [most] * 3, [most] * 4]], (0, -1), p1, p2)
     lengths = WordLengths(most, p1, p2, 4)
     assert values[0][1] == [most, most + p1, most + 17, most + 17]
-    values = reference.path([[[0] + [most] * 3, [0] + [most] * 3, [0] + [most] * 3, [most] * 4]], (0, -1), p1, p2)
+    values = reference.path(
+        [[[0] + [most] * 3, [0] + [most] * 3, [0] + [most] * 3, [most] * 4]], (0, -1), p1, p2
+    )
     assert max(values[0][3]) == lengths.max_path == 49
     assert lengths.path_bits == 6
 
@@ -206,7 +210,7 @@ def test_an_adaptive_p2_is_between_p1_and_p2(p1: int, more: int, contrast: int) 
     assert table == sorted(table, reverse=True)
 
 
-# -- bad input ------------------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------------------
 
 
 def test_images_that_do_not_fit_are_refused() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from modicum.stereo.packages import import_package
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
+_made: list[Any] = []
 
 
 def compiled(function: Kernel) -> Kernel:
@@ -21,4 +23,11 @@ def compiled(function: Kernel) -> Kernel:
     """
     numba = import_package("numba")
     made: Kernel = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    _made.append(made)
     return made
+
+
+def is_compiled() -> bool:
+    """Whether numba's folder has compiled code of a kernel, so that the first match need not wait for it."""
+    folders = {Path(made.stats.cache_path) for made in _made}
+    return any(next(folder.glob("path_kernels.*.nbc"), None) for folder in folders)

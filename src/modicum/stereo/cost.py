@@ -1,8 +1,8 @@
 """Cost: what is compared between a pixel of the left image and one of the right image, in integers.
 
 For a neighbourhood N(p) of `rank_window` x `rank_window` pixels without p, and a window w(p) of `window` x
-`window` pixels with p. Neighbours outside an image are not counted. A pixel q - d to the left of the right image is the
-first one of its row.
+`window` pixels with p. Neighbours outside an image are not counted. Where q - d is to the left of the right
+image, the first pixel of its row is used.
 
     rank      R(p) = #{q in N(p): I(q) < I(p)}        Zabih and Woodfill, ECCV 1994
     ad        |I_l(p) - I_r(p - d)|

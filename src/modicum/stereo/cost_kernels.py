@@ -18,9 +18,7 @@ Costs = NDArray[Any]
 
 
 @compiled
-def difference_row(
-    left: NDArray[np.uint16], reverse: NDArray[np.uint16], out: NDArray[np.uint16]
-) -> None:
+def difference_row(left: NDArray[np.uint16], reverse: NDArray[np.uint16], out: NDArray[np.uint16]) -> None:
     """|left(x) - right(max(0, x - d))| [W, D] of a row. reverse: the right row, reversed."""
     width, disparities = out.shape
     edge = reverse[width - 1]

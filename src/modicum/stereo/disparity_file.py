@@ -112,7 +112,7 @@ def _read_pfm(path: Path) -> NDArray[np.float32]:
     size = len(data) - head.end()
     if not 0 < width * height <= MAX_PIXELS or size != 4 * width * height:
         raise InputError(
-            f"{path} says {width} x {height} pixels and has {size:,} bytes of them: it is damaged, get it again"
+            f"{path} says {width} x {height} pixels and has {size:,} bytes of them: get it again"
         )
     values = np.frombuffer(data, "<f4" if scale < 0 else ">f4", offset=head.end())
     found = values.reshape(height, width)[::-1].astype(np.float32)

@@ -40,7 +40,9 @@ def read_image(path: Path | str) -> tuple[NDArray[Any], bool]:
         raise
     except (OSError, ValueError, SyntaxError, pictures.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition(" <")[0]
-        raise InputError(f"cannot read {path} as a picture ({reason}): give PNG, JPEG, PGM or TIFF") from error
+        raise InputError(
+            f"cannot read {path} as a picture ({reason}): give PNG, JPEG, PGM or TIFF"
+        ) from error
     raise InputError(f"{path} is a picture of kind {mode}: give grey of 8 or 16 bits, or RGB")
 
 
@@ -63,8 +65,8 @@ def check_pair(left: NDArray[Any], right: NDArray[Any], disparities: int) -> int
         raise InputError(f"the images are {sizes} pixels: give two of the same size, rectified")
     if left.dtype != right.dtype:
         raise InputError(
-            f"the images have {8 * left.itemsize} and {8 * right.itemsize} bits a pixel: give two of the same "
-            "depth"
+            f"the images have {8 * left.itemsize} and {8 * right.itemsize} bits a pixel: give two of the "
+            "same depth"
         )
     if disparities > left.shape[1]:
         raise InputError(
@@ -76,5 +78,7 @@ def check_pair(left: NDArray[Any], right: NDArray[Any], disparities: int) -> int
 
 def _sixteen_bits(values: NDArray[Any], path: Path | str) -> NDArray[np.uint16]:
     if values.size and not 0 <= int(values.min()) <= int(values.max()) < 2**16:
-        raise InputError(f"{path} has values from {values.min()} to {values.max()}: give 8 or 16 bits a pixel")
+        raise InputError(
+            f"{path} has values from {values.min()} to {values.max()}: give 8 or 16 bits a pixel"
+        )
     return values.astype(np.uint16)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class Disparity:
     @cached_property
     def pixels(self) -> NDArray[np.float32]:
         """float32 [H, W] in pixels; NaN where there is none."""
-        found = self.fixed.astype(np.float32) / 16
+        found: NDArray[np.float32] = self.fixed.astype(np.float32) / np.float32(16)
         found[self.fixed < 0] = np.nan
         return found
 
@@ -82,7 +83,7 @@ class StereoMatcher:
         """
         sums = self.sums(left, right)
         refine = self.settings.refine
-        check = -1 if refine.left_right is None else refine.left_right
+        check = (-1 if refine.left_right is None else refine.left_right, refine.fill)
         fixed = np.empty(left.shape, np.int16)
         self._in_bands(
             lambda rows: self._kernels.select_rows(
@@ -92,7 +93,9 @@ class StereoMatcher:
         )
         if refine.median:
             smooth = np.empty_like(fixed)
-            self._in_bands(lambda rows: self._kernels.median_rows(fixed, rows.start, smooth[rows]), len(fixed))
+            self._in_bands(
+                lambda rows: self._kernels.median_rows(fixed, rows.start, smooth[rows]), len(fixed)
+            )
             fixed = smooth
         if refine.fill:
             self._kernels.fill_rows(fixed)
@@ -111,8 +114,8 @@ class StereoMatcher:
         cost = self.settings.cost
         if cost.max_unlimited(bits) >= 2**16:
             raise InputError(
-                f"{cost.kind} reaches {cost.max_unlimited(bits):,} before the limit, and 16 bits hold 65,535: "
-                "give a smaller window or a cost on ranks"
+                f"{cost.kind} reaches {cost.max_unlimited(bits):,} before the limit, and 16 bits hold "
+                "65,535: give a smaller window or a cost on ranks"
             )
         pair = [np.ascontiguousarray(image, np.uint16) for image in (left, right)]
         out = self._array("costs", (*left.shape, self.settings.disparities), lengths.max_cost < 256)
@@ -131,9 +134,7 @@ class StereoMatcher:
         a, b = pair
         weights = (np.uint16(cost.weights[0]), np.uint16(cost.weights[1]))
         self._in_bands(
-            lambda rows: self._kernels.sum_rows(
-                a, b, rows.start, cost.sum_window, weights, limit, out[rows]
-            ),
+            lambda rows: self._kernels.sum_rows(a, b, rows.start, cost.sum_window, weights, limit, out[rows]),
             len(out),
         )
         return out
@@ -187,7 +188,7 @@ class StereoMatcher:
     def _in_bands(self, work: Callable[[slice], None], height: int) -> None:
         """Call with slices of rows, one for each thread."""
         edges = [height * k // self.threads for k in range(self.threads + 1)]
-        bands = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        bands = [slice(a, b) for a, b in pairwise(edges) if b > a]
         self._at_once(lambda k: work(bands[k]), len(bands))
 
     def _at_once(self, work: Callable[[int], None], count: int) -> None:

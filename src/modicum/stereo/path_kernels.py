@@ -1,5 +1,7 @@
-"""Kernels of the path values: Hirschmüller, "Stereo Processing by Semiglobal Matching and Mutual Information",
-IEEE TPAMI 30(2), 2008, section 2.3. Word lengths are proven in word_lengths.py.
+"""Kernels of the path values. Word lengths are proven in word_lengths.py.
+
+Hirschmüller, "Stereo Processing by Semiglobal Matching and Mutual Information", IEEE TPAMI 30(2), 2008,
+section 2.3.
 """
 
 from __future__ import annotations

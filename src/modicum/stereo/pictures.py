@@ -46,7 +46,7 @@ def disparity_picture(pixels: NDArray[np.float32], largest: float) -> NDArray[np
 
 
 def error_picture(found: NDArray[np.float32], truth: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Colours uint8 [H, W, 3]: white is no error, dark red 4 pixels or more, black nothing found or no truth."""
+    """Colours uint8 [H, W, 3]: white for no error, dark red for 4 pixels or more, black for unknown."""
     error = np.abs(found - truth)
     return _coloured(error / MAX_ERROR, "Reds", np.isfinite(error))
 

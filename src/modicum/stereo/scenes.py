@@ -15,7 +15,12 @@ from modicum.stereo.evaluation import visible
 from modicum.stereo.images import read_image
 
 _PICTURES = (".png", ".ppm", ".pgm", ".jpg")
-_PAIRS = (("im0", "im1", "disp0GT"), ("im0", "im1", "disp0"), ("im2", "im6", "disp2"), ("view1", "view5", "disp1"))
+_PAIRS = (
+    ("im0", "im1", "disp0GT"),
+    ("im0", "im1", "disp0"),
+    ("im2", "im6", "disp2"),
+    ("view1", "view5", "disp1"),
+)
 """Left, right and truth: Middlebury 2014 and 2021 (two names of the truth), 2001 and 2003, 2005 and 2006."""
 _KITTI = (("image_2", "image_3", "disp_occ_0", "disp_noc_0"), ("image_0", "image_1", "disp_occ", "disp_noc"))
 """Folders of KITTI 2015 and 2012: left, right, truth of all pixels, truth of visible ones."""
@@ -60,11 +65,13 @@ class Scene:
         else:
             shown = visible(truth)
         if shown.shape != truth.shape:
-            raise InputError(f"{self.truth} and what says which pixels are visible differ in size: get them again")
+            raise InputError(
+                f"{self.truth} and what says which pixels are visible differ in size: get them again"
+            )
         return truth, shown
 
     def disparities(self, truth: NDArray[np.float32]) -> int:
-        """How many to try: `ndisp` of Middlebury's calib.txt, else the largest true one, up to a multiple of 16."""
+        """How many to try: ndisp of calib.txt, else a multiple of 16 above the largest true one."""
         calibration = self.left.parent / "calib.txt"
         if calibration.is_file():
             for line in calibration.read_text(encoding="utf-8", errors="replace").splitlines():

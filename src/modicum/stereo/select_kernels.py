@@ -18,16 +18,17 @@ Fixed = NDArray[np.int16]
 
 @compiled
 def select_row(
-    sums: NDArray[np.uint16], subpixel: bool, left_right: int, uniqueness: int, fixed: Fixed
+    sums: NDArray[np.uint16], subpixel: bool, check: tuple[int, bool], uniqueness: int, fixed: Fixed
 ) -> None:
     """Disparities [W] of a row of sums [W, D]. Of equal sums the smallest disparity wins.
 
     Args:
-        left_right: how far the match of the right pixel may differ; below 0 for no check. That match is the
-            d of the smallest S(x + d, d).
+        check: how far the match of the right pixel may differ; below 0 for no check. That match is the d of
+            the smallest S(x + d, d). And whether a pixel stays whose match is outside the right image.
         uniqueness: percent.
     """
     width, disparities = sums.shape
+    left_right, keeps_outside = check
     right_best = np.full(width, LARGEST, np.uint16)  # in reversed order
     right_match = np.zeros(width, np.uint16)
     for x in range(width):
@@ -49,11 +50,14 @@ def select_row(
     for x in range(width):
         row, winner = sums[x], int(fixed[x])
         best = row[winner]
-        if left_right >= 0 and (
-            winner > x or abs(int(right_match[width - 1 - x + winner]) - winner) > left_right
-        ):
-            fixed[x] = NONE
-            continue
+        if left_right >= 0:
+            if winner > x:
+                is_good = keeps_outside
+            else:
+                is_good = abs(int(right_match[width - 1 - x + winner]) - winner) <= left_right
+            if not is_good:
+                fixed[x] = NONE
+                continue
         if uniqueness > 0:
             second = U16(LARGEST)
             for d in range(0, winner - 1):
@@ -74,11 +78,11 @@ def select_row(
 
 @compiled
 def select_rows(
-    sums: NDArray[np.uint16], subpixel: bool, left_right: int, uniqueness: int, fixed: Fixed
+    sums: NDArray[np.uint16], subpixel: bool, check: tuple[int, bool], uniqueness: int, fixed: Fixed
 ) -> None:
     """`select_row` of each row of sums [n, W, D]."""
     for y in range(sums.shape[0]):
-        select_row(sums[y], subpixel, left_right, uniqueness, fixed[y])
+        select_row(sums[y], subpixel, check, uniqueness, fixed[y])
 
 
 @compiled

@@ -66,7 +66,9 @@ class RefineSettings:
 
     Attributes:
         subpixel: fit a parabola through the sums beside the smallest.
-        left_right: the match of the right image may differ by so many disparities; None for no check.
+        left_right: the match of the right image may differ by so many disparities; None for no check. A pixel
+            whose match is outside the right image fails, unless `fill` is on: the paths carry a disparity
+            there from pixels beside it.
         uniqueness: percent by which any other disparity's sum must be larger, but for the two neighbours; 0
             for no check.
         median: 3 x 3 median of valid pixels.
@@ -136,4 +138,5 @@ def penalty_table(lengths: WordLengths, contrast: int) -> NDArray[np.uint16]:
         return np.full(256, lengths.p2, np.uint16)
     change = np.arange(256)
     table = lengths.p2 // np.maximum(1, change // contrast)
-    return np.minimum(lengths.p2, np.maximum(lengths.p1 + 1, table)).astype(np.uint16)
+    found: NDArray[np.uint16] = np.minimum(lengths.p2, np.maximum(lengths.p1 + 1, table)).astype(np.uint16)
+    return found

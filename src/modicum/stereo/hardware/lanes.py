@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from amaranth.hdl import Array, Elaboratable, Module, Mux, Signal
@@ -39,9 +40,7 @@ class CostLanes(Elaboratable):
         rows = range(settings.cost.sum_window)
         self.left = [Signal(settings.feature_bits, name=f"left_{k}") for k in rows]
         self.right = [Signal(settings.feature_bits, name=f"right_{k}") for k in rows]
-        self.costs = [
-            Signal(settings.lengths.cost_bits, name=f"cost_{k}") for k in range(settings.num_lanes)
-        ]
+        self.costs = [Signal(settings.lengths.cost_bits, name=f"cost_{k}") for k in range(settings.num_lanes)]
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
@@ -81,7 +80,7 @@ class CostLanes(Elaboratable):
                 total = Mux(total > limit, limit, total)
             with m.If(self.tick):
                 m.d.sync += history[0].eq(add_all(differences))
-                m.d.sync += [b.eq(a) for a, b in zip(history, history[1:], strict=False)]
+                m.d.sync += [b.eq(a) for a, b in pairwise(history)]
                 m.d.sync += cost.eq(total)
         return m
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal
@@ -77,9 +78,7 @@ class HorizontalPath(Elaboratable):
     def __init__(self, settings: HardwareSettings, tick: Any, at: Position) -> None:
         self.settings, self.tick, self.at = settings, tick, at
         self.p2 = Signal(range(settings.lengths.p2 + 1))
-        self.costs = [
-            Signal(settings.lengths.cost_bits, name=f"cost_{k}") for k in range(settings.num_lanes)
-        ]
+        self.costs = [Signal(settings.lengths.cost_bits, name=f"cost_{k}") for k in range(settings.num_lanes)]
         self.values = [
             Signal(settings.lengths.path_bits, name=f"value_{k}") for k in range(settings.num_lanes)
         ]
@@ -137,9 +136,7 @@ class RowPath(Elaboratable):
         self.settings, self.tick, self.at, self.offset = settings, tick, at, offset
         self.clock, self.restart = clock
         self.p2 = Signal(range(settings.lengths.p2 + 1))
-        self.costs = [
-            Signal(settings.lengths.cost_bits, name=f"cost_{k}") for k in range(settings.num_lanes)
-        ]
+        self.costs = [Signal(settings.lengths.cost_bits, name=f"cost_{k}") for k in range(settings.num_lanes)]
         self.values = [
             Signal(settings.lengths.path_bits, name=f"value_{k}") for k in range(settings.num_lanes)
         ]
@@ -148,7 +145,7 @@ class RowPath(Elaboratable):
         m = Module()
         s, bits = self.settings, self.settings.lengths.path_bits
         schedule, size = s.schedule, (s.width, s.height, s.groups)
-        # From the address of the memory to L: its data, a register; and one more where the group after is needed.
+        # From the address to L: the memory's data, a register; one more where the group after is needed.
         lead = 2 if s.groups == 1 else 3
 
         def position(name: str, delay: int) -> Position:
@@ -180,7 +177,7 @@ class RowPath(Elaboratable):
                 m.d.sync += value.eq(Mux(is_inside, data.data[k * bits : (k + 1) * bits], 0))
             m.d.sync += minimum_stages[0].eq(Mux(is_inside, minimum_data.data, 0))
             if s.groups > 1:
-                for newer, older in zip(stages, stages[1:], strict=False):
+                for newer, older in pairwise(stages):
                     m.d.sync += [b.eq(a) for a, b in zip(newer, older, strict=True)]
                 m.d.sync += minimum_stages[1].eq(minimum_stages[0])
         before = stages[lead - 2]

@@ -63,7 +63,9 @@ class PenaltyUnit(Elaboratable):
         ]
         # The pixel, the one before, and above to the right, above, above to the left.
         names = ("here", "left", "above_right", "above", "above_left")
-        here, left, right_above, straight, left_above = (Signal(s.intensity_bits, name=name) for name in names)
+        here, left, right_above, straight, left_above = (
+            Signal(s.intensity_bits, name=name) for name in names
+        )
         with m.If(self.tick & (self.shifting.group == 0)):
             m.d.sync += [here.eq(own.data), left.eq(here), right_above.eq(above.data)]
             m.d.sync += [straight.eq(right_above), left_above.eq(straight)]

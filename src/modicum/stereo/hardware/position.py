@@ -34,7 +34,7 @@ class Position(Elaboratable):
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
-        width, height, groups = self.size
+        width, height, _ = self.size
         runs = Signal(init=int(self.delay == 0))
         is_over = Signal()
         m.d.comb += self.is_active.eq(runs & ~is_over)

@@ -92,7 +92,7 @@ class HardwareSettings:
 
     @property
     def penalties(self) -> list[int]:
-        """P2 by the change of intensity, 256 entries; of 16-bit images the upper byte of the change counts."""
+        """P2 by the change of intensity, 256 entries; above 8 bits by the upper byte of 16."""
         return [int(value) for value in penalty_table(self.lengths, self.path.contrast)]
 
     @property

@@ -34,9 +34,7 @@ class LineBuffer(Elaboratable):
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
-        m.submodules.memory = memory = Memory(
-            shape=self.bits * (self.rows - 1), depth=self.width, init=[]
-        )
+        m.submodules.memory = memory = Memory(shape=self.bits * (self.rows - 1), depth=self.width, init=[])
         read, write = memory.read_port(), memory.write_port()
         x = Signal(range(self.width))
         m.d.comb += [
@@ -81,13 +79,11 @@ class FeatureWindow(Elaboratable):
         radius = side // 2
         m.submodules.lines = lines = LineBuffer(s.intensity_bits, side, s.width, self.step)
         m.d.comb += [lines.value.eq(self.pixel), lines.x.eq(self.x)]
-        # window[row][column], the newest first: the pixel at (dy, dx) from the middle is at radius - dy, radius - dx.
-        window = [
-            [Signal(s.intensity_bits, name=f"pixel_{y}_{x}") for x in range(side)] for y in range(side)
-        ]
+        # window[row][column], the newest first: (dy, dx) from the middle is at radius - dy, radius - dx.
+        window = [[Signal(s.intensity_bits, name=f"pixel_{y}_{x}") for x in range(side)] for y in range(side)]
         own = window[radius][radius]
         m.d.comb += self.middle.eq(own)
-        bits = []
+        bits: list[Any] = []
         for dy in range(-radius, radius + 1):
             for dx in range(-radius, radius + 1):
                 if dx == 0 and dy == 0:
