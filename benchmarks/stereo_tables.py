@@ -77,8 +77,8 @@ def _one_setting(rows: list[Row]) -> str:
     lines += [[f"{row['name']}, defaults", *_cells(row, CONDITIONS), "not tuned"] for row in defaults]
     return (
         "**One setting for all conditions**, the one of each method's grid with the least mean bad-1 of "
-        "visible pixels over three pairs and three conditions. Visible / all pixels, percent; the mean error is of "
-        "visible pixels.\n\n" + report.table(["", *_HEAD, "setting"], lines)
+        "visible pixels over three pairs and three conditions. Visible / all pixels, percent; the mean "
+        "error is of visible pixels.\n\n" + report.table(["", *_HEAD, "setting"], lines)
     )
 
 

@@ -244,21 +244,20 @@ def evaluate(
     if as_json:
         print_json(rows)
         return
+    names = ("bad_1", "d1" if scenes[0].is_kitti else "bad_2")
     shown = [
         [
             row["scene"],
             row["cost"],
             str(row["paths"]),
-            *(
-                " / ".join(f"{100 * row[part][name]:.1f}" for part in ("visible", "all"))
-                for name in ("bad_1", "bad_2", "d1")
-            ),
+            *(" / ".join(f"{100 * row[part][n]:.1f}" for part in ("visible", "all")) for n in names),
             " / ".join(f"{row[part]['mean'] or 0:.2f}" for part in ("visible", "all")),
         ]
         for row in rows
     ]
-    print_table(["scene", "cost", "paths", "bad-1", "bad-2", "D1", "mean error"], shown)
-    print("visible pixels / all pixels: bad-1, bad-2 and D1 in percent, the mean error in pixels")
+    second = "D1" if scenes[0].is_kitti else "bad-2"
+    print_table(["scene", "cost", "paths", "bad-1", second, "mean error"], shown)
+    print(f"visible / all pixels: bad-1 and {second} in percent, the mean error in pixels")
 
 
 def _evaluate(
