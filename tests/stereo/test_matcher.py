@@ -67,7 +67,7 @@ def test_costs_are_those_of_the_loops(
     seed=st.integers(0, 9999),
     paths=st.sampled_from([4, 8]),
     p1=st.integers(0, 20),
-    more=st.integers(0, 60),
+    more=st.sampled_from([0, 1, 60, 150, 151, 190, 191, 192, 500]),  # path values of 8 bits, and of 16
     contrast=st.sampled_from([0, 1, 16]),
     **SIZE,
 )
@@ -89,6 +89,15 @@ def test_sums_are_those_of_the_loops(
     found = matcher.sums(left, right)
     assert found.tolist() == reference.sums(costs, paths, p1, large)
     assert found.max() <= settings.word_lengths().max_sum
+
+
+@pytest.mark.parametrize(("disparities", "p2"), [(32, 40), (39, 40), (39, 400), (70, 40)])
+def test_sums_of_many_disparities_are_those_of_the_loops(disparities: int, p2: int) -> None:
+    left, right = random_pair(3, 3, disparities)
+    settings = StereoSettings(disparities, CostSettings(), PathSettings(8, 10, p2, 0))
+    matcher = StereoMatcher(settings)
+    costs = matcher.costs(left, right).tolist()
+    assert matcher.sums(left, right).tolist() == reference.sums(costs, 8, 10, p2)
 
 
 @examples(max_examples=40)

@@ -148,7 +148,8 @@ class StereoMatcher:
         costs = self.costs(left, right)
         bits = 8 * left.dtype.itemsize
         lengths = self.settings.word_lengths(bits)
-        tables = (penalty_table(lengths, self.settings.path.contrast), bits - 8)
+        word = np.uint8 if lengths.max_within < 2**8 else np.uint16
+        tables = (penalty_table(lengths, self.settings.path.contrast).astype(word), bits - 8)
         image = np.ascontiguousarray(left, np.uint16)
         passes = self._passes()
         totals = [self._array(f"sums {k}", costs.shape) for k in range(len(passes))]
@@ -156,7 +157,7 @@ class StereoMatcher:
         def run(k: int) -> None:
             directions, is_upward = passes[k]
             self._kernels.sweep(
-                costs, image, np.uint16(lengths.p1), tables, np.array(directions), is_upward, totals[k]
+                costs, image, word(lengths.p1), tables, np.array(directions), is_upward, totals[k]
             )
 
         self._at_once(run, len(passes))

@@ -19,6 +19,10 @@ Lane = Any
 class PathStep:
     """One step of the recurrence, for the lanes of a group.
 
+    With T the minimum without a jump and m the smallest L of the pixel before, L = C + min(T, m + P2) - m is
+    C + P2 if m < T - P2, else T + C - m. All but one comparison, one subtraction and one choice is done while
+    the tree still looks for m.
+
     Args:
         settings: of the core.
         group: which group, a signal.
@@ -43,7 +47,6 @@ class PathStep:
             minimum: the smallest L of the pixel before.
         """
         lanes, groups = len(costs), self.settings.groups
-        bits = self.lengths.max_within.bit_length()
         raised = []
         for k in range(-1, lanes + 1):
             value: Any = before[k] + self.lengths.p1 if 0 <= k < lanes else None
@@ -52,12 +55,13 @@ class PathStep:
             if groups > 1 and k == lanes:
                 value = Mux(self.group == groups - 1, self.infinity, beside[1] + self.lengths.p1)
             raised.append(value)
-        jump = minimum + self.p2
+        bits = self.lengths.path_bits
         found = []
         for k, (cost, own) in enumerate(zip(costs, before, strict=True)):
             neighbours = [value for value in (raised[k], raised[k + 2]) if value is not None]
-            best = least([least([own, *neighbours]), jump])
-            found.append((cost + (best - minimum)[:bits])[: self.lengths.path_bits])
+            steady = least([own, *neighbours])
+            is_jump = minimum < steady - self.p2  # of numbers with signs
+            found.append(Mux(is_jump, (cost + self.p2)[:bits], (steady + cost - minimum)[:bits]))
         return found
 
 
