@@ -22,6 +22,7 @@ from modicum.cli import (
     search,
     serve,
     speech,
+    stereo,
 )
 from modicum.cli.console import complain, warnings_for_people
 from modicum.errors import ModicumError
@@ -59,6 +60,7 @@ app.command("distill")(distill.distill)
 app.command("search")(search.search)
 app.command("measure")(measure.measure)
 app.add_typer(speech.app, name="speech")
+app.add_typer(stereo.app, name="stereo")
 app.command("eval")(eval.evaluate)
 app.command("report")(report.report)
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)

@@ -1,0 +1,175 @@
+"""Stereo matching: accuracy and speed beside OpenCV, area and clock of the hardware. One process, resumable.
+
+    python benchmarks/stereo.py --work FOLDER --data FOLDER accuracy   # about half an hour
+    python benchmarks/stereo.py --work FOLDER --data FOLDER speed      # a minute
+    python benchmarks/stereo.py --work FOLDER hardware                 # hours: synthesis, place and route
+    python benchmarks/stereo.py --work FOLDER --data FOLDER --quick accuracy speed hardware
+    python benchmarks/stereo.py --work FOLDER --docs                   # docs/benchmarks_stereo.json, tables
+
+--data holds cones and teddy (im2.png, im6.png, disp2.pgm of Middlebury 2003) and motorcycle (as scikit-image
+has it). Needs opencv-python-headless; for hardware the extra "hdl".
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import machine
+import numba
+import numpy as np
+from measured_rows import append_row, read_rows, write_docs
+from stereo_methods import Method, methods, sgbm
+from stereo_pairs import Pair, pairs
+from stereo_tables import section
+
+from modicum.measure import Spread, TimingSettings, interleaved
+from modicum.stereo import CostSettings, PathSettings, StereoMatcher, StereoSettings, measure
+from modicum.stereo.hardware import HardwareSettings, implement
+from modicum.stereo.hardware.implementation import DEVICE_NAME
+
+SIZE = (640, 480, 64)
+CORES = [
+    *((kind, d, None) for kind in ("rank-structure", "rank-sad") for d in (16, 32, 64)),
+    ("rank-structure", 64, 16),
+    ("rank-ad", 64, None),
+]
+"""Cost, disparities and lanes of the cores."""
+
+
+class Bench:
+    """Rows in a folder."""
+
+    def __init__(self, work: Path, is_quick: bool) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self.work, self.is_quick = work, is_quick
+        self.rows = read_rows(work)
+
+    def has(self, **key: Any) -> bool:
+        """Whether there is such a row."""
+        return any(key.items() <= row.items() for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row."""
+        append_row(self.work, row)
+        self.rows.append(row)
+
+    def accuracy(self, data: Path) -> None:
+        """Errors of each method and setting on all pairs."""
+        cv2.setNumThreads(1)
+        known = pairs(data)
+        for method in methods(self.is_quick):
+            key = {"kind": "accuracy", "name": method.name, "setting": method.setting}
+            if not self.has(**key):
+                self.add(key | {"errors": {f"{p.scene} {p.condition}": errors(method, p) for p in known}})
+                print(method.name, method.setting, file=sys.stderr, flush=True)
+
+    def speed(self, data: Path) -> None:
+        """Seconds of a frame, all methods in turn."""
+        for threads in (1, 2):
+            key = {"kind": "speed", "threads": threads}
+            if not self.has(**key):
+                self.add(key | times(pairs(data)[0], threads, 3 if self.is_quick else 21))
+
+    def hardware(self) -> None:
+        """Area and clock of each core."""
+        for kind, disparities, lanes in CORES:
+            width, height, _ = SIZE
+            if self.is_quick:
+                width, height, disparities, lanes = 32, 16, disparities // 8, lanes and 4
+            settings = HardwareSettings(width, height, disparities, lanes, CostSettings(kind))
+            about = settings.to_dict()
+            key = {"kind": "hardware", **about}
+            if self.has(**key):
+                continue
+            started = time.perf_counter()
+            folder = self.work / f"{kind}-{disparities}-{settings.num_lanes}"
+            found = implement(folder, settings)
+            told = {"luts": found.luts, "flip_flops": found.flip_flops, "block_rams": found.block_rams}
+            told |= {"megahertz": found.megahertz, "device": DEVICE_NAME, "cells": found.cells}
+            self.add(key | told | {"seconds": round(time.perf_counter() - started)})
+            print(kind, disparities, told, file=sys.stderr, flush=True)
+            if self.is_quick:
+                return
+
+
+def errors(method: Method, pair: Pair) -> dict[str, Any]:
+    """Of a pair: over visible pixels and over all."""
+    fixed = method.run(pair.left, pair.right, pair.disparities)
+    found = np.where(fixed < 0, np.nan, fixed / 16).astype(np.float32)
+    return {
+        "visible": measure(found, pair.truth, pair.shown).to_dict(),
+        "all": measure(found, pair.truth).to_dict(),
+    }
+
+
+def times(pair: Pair, threads: int, rounds: int) -> dict[str, Any]:
+    """Of a frame of the size that all compare at: medians, and ratios round by round."""
+    width, height, disparities = SIZE
+    left, right = (cv2.resize(image, (width, height)) for image in (pair.left, pair.right))
+    cv2.setNumThreads(threads)
+    runs: dict[str, Callable[[], object]] = {}
+    for mode in ("HH", "HH4", "SGBM", "SGBM_3WAY"):
+        runs[f"SGBM {mode}".replace("SGBM SGBM", "SGBM")] = partial(
+            sgbm(mode, disparities).compute, left, right
+        )
+    block = cv2.StereoBM.create(disparities, 15)
+    runs["BM"] = partial(block.compute, left, right)
+    for kind in ("rank-structure", "rank-sad"):
+        for paths in (4, 8):
+            settings = StereoSettings(disparities, CostSettings(kind), PathSettings(paths))
+            matcher = StereoMatcher(settings, threads)
+            runs[f"{kind}, {paths} paths"] = partial(matcher.match, left, right)
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    measured = interleaved(runs, TimingSettings(rounds, 0.01), clock)
+    base = measured["SGBM HH"]
+    told = {
+        name: {
+            "seconds": statistics.median(samples),
+            "ratio": asdict(Spread.of([b / own for b, own in zip(base, samples, strict=True)])),
+        }
+        for name, samples in measured.items()
+    }
+    return {"evaluations": width * height * disparities, "methods": told}
+
+
+def main() -> None:
+    """Measure what is missing, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "parts", nargs="*", choices=["accuracy", "speed", "hardware", []], help="what is measured"
+    )
+    parser.add_argument("--work", type=Path, required=True, help="gets rows.jsonl and the tools' files")
+    parser.add_argument("--data", type=Path, help="folders cones, teddy and motorcycle")
+    parser.add_argument(
+        "--quick", action="store_true", help="two settings a method, small cores; for a trial"
+    )
+    parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
+    asked = parser.parse_args()
+    versions = {"opencv": cv2.__version__, "numba": numba.__version__}
+    if asked.docs:
+        write_docs(asked.work, section, "benchmarks_stereo.json", "stereo.md", "stereo", versions)
+        return
+    bench = Bench(asked.work, asked.quick)
+    for part in asked.parts:
+        if part == "hardware":
+            bench.hardware()
+        elif asked.data is None:
+            raise SystemExit(f"{part} needs --data: the folder of the pairs")
+        else:
+            getattr(bench, part)(asked.data)
+    raw = {"date": datetime.now().date().isoformat(), "machine": machine.describe(), **versions}
+    print(section(raw | {"rows": bench.rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Disparity files: PFM and PNG of 16 bits as data, PNG of 8 bits as Middlebury's older sets have it."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modicum.errors import InputError
+from modicum.stereo.images import MAX_PIXELS
+from modicum.stereo.packages import import_package
+
+KITTI_SCALE = 256
+_PFM = re.compile(rb"Pf\s+(\d+)\s+(\d+)\s+(-?[0-9.eE+-]+)\s")
+
+
+def write_disparity(path: Path | str, pixels: NDArray[np.float32]) -> None:
+    """Write disparities [H, W] in pixels, NaN where there is none; the file appears whole or not at all.
+
+    .pfm: float32, infinite where there is none (Middlebury). .png: 16 bits of 1/256 pixel, 0 where there is
+    none, and at least 1 elsewhere (KITTI).
+
+    Raises:
+        InputError: the name ends in neither, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".pfm":
+        rows = np.where(np.isfinite(pixels), pixels, np.inf).astype("<f4")[::-1]
+        head = f"Pf\n{pixels.shape[1]} {pixels.shape[0]}\n-1.0\n".encode()
+        write_whole(path, head + rows.tobytes())
+    elif path.suffix.lower() == ".png":
+        scaled = np.clip(np.rint(np.nan_to_num(pixels) * KITTI_SCALE), 1, 2**16 - 1)
+        values = np.where(np.isfinite(pixels), scaled, 0).astype(np.uint16)
+        write_whole(path, png(values))
+    else:
+        raise InputError(f"{path} is no disparity file that can be written: give a name in .png or .pfm")
+
+
+def read_disparity(path: Path | str, scale: float | None = None) -> NDArray[np.float32]:
+    """Disparities [H, W] in pixels; NaN where there is none.
+
+    Args:
+        scale: what a picture's numbers are divided by; None: 256 for 16 bits, 4 for 8 bits. 0 is no
+            disparity. Not used for .pfm.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".pfm":
+        return _read_pfm(path)
+    pictures = import_package("PIL.Image")
+    try:
+        with pictures.open(path) as picture:
+            values = np.asarray(picture)
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition(" <")[0]
+        raise InputError(f"cannot read {path} as disparities ({reason}): give .pfm, .png or .pgm") from error
+    if values.ndim != 2 or values.dtype.kind not in "ui":
+        raise InputError(f"{path} has colours: give disparities as grey numbers, or as .pfm")
+    divisor = scale or (4 if values.dtype == np.uint8 else KITTI_SCALE)
+    found = values.astype(np.float32) / np.float32(divisor)
+    found[values == 0] = np.nan
+    return found
+
+
+def png(values: NDArray[Any]) -> bytes:
+    """A PNG file of grey numbers [H, W], uint8 or uint16, or of colours uint8 [H, W, 3]."""
+    pictures = import_package("PIL.Image")
+    file = io.BytesIO()
+    pictures.fromarray(values).save(file, format="PNG")
+    return file.getvalue()
+
+
+def write_whole(path: Path | str, data: bytes) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = Path(path)
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): give another place") from error
+    finally:
+        if part is not None and os.path.exists(part):
+            os.unlink(part)
+
+
+def _read_pfm(path: Path) -> NDArray[np.float32]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): give a disparity file") from error
+    head = _PFM.match(data)
+    if not head:
+        raise InputError(f"{path} is no grey PFM file (it begins with {data[:8]!r}): give another file")
+    width, height, scale = int(head[1]), int(head[2]), float(head[3])
+    size = len(data) - head.end()
+    if not 0 < width * height <= MAX_PIXELS or size != 4 * width * height:
+        raise InputError(
+            f"{path} says {width} x {height} pixels and has {size:,} bytes of them: get it again"
+        )
+    values = np.frombuffer(data, "<f4" if scale < 0 else ">f4", offset=head.end())
+    found = values.reshape(height, width)[::-1].astype(np.float32)
+    found[~np.isfinite(found)] = np.nan
+    return found

