@@ -64,8 +64,9 @@ def load(
             transformers chooses, float32 for most architectures.
         device: such as "cpu" or "cuda:1"; "auto" is "cuda" if there is one, else "cpu".
         weights: of a model that `prune` made smaller, "dense" unpacks them once, "packed" each time they
-            are used; "auto" is what its folder says (`modicum fit` writes one that does), else "dense". "2:4" gives what was pruned so to a GPU's sparse products; where it has none, a warning
-            tells that they are dense.
+            are used; "auto" is what its folder says (`modicum fit` writes one that does), else "dense".
+            "2:4" gives what was pruned so to a GPU's sparse products; where it has none, a warning tells that
+            they are dense.
 
     Returns:
         The model, in eval mode on `device`, and the tokenizer. A tokenizer without a padding token pads

@@ -8,7 +8,20 @@ import typer
 from typer.core import TyperGroup
 
 import modicum
-from modicum.cli import calibrate, distill, eval, fit, heads, keep, policies, prune, report, run, serve, speech
+from modicum.cli import (
+    calibrate,
+    distill,
+    eval,
+    fit,
+    heads,
+    keep,
+    policies,
+    prune,
+    report,
+    run,
+    serve,
+    speech,
+)
 from modicum.cli.console import complain, warnings_for_people
 from modicum.errors import ModicumError
 

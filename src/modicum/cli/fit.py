@@ -64,12 +64,12 @@ def fit(
             show_default=False,
         ),
     ] = None,
-    task_share: Annotated[
-        float, typer.Option(help="Weight of answers against running text, 0 to 1.")
-    ] = 0.5,
+    task_share: Annotated[float, typer.Option(help="Weight of answers against running text, 0 to 1.")] = 0.5,
     sequences: Annotated[int, typer.Option(help="Calibration sequences.")] = 64,
     length: Annotated[int, typer.Option(help="Tokens of each.")] = 512,
-    probes: Annotated[int, typer.Option(help="Texts that errors are measured on, and as many with questions.")] = 4,
+    probes: Annotated[
+        int, typer.Option(help="Texts that errors are measured on, and as many with questions.")
+    ] = 4,
     probe_length: Annotated[int, typer.Option(help="Tokens of each; at most the context.")] = 2048,
     samples: Annotated[int, typer.Option(help="Assembled models that the predictor is checked on.")] = 15,
     candidates: Annotated[int, typer.Option(help="Plans that are measured before one is taken.")] = 6,
@@ -149,8 +149,8 @@ def _summary(report: FitReport, page: Path | None, out: Path) -> None:
     rows = [[layer, kinds.get("attention", "–"), kinds.get("mlp", "–")] for layer, kinds in layers.items()]
     print_table(["layer", "attention", "MLP"], rows, title="Weights removed")
     print(
-        f"cache: {plan.cache.tokens:,} slots per head ({plan.cache.share:.1%} of {plan.cache.context:,} tokens) "
-        f"in {plan.cache.store}, {format_size(report.cache_nbytes)} each of {report.target.batch}"
+        f"cache: {plan.cache.tokens:,} slots per head ({plan.cache.share:.1%} of {plan.cache.context:,})"
+        f" in {plan.cache.store}, {format_size(report.cache_nbytes)} each of {report.target.batch}"
     )
     print(
         f"weights {format_size(report.weights_nbytes)}, together {format_size(report.nbytes)} of "

@@ -98,8 +98,11 @@ def run(
         raise InputError("--task makes the prompt and its question: leave the others out")
     own = cache_defaults(model)
     budget = str(own.budget) if budget is None else budget
-    policy, store = policy or own.policy, store or own.store
-    settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile)
+    store = own.store if store is None else store
+    policy_or_own = own.policy if policy is None else policy
+    settings = cache_settings(
+        policy_or_own, budget, chunk, n_sink, recent, evict_every, positions, store, compile
+    )
     lm, tokenizer = load(model, dtype, device)
     if task is not None:
         text, asked_by_task, expected = _task_sample(task, length, tokenizer, raw)

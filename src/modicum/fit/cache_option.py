@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from transformers import PreTrainedModel
 
@@ -128,7 +129,7 @@ class CacheErrors:
         share = option.share
         if share <= curve[0][0]:
             return curve[0][1]
-        for (low, below), (high, above) in zip(curve, curve[1:], strict=False):
+        for (low, below), (high, above) in pairwise(curve):
             if share <= high:
                 t = math.log(share / low) / math.log(high / low)
                 return Errors(

@@ -6,14 +6,14 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from modicum.cache_folder import cache_folder
@@ -22,8 +22,8 @@ from modicum.errors import InputError, ModelError
 from modicum.evaluation.fingerprint import fingerprint
 from modicum.fit import assembly
 from modicum.fit.cache_option import CacheErrors, CacheOption, CacheSizes
-from modicum.fit.fit_plan import FitPlan, Planner
 from modicum.fit.finetune import finetune
+from modicum.fit.fit_plan import FitPlan, Planner
 from modicum.fit.folder import save_fitted
 from modicum.fit.library import Library
 from modicum.fit.loss import Check, Loss, Sums, fit_loss
@@ -165,10 +165,10 @@ class Fitter:
         self.model.train(False)
         self._calibrate(self.model)
         self.length = probe_length(self.model, self.settings.probe_length, target.context)
-        calibrating, probing = self._texts(text)
-        told = lambda done, total: self.tell("asking the reference", done, total)  # noqa: E731
+        self._read_text(text)
         asks = self.settings.tasks if self.settings.task_share else ""
-        self.probes = Probes(self.model, tokenizer, probing, asks, text, self.settings.seed, told)
+        calibrating = self._calibrating(asks)
+        self.short, self.probes = self._probes(text, asks)
         mark = fingerprint(self.model, tokenizer)
         how = asdict(self.settings)
         for name in ("samples", "candidates", "stores"):  # what there is may be more or less of these
@@ -176,7 +176,7 @@ class Fitter:
         about = {
             "reference": mark,
             "dtype": str(self.model.dtype),
-            "text": digest(calibrating) + self.probes.digest,
+            "text": "".join((digest(calibrating), self.short.digest, self.probes.digest)),
             **how,
         }
         folder = library or cache_folder() / "fit" / _digest(about)
@@ -188,7 +188,7 @@ class Fitter:
     def build(self) -> None:
         """Measure all variants, caches and samples that the library does not have."""
         with self._quiet():
-            self.library.build(self.probes, self.tell)
+            self.library.build(self.short, self.tell)
             self.planner = Planner(
                 self.library,
                 model_nbytes(self.model)
@@ -298,7 +298,7 @@ class Fitter:
             self.tokenizer,
             report.masks,
             teacher,
-            self.texts,
+            [self.tokenizer.decode(self.learned)],
             work,
             self.settings,
             self.tell,
@@ -312,30 +312,41 @@ class Fitter:
         report.errors, report.loss, report.profile = errors, report.after_finetuning, profile
         return trained
 
-    def _texts(self, text: Path | None) -> tuple[Tensor, Tensor]:
-        """Calibration sequences [n, T], some of them questions with the reference's answers; and windows of
-        the rest of the text for the probes.
-        """
-        s = self.settings
+    def _read_text(self, text: Path | None) -> None:
+        """Divide the text into what may be learned from and what errors are measured on."""
         ids: list[int] = []
-        self.texts = [sample_text()] if text is None else texts_in(text)
-        for one in self.texts:
+        for one in [sample_text()] if text is None else texts_in(text):
             ids += self.tokenizer(one, add_special_tokens=False, verbose=False)["input_ids"]
+        short = probe_length(self.model, self.settings.length, self.length)
         held = max(len(ids) // _HELD_BACK, self.length)
-        length = probe_length(self.model, s.length, s.length)
-        num = min(s.sequences, (len(ids) - held) // length)
-        if num < 1:
+        if len(ids) - held < short:
             raise InputError(
-                f"the text has {len(ids):,} tokens, of which {held:,} are held back to measure errors on, and "
-                f"a calibration sequence takes {length:,}: give more text, or a smaller length and "
+                f"the text has {len(ids):,} tokens, of which {held:,} are held back to measure errors on, "
+                f"and a calibration sequence takes {short:,}: give more text, or a smaller length and "
                 "probe_length"
             )
-        calibrating = windows(ids[: len(ids) - held], num, length)
-        if s.tasks and s.task_share and num > 1:
-            questions = Questions(s.tasks, s.task_share, s.seed)
-            told = lambda done, total: self.tell("answering", done, total)  # noqa: E731
-            calibrating = with_questions(calibrating, self.tokenizer, questions, self._answers, told)
-        return calibrating, windows(ids[len(ids) - held :], s.probes, self.length)
+        self.short_length, self.learned, self.held = short, ids[:-held], ids[-held:]
+
+    def _calibrating(self, tasks: str) -> Tensor:
+        """Calibration sequences [n, T], some of them questions with the reference's answers."""
+        s = self.settings
+        num = min(s.sequences, len(self.learned) // self.short_length)
+        found = windows(self.learned, num, self.short_length)
+        if not tasks or num < 2:
+            return found
+        told = lambda done, total: self.tell("answering", done, total)  # noqa: E731
+        questions = Questions(tasks, s.task_share, s.seed)
+        return with_questions(found, self.tokenizer, questions, self._answers, told)
+
+    def _probes(self, text: Path | None, tasks: str) -> tuple[Probes, Probes]:
+        """Short ones for single parts, and long ones for caches and whole models."""
+        s = self.settings
+        made = []
+        for length, add in ((self.short_length, 0), (self.length, 1)):
+            told = lambda done, total: self.tell("asking the reference", done, total)  # noqa: E731
+            ids = windows(self.held, s.probes, length)
+            made.append(Probes(self.model, self.tokenizer, ids, tasks, text, 2 * s.seed + add, told))
+        return made[0], made[1]
 
     @torch.no_grad()
     def _answers(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
@@ -389,9 +400,7 @@ class Fitter:
         full = self.planner.dense_nbytes(target)
         grid = self.sizes.grid(self.settings.stores, target.context)
         least = self.planner.fixed_nbytes + target.batch * min(map(self.planner.cache_nbytes, grid))
-        least += sum(
-            min(v.nbytes for v in self.planner.variants(part.name)) for part in self.library.parts
-        )
+        least += sum(min(v.nbytes for v in self.planner.variants(part.name)) for part in self.library.parts)
         found = []
         for number in range(num):
             share = (number + 0.5) / num

@@ -68,7 +68,12 @@ class Library:
     """
 
     def __init__(
-        self, folder: Path, model: PreTrainedModel, ids: Tensor, settings: FitSettings, about: Mapping[str, Any]
+        self,
+        folder: Path,
+        model: PreTrainedModel,
+        ids: Tensor,
+        settings: FitSettings,
+        about: Mapping[str, Any],
     ) -> None:
         self.folder, self.model, self.ids, self.settings = folder, model, ids, settings
         self.blocks: list[Block] = blocks_of(model)
@@ -202,7 +207,9 @@ class Library:
                 if errors.text != errors.text or errors.answers != errors.answers or ratio != ratio:
                     import warnings
 
-                    warnings.warn(f"{part.name} at {option} gives values that are not numbers: left out", stacklevel=2)
+                    warnings.warn(
+                        f"{part.name} at {option} gives values that are not numbers: left out", stacklevel=2
+                    )
                     continue
                 tensors |= made
                 told = Errors(errors.text, errors.answers, errors.kept, ratio)

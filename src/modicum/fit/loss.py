@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modicum.errors import InputError
 from modicum.fit.probe import Errors
 from modicum.search.predictor import MIN_SAMPLES, Predictor, kendall_tau
 
@@ -67,28 +66,24 @@ class Check:
 def fit_loss(sums: Sequence[Sums], measured: Sequence[Errors], task_share: float) -> tuple[Loss, Check]:
     """The loss that orders assembled models best: the plain sum, or one fitted by ridge regression.
 
-    The fit is to the logarithm-free errors of text and of answers apart. It is taken where no factor is
+    Errors of text and of answers are fitted apart. It is taken where no factor is
     below 0 and its left-out τ is above the plain sum's.
     """
     plain = Loss(task_share)
     truth = [errors.loss(task_share) for errors in measured]
     plain_tau = kendall_tau([plain.of(x) for x in sums], truth)
+    unfitted = Check(len(sums), plain_tau, math.nan, False)
     if len(sums) < MIN_SAMPLES:
-        return plain, Check(len(sums), plain_tau, math.nan, False)
-    try:
-        text = Predictor.fit([[x[k].text for k in KINDS] for x in sums], [e.text for e in measured])
-        answers = Predictor.fit([[x[k].answers for k in KINDS] for x in sums], [e.answers for e in measured])
-    except InputError:
-        return plain, Check(len(sums), plain_tau, math.nan, False)
+        return plain, unfitted
+    text = Predictor.fit([[x[k].text for k in KINDS] for x in sums], [e.text for e in measured])
+    answers = Predictor.fit([[x[k].answers for k in KINDS] for x in sums], [e.answers for e in measured])
     left_out = [
         (1 - task_share) * a + task_share * b for a, b in zip(text.left_out, answers.left_out, strict=True)
     ]
     fitted_tau = kendall_tau(left_out, truth)
-    factors = (*text.weights, *answers.weights)
+    factors = (*(text.weights if task_share < 1 else ()), *(answers.weights if task_share else ()))
     is_better = min(factors) > 0 and fitted_tau > plain_tau
     if not is_better:
         return plain, Check(len(sums), plain_tau, fitted_tau, False)
-    three = lambda w: (w[0], w[1], w[2])  # noqa: E731
-    return Loss(task_share, three(text.weights), three(answers.weights)), Check(
-        len(sums), plain_tau, fitted_tau, True
-    )
+    weights = [(w[0], w[1], w[2]) for w in (text.weights, answers.weights)]
+    return Loss(task_share, *weights), Check(len(sums), plain_tau, fitted_tau, True)

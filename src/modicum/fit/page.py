@@ -26,8 +26,8 @@ def write_fit_page(report: FitReport, model: str, folder: Path) -> Path:
         "One fitted model",
         "modicum fit",
         "Errors are Kullback-Leibler divergences of the next token from the model as it was, in nats.",
-        "Bytes are of the weights and buffers as a run holds them and of the caches between calls. Activations, "
-        "the chunk in hand and the program come on top.",
+        "Bytes are of the weights and buffers as a run holds them and of the caches between calls. "
+        "Activations, the chunk in hand and the program come on top.",
         {
             "memory": [f"{format_size(report.nbytes)} of {format_size(target.nbytes)}"],
             "as it was": [format_size(report.dense_nbytes)],
@@ -57,8 +57,8 @@ def _sections(report: FitReport) -> Iterator[Section]:
     yield Section(
         "cache",
         "Cache",
-        f"{cache.tokens:,} slots per KV head on average, {cache.share:.1%} of {cache.context:,} tokens, in the "
-        f"form “{cache.store}”, divided over heads by the policy {report.settings.policy}.",
+        f"{cache.tokens:,} slots per KV head on average, {cache.share:.1%} of {cache.context:,} tokens, in "
+        f"the form “{cache.store}”, divided over heads by the policy {report.settings.policy}.",
         tables=(_candidates(report),),
         notes=(
             "Each candidate was assembled from the library and measured with its cache on probes of "

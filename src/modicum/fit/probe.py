@@ -26,8 +26,8 @@ from modicum.kv.cache import BudgetCache
 from modicum.kv.call import cuts
 from modicum.tasks.expression import parse_task
 
-TAIL = 128
-"""Tokens of running text that are predicted."""
+TAIL = 256
+"""Tokens of running text that are predicted, or half of a shorter text."""
 CHUNK = 512
 _SEED = 2_000_003
 """Added to the seed of questions, so that an evaluation with a small seed asks others."""
@@ -159,7 +159,9 @@ def _asked(
     for number in range(num):
         kind: Any = kinds[number % len(kinds)]
         if kind.metric == "loss":
-            raise InputError(f"{kind.name} asks no questions: give a task with answers, such as niah_single_2")
+            raise InputError(
+                f"{kind.name} asks no questions: give a task with answers, such as niah_single_2"
+            )
         if text is not None and getattr(kind, "haystack", "") is None:
             kind = replace(kind, haystack=str(text))
         questions = int(getattr(kind, "questions", 1))
@@ -182,7 +184,8 @@ def _answer(model: PreTrainedModel, tokenizer: Any, item: Probe) -> None:
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     for tail in item.tails:
         most, own = tail.start, copy.deepcopy(cache)
-        ids, answer = tail.ids[None], []
+        ids = tail.ids[None]
+        answer: list[int] = []
         while len(answer) < most:
             answer.append(int(_call(model, ids, own, logits_to_keep=1)[0, -1].argmax()))
             if answer[-1] in ends or "\n" in tokenizer.decode(answer).lstrip():

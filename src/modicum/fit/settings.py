@@ -60,9 +60,10 @@ class FitSettings:
         task_share: weight of the answers' error against that of running text, 0 to 1; also the share of
             calibration sequences that are questions.
         sequences: calibration sequences, for the pruning.
-        length: tokens of each; less where the model's context is shorter.
+        length: tokens of each, and of the probes that single parts are measured on; less where the model's
+            context is shorter.
         probes: texts of running text, and as many with questions, that errors are measured on.
-        probe_length: tokens of each; at most the context.
+        probe_length: tokens of those that caches and assembled models are measured on; at most the context.
         samples: assembled models that the predictor is fitted to and checked on.
         candidates: assembled models that are measured before one is taken.
         seed: of texts, questions and samples.

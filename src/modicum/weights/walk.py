@@ -43,7 +43,7 @@ def walk(
         if done is None:
             gathered = gather(passes, number, block, how)
             pattern = how.at(shares[number])
-            done = [prune_matrix(matrix, gathered[matrix.name], how, pattern, number) for matrix in block.matrices]
+            done = [prune_matrix(m, gathered[m.name], how, pattern, number) for m in block.matrices]
             if state is not None:
                 state.save(number, block.matrices, done)
         yield done
