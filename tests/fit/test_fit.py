@@ -135,7 +135,7 @@ def test_a_text_that_is_too_short_says_how_short(tmp_path: Path) -> None:
     model, tokenizer = tiny()
     text = tmp_path / "short.txt"
     text.write_text("Once upon a time.", encoding="utf-8")
-    with pytest.raises(InputError, match="the text has .* tokens"):
+    with pytest.raises(InputError, match=r"the text has .* tokens"):
         fit(model, tokenizer, text, tmp_path / "out", Target(MEMORY, CONTEXT), QUICK)
 
 

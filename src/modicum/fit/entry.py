@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ class Fitter:
         self.target, self.settings = target, settings or FitSettings()
         self.tell = progress or (lambda *_: None)
         self.model.train(False)
-        self._calibrate(self.model)
+        self.profile = self._calibrate(self.model)
         self.length = probe_length(self.model, self.settings.probe_length, target.context)
         self._read_text(text)
         asks = self.settings.tasks if self.settings.task_share else ""
@@ -209,7 +209,11 @@ class Fitter:
         return known[plan.name]
 
     def measure_model(self, model: PreTrainedModel, cache: CacheOption) -> Errors:
-        """The errors of a model with a cache of the same share of the probes."""
+        """The errors of a model with a cache of the same share of the probes. A model without a head profile
+        borrows the reference's.
+        """
+        if self.profile is not None and find_profile(model) is None:
+            use_profile(model, replace(self.profile, weights=""))
         with torch.no_grad():
             return self.probes.measure(model, self._make_cache(model, cache))
 
@@ -259,13 +263,16 @@ class Fitter:
         """
         plan = chosen.plan
         with self._quiet():
+            share, errors, in_order, profile = self.loss.task_share, chosen.errors, False, self.profile
             masks = assembly.in_order(self.library, plan.options, self.tell)
-            errors = self.measure_model(self.model, plan.cache)
-            share = self.loss.task_share
-            in_order = errors.loss(share) < chosen.loss and bool(masks)
-            if not in_order and masks:
-                masks, errors = assembly.from_library(self.library, plan.options), chosen.errors
-        profile = self._calibrate(self.model)
+            if masks:
+                profile = self._calibrate(self.model)
+                errors = self.measure_model(self.model, plan.cache)
+                in_order = errors.loss(share) < chosen.loss
+            if masks and not in_order:
+                masks = assembly.from_library(self.library, plan.options)
+                profile = self._calibrate(self.model)
+                errors = self.measure_model(self.model, plan.cache)
         target = self.target
         return FitReport(
             target=target,
@@ -434,7 +441,7 @@ class Fitter:
         if not isinstance(policy, Calibrated):
             return None
         found = find_profile(model)
-        if found is None:
+        if found is None or not found.weights:  # none, or a borrowed one
             try:
                 found = calibrate(
                     model,
