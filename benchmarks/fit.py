@@ -32,8 +32,8 @@ from modicum.evaluation.row import Cell
 from modicum.evaluation.runner import Prompt, Reading, run
 from modicum.fit import assembly
 from modicum.fit.cache_option import CacheOption
-from modicum.fit.entry import Fitter
 from modicum.fit.fit_plan import FitPlan
+from modicum.fit.fitter import Fitter
 from modicum.fit.settings import FitSettings, Target
 from modicum.fit.weight_option import WeightOption
 from modicum.kv.budget import format_size

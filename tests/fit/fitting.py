@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import modicum
-from modicum.fit.entry import Fitter
+from modicum.fit.fitter import Fitter
 from modicum.fit.settings import FitSettings, Target
 from tests.tiny_model import TINY_MODEL
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 import modicum
 from modicum.cli import app
 from modicum.errors import InputError, ModelError
-from modicum.fit.entry import FitReport, fit
+from modicum.fit.entry import fit
+from modicum.fit.fit_report import FitReport
 from modicum.fit.part import model_nbytes
 from modicum.fit.settings import Target
 from modicum.kv.cache_settings import cache_settings_of

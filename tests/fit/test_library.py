@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from modicum.errors import InputError
 from modicum.fit import assembly
-from modicum.fit.entry import Fitter
+from modicum.fit.fitter import Fitter
 from modicum.fit.library import noise_to_signal
 from modicum.weights.pattern import Groups
 from tests.fit.fitting import QUICK, fitter, tiny

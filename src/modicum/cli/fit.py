@@ -12,7 +12,7 @@ from modicum.cli.options import DeviceOption, DtypeOption, JsonOption
 from modicum.errors import InputError
 
 if TYPE_CHECKING:
-    from modicum.fit.entry import FitReport
+    from modicum.fit.fit_report import FitReport
 
 _SETTINGS = (
     "weights",

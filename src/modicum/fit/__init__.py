@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from modicum.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from modicum.fit.entry import FitReport, fit
+    from modicum.fit.entry import fit
+    from modicum.fit.fit_report import FitReport
     from modicum.fit.settings import FitSettings, Target
 
-_HOMES = {"fit.entry": ("FitReport", "fit"), "fit.settings": ("FitSettings", "Target")}
+_HOMES = {"entry": ("fit",), "fit_report": ("FitReport",), "settings": ("FitSettings", "Target")}
 
 __all__ = ["FitReport", "FitSettings", "Target", "fit"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -205,8 +206,6 @@ class Library:
                 for matrix, weight in zip(part.matrices, whole, strict=True):
                     matrix.weight.copy_(weight)
                 if errors.text != errors.text or errors.answers != errors.answers or ratio != ratio:
-                    import warnings
-
                     warnings.warn(
                         f"{part.name} at {option} gives values that are not numbers: left out", stacklevel=2
                     )

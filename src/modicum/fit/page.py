@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from modicum.fit.entry import FitReport
+from modicum.fit.fit_report import FitReport
 from modicum.kv.budget import format_size
 from modicum.report.page import Head, Section, write_page
 from modicum.report.tables import Cell, Table
