@@ -76,13 +76,11 @@ def every(plans: Planner, batch: int) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("memory", [1330, 1500, 1700, 2000, 3500])
+@pytest.mark.parametrize("memory", [1400, 1500, 1700, 2000, 3500])
 def test_the_optimum_is_the_best_of_all_choices(memory: int, batch: int) -> None:
     plans = planner()
     fitting = [loss for nbytes, loss in every(plans, batch) if nbytes <= memory]
     target = Target(memory, CONTEXT, batch)
-    if not fitting:
-        pytest.fail("the case fits nothing")
     found = plans.best(target, Loss(0.25))
     assert found.predicted == pytest.approx(min(fitting), rel=1e-9)
     assert found.nbytes(batch) <= memory

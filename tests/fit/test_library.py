@@ -72,7 +72,9 @@ def test_variants_are_put_with_their_masks(made: Fitter) -> None:
 
 def test_a_layer_that_is_lost_is_made_again_alike(made: Fitter) -> None:
     path = made.library.folder / "layer-0002.safetensors"
-    tensors, variants = load_file(path), dict(made.library.variants)
+    # Copies: what is mapped into memory goes with the file.
+    tensors = {name: value.clone() for name, value in load_file(path).items()}
+    variants = dict(made.library.variants)
     path.write_bytes(b"cut")
     again = fitter(made.library.folder)
     again.build()

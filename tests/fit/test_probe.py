@@ -57,7 +57,7 @@ def test_a_smaller_cache_has_an_error_and_a_whole_one_none(probes: tuple[Any, An
 
     def caches(tokens: int) -> Any:
         budget = Budget(tokens=tokens, n_sink=1, recent=2)
-        return lambda length: BudgetCache(model, "streaming", budget, length=length)
+        return lambda length: BudgetCache(model, "streamingllm", budget, length=length)
 
     assert abs(made.measure(model, caches(2 * LENGTH)).text) <= 2**-7
     assert made.measure(model, caches(4)).text > 2**-6

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from modicum.distill.sequences import Questions, with_questions
 from modicum.errors import InputError
@@ -62,7 +61,7 @@ class FitText:
 
     def sequences(
         self,
-        model: PreTrainedModel,
+        model: Any,
         tokenizer: Any,
         tasks: str,
         settings: FitSettings,
@@ -85,7 +84,7 @@ class FitText:
 
     def probes(
         self,
-        model: PreTrainedModel,
+        model: Any,
         tokenizer: Any,
         tasks: str,
         settings: FitSettings,

@@ -7,7 +7,6 @@ block's output and to the model's predictions are its errors.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -148,14 +147,18 @@ class Library:
                 row = json.loads(line)
             except ValueError:
                 continue  # cut by a kill: measured again
-            found[row.pop("name")] = Errors(**row)
+            name = row.pop("name")
+            found[name] = Errors(**row)
         return found
 
     def keep(self, kind: str, name: str, errors: Errors) -> None:
         """Add a row."""
         path = self.folder / {"cache": _CACHE, "samples": _SAMPLES}[kind]
+        line = json.dumps({"name": name, **errors.to_dict()}) + "\n"
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            line = "\n" + line  # behind one that was cut by a kill
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, **errors.to_dict()}) + "\n")
+            file.write(line)
 
     def _check_patterns(self) -> None:
         shapes = {m.name: (m.weight.shape[0], m.weight.shape[1]) for p in self.parts for m in p.matrices}
@@ -260,23 +263,23 @@ def noise_to_signal(reference: list[Tensor], changed: list[Tensor]) -> float:
 def _claim(folder: Path, about: dict[str, Any]) -> None:
     """Make the folder this library's, or raise where it is another's."""
     text = json.dumps(about, sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()
     path = folder / _RUN
     try:
-        if path.is_file():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if known.get("digest") != digest:
-                other = known.get("about", {})
-                differ = [k for k in about if str(about[k]) != str(other.get(k))]
-                name = differ[0] if differ else "format"
-                raise InputError(
-                    f"{folder} is the library of another run: its {name} is {other.get(name)}, here it is "
-                    f"{about.get(name)}; give another --library, or remove that one"
-                )
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"digest": digest, "about": json.loads(text)}), encoding="utf-8")
-        part.replace(path)
+        known = json.loads(path.read_text(encoding="utf-8"))
+        other = {} if not isinstance(known, dict) else known
     except (OSError, ValueError) as error:
         raise InputError(f"cannot use the library {folder}: {error}; give another --library") from error
+    own = json.loads(text)
+    differing = [name for name in own if own[name] != other.get(name)]
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"{folder} is the library of another run: its {name} is {other.get(name)}, here it is "
+            f"{own[name]}; give another --library, or remove that one"
+        )

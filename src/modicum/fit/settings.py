@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
-from modicum.errors import InputError
+from modicum.errors import BudgetError, InputError
 from modicum.fit.weight_option import DENSE, WeightOption
 from modicum.kv.budget import parse_size
 from modicum.kv.store import STORES
@@ -131,8 +132,10 @@ class FitSettings:
 
 
 def _bytes(value: int | str) -> int:
+    found = value
     if isinstance(value, str):
-        return parse_size(value if not value.strip().isdecimal() else f"{value} B")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        with suppress(BudgetError):
+            found = parse_size(f"{value} B" if value.strip().isdecimal() else value)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise InputError(f"memory is {value!r}: give a size such as '64MiB', or bytes")
-    return value
+    return found
