@@ -1,8 +1,9 @@
-"""Fitting a model and its cache into a memory: `modicum fit` beside uniform choices and single levers of the
+r"""Fitting a model and its cache into a memory: `modicum fit` beside uniform choices and single levers of the
 same bytes. One process, one thread, under an hour and a half for `reference`; resumable.
 
     python benchmarks/fit.py --work FOLDER                  # measures what rows.jsonl does not have
-    python benchmarks/fit.py --work FOLDER --model smollm2 --context 8192 --probe-length 1024 --questions 2
+    python benchmarks/fit.py --work FOLDER --model smollm2 --context 8192 --probe-length 1024 --probes 2 \
+        --questions 1 --stretches 2 --weights dense,50%,70%,85%       # hours
     python benchmarks/fit.py --work FOLDER --quick          # minutes, for a trial
     python benchmarks/fit.py --work FOLDER --docs           # writes docs/benchmarks_fit.json and the tables
 
@@ -333,6 +334,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--probe-length", type=int, default=2048)
     parser.add_argument("--questions", type=int, default=Scale.questions, help="contexts of each task")
+    parser.add_argument("--stretches", type=int, default=Scale.stretches, help="of text, for perplexity")
+    parser.add_argument("--probes", type=int, default=FitSettings.probes)
+    parser.add_argument("--weights", default=",".join(FitSettings.weights))
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--method", default="wanda")
     parser.add_argument("--quick", action="store_true")
@@ -343,8 +347,13 @@ def main() -> None:
         write_docs(given.work, section, "benchmarks_fit.json", "fit.md", "fit")
         return
     torch.set_num_threads(1)
-    scale = Scale(given.model, given.context, given.questions)
-    settings = FitSettings(probe_length=given.probe_length, method=given.method)
+    scale = Scale(given.model, given.context, given.questions, given.stretches)
+    settings = FitSettings(
+        weights=tuple(given.weights.split(",")),
+        probes=given.probes,
+        probe_length=given.probe_length,
+        method=given.method,
+    )
     budgets = [float(x) for x in given.budgets.split(",")]
     if given.quick:
         scale = replace(scale, context=1024, questions=1, stretches=2)

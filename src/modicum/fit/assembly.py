@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modicum.fit.library import Library
+from modicum.fit.weight_option import DENSE
 from modicum.weights.blocks import Passes
 from modicum.weights.progress import Progress
 from modicum.weights.prune import by_parameter
@@ -19,7 +20,7 @@ def from_library(library: Library, options: Mapping[str, str]) -> dict[str, Tens
     """Each part as the library has it; the masks, by the parameters' names."""
     masks: dict[str, Tensor] = {}
     for part in library.parts:
-        if options[part.name] != "dense":
+        if options[part.name] != DENSE:
             masks |= library.put(part, options[part.name])
     return by_parameter(masks)
 
@@ -39,7 +40,7 @@ def in_order(
         tell("pruning in order", number, len(library.blocks))
         if number:
             passes.hidden = passes.through(number - 1)
-        parts = [p for p in library.parts if p.layer == number and options[p.name] != "dense"]
+        parts = [p for p in library.parts if p.layer == number and options[p.name] != DENSE]
         if not parts:
             continue
         found = gather(passes, number, block, library.plan_of(options[parts[0].name]))

@@ -12,6 +12,7 @@ from modicum.fit.cache_option import CacheErrors, CacheOption, CacheSizes
 from modicum.fit.library import Library, Variant
 from modicum.fit.loss import Loss
 from modicum.fit.settings import Target
+from modicum.fit.weight_option import DENSE
 from modicum.kv.budget import format_size
 from modicum.search.milp import Choice, Option, UnreachableError, choose
 
@@ -82,7 +83,7 @@ class Planner:
         self._nbytes: dict[CacheOption, int] = {}
 
     def variants(self, part: str) -> list[Variant]:
-        """The options of a part, dense first."""
+        """The options of a part that may be chosen."""
         found = [self.library.variants.get((part, option.name)) for option in self.library.options]
         return [variant for variant in found if variant is not None]
 
@@ -94,7 +95,7 @@ class Planner:
 
     def dense_nbytes(self, target: Target) -> int:
         """What the model takes as it is: dense weights and transformers' whole cache."""
-        weights = sum(self.variants(part.name)[0].nbytes for part in self.library.parts)
+        weights = sum(self.library.variants[part.name, DENSE].nbytes for part in self.library.parts)
         return self.fixed_nbytes + weights + target.batch * self.sizes.full_nbytes(target.context)
 
     def best(

@@ -25,6 +25,7 @@ from modicum.errors import InputError, ModelError
 from modicum.fit.part import Part, held_nbytes, is_held_packed, itemsize_of, parts_of
 from modicum.fit.probe import Errors, Probes
 from modicum.fit.settings import FitSettings
+from modicum.fit.weight_option import DENSE
 from modicum.weights.blocks import Block, Matrix, Passes, blocks_of
 from modicum.weights.packed import pack, unpack
 from modicum.weights.pattern import Pattern
@@ -106,7 +107,7 @@ class Library:
     @contextmanager
     def assembled(self, options: Mapping[str, str]) -> Iterator[PreTrainedModel]:
         """The model with an option's library weights for each part, dense in memory; undone at the end."""
-        changed = [part for part in self.parts if options[part.name] != "dense"]
+        changed = [part for part in self.parts if options[part.name] != DENSE]
         kept = {m.name: m.weight.clone() for part in changed for m in part.matrices}
         try:
             for part in changed:
@@ -195,7 +196,7 @@ class Library:
             whole = [matrix.weight.clone() for matrix in part.matrices]
             zero = Errors(0.0, 0.0, 1.0, 0.0)
             dense_nbytes = sum(weight.nbytes for weight in whole)
-            variants.append(Variant(part.name, "dense", dense_nbytes, zero))
+            variants.append(Variant(part.name, DENSE, dense_nbytes, zero))
             for option, how in plans.items():
                 made, nbytes = {}, 0
                 for index, matrix in enumerate(part.matrices):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from modicum.fit.fit_report import FitReport
+from modicum.fit.weight_option import DENSE
 from modicum.kv.budget import format_size
 from modicum.report.page import Head, Section, write_page
 from modicum.report.tables import Cell, Table
@@ -78,7 +79,7 @@ def _parts(report: FitReport) -> Table:
     known = {(v["part"], v["option"]): v for v in report.variants}
     rows = []
     for name, option in report.plan.options.items():
-        chosen, dense = known[name, option], known[name, "dense"]
+        chosen, dense = known[name, option], known[name, DENSE]
         rows.append(
             (
                 Cell(name, name),
