@@ -156,8 +156,7 @@ class Bench:
             if not plans:
                 yield name
                 continue
-            share = loss.task_share
-            yield Way(name, min(plans, key=lambda p: self.fitter.measure(p).loss(share)))
+            yield Way(name, min(plans, key=lambda plan: plan.predicted))
         alone = planner.uniform(target, loss, "dense", "model")
         yield "cache alone" if alone is None else Way("cache alone", alone)
         yield self._bits(memory) or "bits alone"
