@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_the_command_goes_on_from_the_library(fitted: tuple[FitReport, Path, Pat
     )
     assert small.exit_code == 2
     assert "the least is" in small.stderr
-    assert "predicted loss" in small.stderr
+    assert "at a loss of" in small.stderr
     assert not (tmp_path / "x").exists()
 
     again = CliRunner().invoke(app, command)
@@ -159,6 +160,23 @@ def test_finetuning_keeps_the_masks(tmp_path: Path) -> None:
     for name, mask in report.masks.items():
         assert not bool(weights[name][~mask].count_nonzero())
     assert not (tmp_path / "out" / "state").exists()
+
+
+def test_the_least_that_is_named_is_reached(fitted: tuple[FitReport, Path, Path], tmp_path: Path) -> None:
+    _, _, library = fitted
+    model, tokenizer = tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"the least is .* \(\d+ bytes\)") as caught:
+        fit(model, tokenizer, None, tmp_path / "out", Target(1000, CONTEXT), QUICK, library=library)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    named = re.search(r"\((\d+) bytes\)", str(caught.value))
+    assert named is not None
+    least = int(named[1])
+    with pytest.raises(InputError):
+        fit(model, tokenizer, None, tmp_path / "out", Target(least - 1, CONTEXT), QUICK, library=library)
+    report = fit(model, tokenizer, None, tmp_path / "out", Target(least, CONTEXT), QUICK, library=library)
+    assert report.nbytes == least
 
 
 def test_damaged_run_settings_are_an_error(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def fit(
     where = None if text is None else Path(text)
     kept = None if library is None else Path(library)
     fitter = Fitter(model, tokenizer, where, target, settings, library=kept, progress=progress)
+    fitter.check_reachable()
     fitter.build()
     found = fitter.plan(target.nbytes)
     report = fitter.apply(found[0], found)

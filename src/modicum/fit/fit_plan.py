@@ -211,13 +211,19 @@ class Planner:
         grid: Sequence[CacheOption],
     ) -> InputError:
         least = error.smallest["bytes"]
-        total = self.fixed_nbytes + int(least.costs["bytes"])
-        chosen = sorted({some[p].option for some, p in zip(variants, least.picks[:-1], strict=True)})
-        cache = grid[least.picks[-1]]
-        return InputError(
-            f"a memory of {format_size(target.nbytes)} is too small for this model at a context of "
-            f"{target.context:,} tokens and a batch of {target.batch}: the least is {format_size(total)} "
-            f"({total} bytes), with weights at {', '.join(chosen)} and {cache.tokens} slots per head in "
-            f"{cache.store}, at a predicted loss of {least.loss:.3g} nats per token; give at least that, a "
-            "shorter context, or more options"
-        )
+        names = [part.name for part in self.library.parts]
+        plan = self._plan(least, names, variants, grid, Loss(), "least")
+        return too_small(target, plan, f"a predicted loss of {least.loss:.3g}")
+
+
+def too_small(target: Target, least: FitPlan, loss: str) -> InputError:
+    """Of a memory below that of the smallest plan."""
+    total = least.nbytes(target.batch)
+    chosen = ", ".join(sorted(set(least.options.values())))
+    return InputError(
+        f"a memory of {format_size(target.nbytes)} is too small for this model at a context of "
+        f"{target.context:,} tokens and a batch of {target.batch}: the least is {format_size(total)} "
+        f"({total} bytes), with weights at {chosen} and {least.cache.tokens} slots per head in "
+        f"{least.cache.store}, at {loss} nats per token; give at least that, a shorter context, or "
+        "more options"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +23,15 @@ from modicum.evaluation.runner import max_positions
 from modicum.fit import assembly
 from modicum.fit.cache_option import CacheErrors, CacheOption, CacheSizes
 from modicum.fit.finetune import finetune
-from modicum.fit.fit_plan import FitPlan, Planner
+from modicum.fit.fit_plan import FitPlan, Planner, too_small
 from modicum.fit.fit_report import FitReport, Measured
 from modicum.fit.fit_text import FitText
+from modicum.fit.least import least_plan
 from modicum.fit.library import Library
 from modicum.fit.loss import Check, Loss, Sums, fit_loss
 from modicum.fit.part import model_nbytes
 from modicum.fit.probe import Errors, MakeCache, probe_length
+from modicum.fit.samples import sample_plans
 from modicum.fit.settings import FitSettings, Target
 from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
@@ -106,14 +107,40 @@ class Fitter:
         self.loss = Loss(self.settings.task_share if asks else 0.0)
         self.check = Check(0, math.nan, math.nan, False)
 
+    def check_reachable(self) -> None:
+        """Raise if no plan fits the target, before anything else is measured.
+
+        Raises:
+            InputError: none does; names the least that can be, and the loss that it has.
+        """
+        target = self.target
+        least = least_plan(self.library, self._fixed_nbytes, self.sizes, self.settings.stores, target)
+        if least.nbytes(target.batch) <= target.nbytes:
+            return
+        kept = {m.name: m.weight.clone() for part in self.library.parts for m in part.matrices}
+        try:
+            with self._quiet():
+                assembly.in_order(self.library, least.options, self.tell)
+                errors = self.measure_model(self.model, least.cache)
+        finally:
+            for part in self.library.parts:
+                for matrix in part.matrices:
+                    matrix.weight.data.copy_(kept[matrix.name])
+        raise too_small(target, least, f"a loss of {errors.loss(self.loss.task_share):.3g}")
+
+    @property
+    def _fixed_nbytes(self) -> int:
+        """Of what is not chosen: embeddings, output layer, norms, buffers."""
+        chosen = sum(matrix.weight.nbytes for part in self.library.parts for matrix in part.matrices)
+        return model_nbytes(self.model) - chosen
+
     def build(self) -> None:
         """Measure all variants, caches and samples that the library does not have."""
         with self._quiet():
             self.library.build(self.short, self.tell)
             self.planner = Planner(
                 self.library,
-                model_nbytes(self.model)
-                - sum(m.weight.nbytes for part in self.library.parts for m in part.matrices),
+                self._fixed_nbytes,
                 self.sizes,
                 CacheErrors(self._caches()),
                 self.settings.stores,
@@ -264,36 +291,13 @@ class Fitter:
     def _samples(self) -> None:
         """Assemble and measure models of many sizes, and fit the loss to them."""
         num = self.settings.samples
-        plans = self.sample_plans(num)
+        plans = sample_plans(self.planner, self.target, self.loss, num, self.settings.seed)
         measured = []
         for number, plan in enumerate(plans):
             self.tell("measuring assembled models", number, num)
             measured.append(self.measure(plan))
         self.tell("measuring assembled models", num, num)
         self.loss, self.check = fit_loss([self.sums(p) for p in plans], measured, self.loss.task_share)
-
-    def sample_plans(self, num: int) -> list[FitPlan]:
-        """Optima of losses that are disturbed at random, for memories from the least to that of the dense
-        model: what is predicted later is near an optimum, too.
-        """
-        draw = random.Random(self.settings.seed)
-        target = self.target
-        full = self.planner.dense_nbytes(target)
-        grid = self.sizes.grid(self.settings.stores, target.context)
-        least = self.planner.fixed_nbytes + target.batch * min(map(self.planner.cache_nbytes, grid))
-        least += sum(min(v.nbytes for v in self.planner.variants(part.name)) for part in self.library.parts)
-        found = []
-        for number in range(num):
-            share = (number + 0.5) / num
-            memory = math.ceil(least * (full / least) ** share)
-            scales = {key: math.exp(draw.gauss(0, 1)) for key in self.library.variants}
-            scales |= {("cache", store): math.exp(draw.gauss(0, 1)) for store in self.settings.stores}
-            found.append(
-                self.planner.best(
-                    Target(memory, target.context, target.batch), self.loss, scales=scales, how="sample"
-                )
-            )
-        return found
 
     def sums(self, plan: FitPlan) -> Sums:
         """Of a plan, the sum of block errors by kind."""
