@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from modicum import gguf_file, smollm2
 from modicum.errors import ModelError
 from modicum.gguf_file import GgufFile
+from modicum.run_settings import RunSettings
 
 _EMBEDDED = {"reference": "embedded/reference"}
 _NAMES = (*_EMBEDDED, smollm2.NAME)
@@ -49,7 +50,7 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
-    weights: Literal["dense", "packed", "2:4"] = "dense",
+    weights: Literal["auto", "dense", "packed", "2:4"] = "auto",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a model for inference, and its tokenizer set up for left-padded batches.
 
@@ -63,8 +64,9 @@ def load(
             transformers chooses, float32 for most architectures.
         device: such as "cpu" or "cuda:1"; "auto" is "cuda" if there is one, else "cpu".
         weights: of a model that `prune` made smaller, "dense" unpacks them once, "packed" each time they
-            are used. "2:4" gives what was pruned so to a GPU's sparse products; where it has none, a warning
-            tells that they are dense.
+            are used; "auto" is what its folder says (`modicum fit` writes one that does), else "dense".
+            "2:4" gives what was pruned so to a GPU's sparse products; where it has none, a warning tells that
+            they are dense.
 
     Returns:
         The model, in eval mode on `device`, and the tokenizer. A tokenizer without a padding token pads
@@ -74,11 +76,16 @@ def load(
         ModelError: there is no such model, it is not a causal LM, its files are missing or broken, or the
             dtype or device cannot be had.
     """
-    if weights not in ("dense", "packed", "2:4"):
-        raise ModelError(f"weights {weights!r} is not known; use 'dense', 'packed' or '2:4'.")
+    if weights not in ("auto", "dense", "packed", "2:4"):
+        raise ModelError(f"weights {weights!r} is not known; use 'auto', 'dense', 'packed' or '2:4'.")
     wanted_dtype = _parse_dtype(dtype)
     wanted_device = _parse_device(device)
     source = find(os.fspath(name_or_path))
+    own = RunSettings.read(source) if isinstance(source, Path) and source.is_dir() else None
+    if own is not None and dtype == "auto":
+        wanted_dtype = _parse_dtype(own.dtype)
+    if weights == "auto":
+        weights = "packed" if own is not None and own.weights == "packed" else "dense"
     file = GgufFile.open(source) if _is_gguf(source) else None
     config = _read_config(source, file)
     _check_causal(source, config)
@@ -100,6 +107,8 @@ def load(
         convert(model)
     _set_padding(model, tokenizer)
     model.train(False)  # what eval() does, with types
+    if own is not None and isinstance(source, Path):
+        own.apply(model, source)
     return model, tokenizer
 
 

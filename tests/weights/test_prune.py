@@ -162,7 +162,7 @@ def test_atp_is_never_worse_than_uniform_on_its_tuning_text() -> None:
         for number, block in enumerate(blocks):
             gathered = room.gather(passes, number, block, chosen)
             for m in block.matrices:
-                room._prune(m, gathered[m.name], chosen, chosen.at(shares[number]), number)
+                room.prune_matrix(m, gathered[m.name], chosen, chosen.at(shares[number]), number)
             passes.hidden = passes.through(number)
         found.append(perplexity(again, tuning))
     assert found[1] <= found[0]  # the one it compared, by the same operations

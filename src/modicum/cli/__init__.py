@@ -12,6 +12,7 @@ from modicum.cli import (
     calibrate,
     distill,
     eval,
+    fit,
     heads,
     keep,
     measure,
@@ -59,6 +60,7 @@ app.command("prune")(prune.prune)
 app.command("distill")(distill.distill)
 app.command("search")(search.search)
 app.command("measure")(measure.measure)
+app.command("fit")(fit.fit)
 app.add_typer(speech.app, name="speech")
 app.add_typer(stereo.app, name="stereo")
 app.command("eval")(eval.evaluate)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from modicum.kv.cache_settings import CacheSettings
+    from modicum.kv.policy import Policy
 
 ModelOption = Annotated[
     str,
@@ -44,6 +48,35 @@ StoreOption = Annotated[
         "values in 4; int4: in 4 bits, rotated."
     ),
 ]
+RunPolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        "-p",
+        help='What to keep, such as "keydiff"; by default what the model\'s folder says (modicum fit), else '
+        "auto.",
+        show_default=False,
+    ),
+]
+RunBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        "-b",
+        help='Tokens per KV head (2048), a share of the text ("12.5%"), or a size for it all ("64MiB"); by '
+        "default what the model's folder says, else 2048.",
+        show_default=False,
+    ),
+]
+RunStoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="model: keys and values as the model gives them; int8 or fp8: in 8 bits; k8v4: keys in 8 bits, "
+        "values in 4; int4: in 4 bits, rotated. By default what the model's folder says, else model.",
+        show_default=False,
+    ),
+]
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile the decode step: the first takes long, the others less.")
 ]
@@ -61,8 +94,17 @@ SampleOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
+def cache_defaults(model: str) -> CacheSettings:
+    """What a model's folder says of its cache, else the defaults."""
+    from modicum.kv.cache_settings import CacheSettings
+    from modicum.run_settings import RunSettings
+
+    found = RunSettings.read(Path(model))
+    return CacheSettings() if found is None else found.cache
+
+
 def cache_settings(
-    policy: str,
+    policy: str | Policy,
     budget: str,
     chunk: int,
     n_sink: int,

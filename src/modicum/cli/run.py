@@ -13,7 +13,6 @@ import typer
 
 from modicum.cli.console import load, print_json, print_table, read_text
 from modicum.cli.options import (
-    BudgetOption,
     ChunkOption,
     CompileOption,
     DeviceOption,
@@ -22,12 +21,14 @@ from modicum.cli.options import (
     FileOption,
     JsonOption,
     ModelOption,
-    PolicyOption,
     PositionsOption,
     RecentOption,
+    RunBudgetOption,
+    RunPolicyOption,
+    RunStoreOption,
     SampleOption,
     SinkOption,
-    StoreOption,
+    cache_defaults,
     cache_settings,
 )
 from modicum.errors import InputError
@@ -56,14 +57,14 @@ def run(
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens of the task's text, question and answer.")] = 1024,
     model: ModelOption = "reference",
-    policy: PolicyOption = "auto",
-    budget: BudgetOption = "2048",
+    policy: RunPolicyOption = None,
+    budget: RunBudgetOption = None,
     chunk: ChunkOption = 512,
     n_sink: SinkOption = 4,
     recent: RecentOption = 32,
     evict_every: EvictEveryOption = 1,
     positions: PositionsOption = "original",
-    store: StoreOption = "model",
+    store: RunStoreOption = None,
     compile: CompileOption = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")] = 128,
     temperature: Annotated[
@@ -95,7 +96,13 @@ def run(
         text, expected = _context(prompt, prompt_file, sample, questions), None
     elif prompt is not None or prompt_file is not None or sample or questions:
         raise InputError("--task makes the prompt and its question: leave the others out")
-    settings = cache_settings(policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile)
+    own = cache_defaults(model)
+    budget = str(own.budget) if budget is None else budget
+    store = own.store if store is None else store
+    policy_or_own = own.policy if policy is None else policy
+    settings = cache_settings(
+        policy_or_own, budget, chunk, n_sink, recent, evict_every, positions, store, compile
+    )
     lm, tokenizer = load(model, dtype, device)
     if task is not None:
         text, asked_by_task, expected = _task_sample(task, length, tokenizer, raw)

@@ -55,7 +55,7 @@ class Student:
         Raises:
             ModelError: it cannot be loaded, or its weights cannot be trained.
         """
-        loaded, tokenizer = load(name, device=device)
+        loaded, tokenizer = load(name, device=device, weights="dense")
         model = plain_model(loaded)
         frozen = [n for n, p in model.named_parameters() if not p.is_floating_point()]
         if frozen:

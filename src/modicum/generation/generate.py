@@ -72,8 +72,8 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     tokenizer: Any,
     prompt: Prompt = None,
     *,
-    policy: str | Policy = "auto",
-    budget: int | str | Budget = 2048,
+    policy: str | Policy | None = None,
+    budget: int | str | Budget | None = None,
     max_new_tokens: int | None = None,
     question: str | Sequence[str] | None = None,
     cache: BudgetCache | None = None,
@@ -83,7 +83,7 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
     recent: int = 32,
     evict_every: int = 1,
     positions: str = "original",
-    store: str = "model",
+    store: str | None = None,
     compile: bool | Literal["auto"] = False,
     progress: Progress = None,
     stop_on_eos: bool = True,
@@ -101,7 +101,8 @@ def generate(  # type: ignore[misc]  # the overloads leave out the settings, whi
         prompt: text, or a list of messages (dicts with "role" and "content"); or a list of either, answered
             as one batch, each as it would be alone. None to go on with `cache`.
         policy, budget, chunk, n_sink, recent, evict_every, positions, store, compile: of a new `BudgetCache`
-            (a budget such as "12.5%" is that share of the prompt); not read with `cache`.
+            (a budget such as "12.5%" is that share of the prompt); not read with `cache`. None is what the
+            model's folder says (`modicum fit`), else "auto", 2,048 tokens and "model".
         max_new_tokens: by default what `generation_config` says, else 128.
         question: text added after the prompt has been compressed, without special tokens; by a chat template
             inside the user's turn, after an empty line unless there is white space. With a list, the prompt
@@ -158,8 +159,8 @@ def stream(
     tokenizer: Any,
     prompt: str | Sequence[Message] | None = None,
     *,
-    policy: str | Policy = "auto",
-    budget: int | str | Budget = 2048,
+    policy: str | Policy | None = None,
+    budget: int | str | Budget | None = None,
     max_new_tokens: int | None = None,
     question: str | None = None,
     cache: BudgetCache | None = None,
@@ -169,7 +170,7 @@ def stream(
     recent: int = 32,
     evict_every: int = 1,
     positions: str = "original",
-    store: str = "model",
+    store: str | None = None,
     compile: bool | Literal["auto"] = False,
     progress: Progress = None,
     stop_on_eos: bool = True,
@@ -215,15 +216,15 @@ def prefill(
     tokenizer: Any,
     prompt: str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]],
     *,
-    policy: str | Policy = "auto",
-    budget: int | str | Budget = 2048,
+    policy: str | Policy | None = None,
+    budget: int | str | Budget | None = None,
     cache: BudgetCache | None = None,
     chunk: int = 512,
     n_sink: int = 4,
     recent: int = 32,
     evict_every: int = 1,
     positions: str = "original",
-    store: str = "model",
+    store: str | None = None,
     compile: bool | Literal["auto"] = False,
     progress: Progress = None,
     add_special_tokens: bool | None = None,
@@ -257,7 +258,7 @@ def prefill(
 
 
 def _builder(
-    model: PreTrainedModel, policy: str | Policy, budget: int | str | Budget, *settings: Any
+    model: PreTrainedModel, policy: str | Policy | None, budget: int | str | Budget | None, *settings: Any
 ) -> Callable[[int | None], BudgetCache]:
     """Of a new cache for a text of so many tokens; settings are chunk, n_sink, recent, evict_every,
     positions, store, compile.

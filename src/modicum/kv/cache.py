@@ -20,6 +20,7 @@ from modicum.kv import head_store, snapshot
 from modicum.kv.arguments import check_settings
 from modicum.kv.bank import Setting
 from modicum.kv.budget import Budget
+from modicum.kv.cache_settings import cache_settings_of
 from modicum.kv.fingerprint import weight_checksums, weights_digest
 from modicum.kv.head_profile import HeadProfile
 from modicum.kv.heads import HeadScores
@@ -59,6 +60,8 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         budget: tokens per KV head (every kind of slot counts), or a size such as "64MiB" for the whole cache
             of one sequence, or a share of `length` such as "12.5%", or a `Budget` (the settings below are
             then its own).
+            Policy, budget and store of None are what the model's folder says (`modicum fit` writes one that
+            does), else "auto", 2,048 tokens and "model".
         chunk: tokens taken in at a time; one layer holds that many beyond its budget while it works.
         n_sink: first tokens of a sequence that always stay.
         recent: newest tokens that always stay.
@@ -83,20 +86,24 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
     def __init__(
         self,
         model: PreTrainedModel,
-        policy: str | Policy = "auto",
-        budget: int | str | Budget = 2048,
+        policy: str | Policy | None = None,
+        budget: int | str | Budget | None = None,
         *,
         chunk: int = 512,
         n_sink: int = 4,
         recent: int = 32,
         evict_every: int = 1,
         positions: str = "original",
-        store: str = "model",
+        store: str | None = None,
         compile: bool | Literal["auto"] = False,
         length: int | None = None,
         _slots: list[list[int]] | None = None,
     ) -> None:
         model = unwrap(model)
+        default = cache_settings_of(model)
+        policy = default.policy if policy is None else policy
+        budget = default.budget if budget is None else budget
+        store = default.store if store is None else store
         self.numbering = check_numbering(positions)
         self.store = Store(store, self.numbering == "renumbered")
         self.shape = Shape.of(model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -193,8 +194,13 @@ class PackedLinear(nn.Module):
         self.register_buffer("bits", bits)
         self.register_buffer("values", values)
         # Where each row starts in them; on the host, so that a GPU need not be waited for.
-        self._starts = [0, *kept.cumsum(0).tolist()]
+        self._starts = array("q", [0, *kept.cumsum(0).tolist()])
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def starts_nbytes(self) -> int:
+        """Bytes of what says where each row starts."""
+        return len(self._starts) * self._starts.itemsize
 
     def weight_rows(self, rows: list[int]) -> Tensor:
         """Some rows of the weight, unpacked: [len(rows), d]."""

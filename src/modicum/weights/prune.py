@@ -109,13 +109,13 @@ def prune(
                     report.masks[row.name] = mask
     finally:
         model.train(training)
-    report.masks = _by_parameter(report.masks)
+    report.masks = by_parameter(report.masks)
     report.seconds = time.perf_counter() - started
     report.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return report
 
 
-def _by_parameter(masks: dict[str, Tensor]) -> dict[str, Tensor]:
+def by_parameter(masks: dict[str, Tensor]) -> dict[str, Tensor]:
     """Experts' masks stacked under the name of the parameter that holds them."""
     found: dict[str, Tensor] = {}
     groups: dict[str, list[Tensor]] = {}

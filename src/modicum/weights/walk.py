@@ -43,7 +43,7 @@ def walk(
         if done is None:
             gathered = gather(passes, number, block, how)
             pattern = how.at(shares[number])
-            done = [_prune(matrix, gathered[matrix.name], how, pattern, number) for matrix in block.matrices]
+            done = [prune_matrix(m, gathered[m.name], how, pattern, number) for m in block.matrices]
             if state is not None:
                 state.save(number, block.matrices, done)
         yield done
@@ -71,7 +71,7 @@ def gather(passes: Passes, number: int, block: Block, how: Plan) -> dict[str, St
     return out
 
 
-def _prune(
+def prune_matrix(
     matrix: Matrix, inputs: Statistics, how: Plan, pattern: Pattern, block: int
 ) -> tuple[Layer, Tensor]:
     """Prune one weight in place: its row of the report, and its mask."""
