@@ -1,0 +1,1 @@
+"""Vision: networks for images, their search, detection and stereo."""
