@@ -59,7 +59,7 @@ def precision_curve(found: Sequence[Detections], truth: Sequence[Truth], label: 
         boxes, difficult = true.boxes[of_class], true.is_difficult[of_class]
         num_boxes += int((~difficult).sum())
         mine = (one.labels == label).nonzero()[:, 0]
-        mine = mine[one.scores[mine].argsort(descending=True, stable=True)]
+        mine = mine[one.scores[mine].argsort(dim=0, descending=True, stable=True)]
         overlaps = iou(one.boxes[mine].double(), boxes.double())
         taken: set[int] = set()
         for row, place in enumerate(mine.tolist()):

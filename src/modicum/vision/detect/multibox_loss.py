@@ -59,7 +59,7 @@ def mined_anchors(logits: Tensor, targets: Targets, negatives: float = 3.0) -> T
     with torch.no_grad():
         hardness = -logits.log_softmax(-1)[..., 0]
         hardness = hardness.masked_fill(targets.is_matched, -torch.inf)
-        order = hardness.argsort(1, descending=True, stable=True)
+        order = hardness.argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(
             1, order, torch.arange(order.shape[1]).expand_as(order).contiguous()
         )

@@ -62,7 +62,7 @@ def nms(boxes: Tensor, scores: Tensor, max_iou: float) -> Tensor:
         boxes: [N, 4] corners.
         scores: [N].
     """
-    order = scores.argsort(descending=True, stable=True)
+    order = scores.argsort(dim=0, descending=True, stable=True)
     ranked = boxes[order]
     drops = (iou(ranked, ranked) > max_iou).triu(1)  # [better, worse]
     stays = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
@@ -90,6 +90,6 @@ def batched_nms(boxes: Tensor, scores: Tensor, settings: NmsSettings) -> list[De
             kept_labels.append(torch.full_like(kept_anchors[-1], label))
         anchors, labels = torch.cat(kept_anchors), torch.cat(kept_labels)
         kept = image_scores[anchors, labels]
-        best = kept.argsort(descending=True, stable=True)[: settings.max_detections]
+        best = kept.argsort(dim=0, descending=True, stable=True)[: settings.max_detections]
         found.append(Detections(image_boxes[anchors[best]], kept[best], labels[best]))
     return found
