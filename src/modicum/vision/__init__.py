@@ -1,1 +1,1 @@
-"""Vision: networks for images, their search, detection and stereo."""
+"""Vision: networks for images, found by architecture search. Import from the modules."""

@@ -1,0 +1,41 @@
+"""Batch normalisation: its running statistics, measured anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@torch.no_grad()
+def reset_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running mean and variance of every batch normalisation to the mean over batches.
+
+    A network that is assembled from blocks trained in isolation, or a block whose weights have just moved,
+    has statistics of other inputs. One pass in training mode, with a cumulative average; weights stay, and so
+    do the modes of all modules. Networks without batch normalisation are left as they are.
+
+    Args:
+        network: changed in place.
+        batches: inputs [B, …]; all count the same.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
+    modes = {module: module.training for module in network.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative
+        norm.train()
+    try:
+        for batch in batches:
+            network(batch)
+    finally:
+        for norm in norms:
+            norm.momentum = momenta[norm]
+        for module, mode in modes.items():
+            module.training = mode
