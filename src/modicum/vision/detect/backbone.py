@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,8 +21,13 @@ _MOST_BLOCKS = 64
 class Backbone(nn.Module):
     """A network that gives maps at strides 8, 16 and 32; made of `ConvNorm` layers between named groups."""
 
+    num_stages: ClassVar[int]
+    """Numbers in `BackboneSettings.blocks`."""
     taps: tuple[str, ...]
     """The channel groups of its maps."""
+
+    def __init__(self, channels: Channels, blocks: tuple[int, ...]) -> None:
+        super().__init__()
 
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -38,7 +44,7 @@ class BackboneSettings:
     """Which backbone, without its channels.
 
     Attributes:
-        kind: resnet_v1d or mobilenet.
+        kind: resnet_v1d, mobilenet, or one that was registered.
         blocks: of each stage, as the kind takes them.
 
     Raises:
@@ -52,7 +58,7 @@ class BackboneSettings:
         kinds = _kinds()
         if self.kind not in kinds:
             raise ModelError(f"the backbone is {self.kind!r}: this modicum knows {', '.join(kinds)}")
-        wanted = {"resnet_v1d": 4, "mobilenet": 1}[self.kind]
+        wanted = kinds[self.kind].num_stages
         is_fit = len(self.blocks) == wanted and all(1 <= number <= _MOST_BLOCKS for number in self.blocks)
         if not is_fit:
             raise ModelError(
@@ -76,8 +82,7 @@ class BackboneSettings:
 
     def build(self, channels: Channels) -> Backbone:
         """A network with random weights."""
-        made: Backbone = _kinds()[self.kind](channels, self.blocks)  # type: ignore[call-arg]  # as all kinds
-        return made
+        return _kinds()[self.kind](channels, self.blocks)
 
 
 NAMED: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -94,8 +99,16 @@ def scaled(usual: int, width: float) -> int:
     return max(ROUND_TO, round(usual * width / ROUND_TO) * ROUND_TO)
 
 
+_registered: dict[str, type[Backbone]] = {}
+
+
+def register_backbone(kind: str, made: type[Backbone]) -> None:
+    """Let records name a backbone of the user's; files with it load where it was registered, too."""
+    _registered[kind] = made
+
+
 def _kinds() -> dict[str, type[Backbone]]:
     from modicum.vision.detect.mobilenet import MobileNet
     from modicum.vision.detect.resnet_v1d import ResNetV1d
 
-    return {"resnet_v1d": ResNetV1d, "mobilenet": MobileNet}
+    return {"resnet_v1d": ResNetV1d, "mobilenet": MobileNet, **_registered}

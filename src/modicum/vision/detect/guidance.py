@@ -7,7 +7,8 @@ which we know by its description only. Over matched and mined anchors (see `mult
     classes  T² / n · Σ w · KL(softmax(teacher / T) ‖ softmax(student / T)), w of background and of matched
     boxes    1 / n · Σ over matched: |student - box|², where that is above |teacher - box|² - m; else 0
     hints    mean over maps of the noise-to-signal ratio: over cells of matched anchors, the mean square of
-             (1 × 1 adapted student - teacher) in each channel divided by the teacher's variance in it
+             (1 × 1 adapted student - teacher) in each channel divided by the teacher's variance in it, the
+             mean over channels (see `modicum.search.noise`)
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from modicum.errors import InputError, ModelError
+from modicum.search.noise import noise_to_signal
 from modicum.vision.detect.multibox_loss import Targets, num_matched
 from modicum.vision.detect.ssd import SSD, Outputs
-
-_LEAST_VARIANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,9 @@ def hint_loss(adapted: Sequence[Tensor], teacher: Sequence[Tensor], is_cell: Seq
     total = adapted[0].new_zeros(())
     for ours, theirs, mask in zip(adapted, teacher, is_cell, strict=True):
         if bool(mask.any()):
-            noise = (ours - theirs).movedim(1, -1)[mask].square().mean(0)
             signal = theirs.var((0, 2, 3), correction=0)
-            # Channels that the teacher leaves constant say nothing.
-            is_alive = signal > _LEAST_VARIANCE
-            if bool(is_alive.any()):
-                total = total + (noise[is_alive] / signal[is_alive]).mean()
+            rows = (x.movedim(1, -1)[mask] for x in (ours, theirs))
+            total = total + noise_to_signal(*rows, signal)
     return total / len(adapted)
 
 

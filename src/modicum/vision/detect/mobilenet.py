@@ -20,8 +20,10 @@ class MobileNet(Backbone):
         blocks: one number, the blocks of 512 channels at stride 16; 6 in the paper.
     """
 
+    num_stages = 1
+
     def __init__(self, channels: Channels, blocks: tuple[int, ...]) -> None:
-        super().__init__()
+        super().__init__(channels, blocks)
         widths = _widths(blocks)
         last = len(widths) - 1
         strides = [2, 1, 2, 1, 2, 1, 2, *[1] * (blocks[0] - 1), 2, 1]

@@ -51,8 +51,10 @@ class ResNetV1d(Backbone):
         blocks: bottlenecks of each of the 4 stages.
     """
 
+    num_stages = 4
+
     def __init__(self, channels: Channels, blocks: tuple[int, ...]) -> None:
-        super().__init__()
+        super().__init__(channels, blocks)
         self.stem = nn.Sequential(
             ConvNorm(channels, IMAGE, "stem.0", ConvShape(3, 2)),
             ConvNorm(channels, "stem.0", "stem.1", ConvShape(3)),
