@@ -8,7 +8,20 @@ import typer
 from typer.core import TyperGroup
 
 import modicum
-from modicum.cli import calibrate, distill, eval, heads, keep, policies, prune, report, run, serve, speech
+from modicum.cli import (
+    calibrate,
+    detect,
+    distill,
+    eval,
+    heads,
+    keep,
+    policies,
+    prune,
+    report,
+    run,
+    serve,
+    speech,
+)
 from modicum.cli.console import complain, warnings_for_people
 from modicum.errors import ModicumError
 
@@ -43,6 +56,7 @@ app.command("keep")(keep.keep)
 app.command("prune")(prune.prune)
 app.command("distill")(distill.distill)
 app.add_typer(speech.app, name="speech")
+app.add_typer(detect.app, name="detect")
 app.command("eval")(eval.evaluate)
 app.command("report")(report.report)
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)

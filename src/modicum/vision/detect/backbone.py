@@ -91,7 +91,7 @@ NAMED: dict[str, tuple[str, tuple[int, ...]]] = {
     "resnet50": ("resnet_v1d", (3, 4, 6, 3)),
     "mobilenet": ("mobilenet", (6,)),
 }
-"""Backbones by name: a ResNet-v1d has as many layers with weights as its name says, as ResNets are counted."""
+"""Backbones by name: kind and blocks."""
 
 
 def scaled(usual: int, width: float) -> int:

@@ -88,8 +88,8 @@ def load_detector(path: str | Path) -> Detector:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelError(
-            f"{path} cannot be read as a safetensors file ({error}): give a file that modicum detect train or "
-            "prune wrote"
+            f"{path} cannot be read as a safetensors file ({error}): give a file that modicum detect "
+            "train or prune wrote"
         ) from error
     settings, about = _record(path, metadata)
     network = SSD(settings)

@@ -88,8 +88,8 @@ def hint_loss(adapted: Sequence[Tensor], teacher: Sequence[Tensor], is_cell: Seq
     for ours, theirs, mask in zip(adapted, teacher, is_cell, strict=True):
         if bool(mask.any()):
             signal = theirs.var((0, 2, 3), correction=0)
-            rows = (x.movedim(1, -1)[mask] for x in (ours, theirs))
-            total = total + noise_to_signal(*rows, signal)
+            found, expected = (x.movedim(1, -1)[mask] for x in (ours, theirs))
+            total = total + noise_to_signal(found, expected, signal)
     return total / len(adapted)
 
 
@@ -111,7 +111,8 @@ class Guide(nn.Module):
             ours, theirs = getattr(student.settings, name), getattr(teacher.settings, name)
             if ours != theirs:
                 raise ModelError(
-                    f"the teacher's {name} are {theirs} and the student's {ours}: take a teacher with the same"
+                    f"the teacher's {name} are {theirs} and the student's {ours}: take a teacher with "
+                    "the same"
                 )
         self._teacher = [teacher]  # in a list, so that its weights are not trained or saved with the adapters
         self.settings = settings

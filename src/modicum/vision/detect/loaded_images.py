@@ -40,8 +40,9 @@ class TrainingImage:
 def load_training_images(
     data: DetectionDataset, target: tuple[int, int], progress: Progress | None = None
 ) -> list[TrainingImage]:
-    """All images of a data set, scaled to 1.5 times the input at most. Images that cannot be read are noted in
-    the data set's faults and left out.
+    """All images of a data set, scaled to 1.5 times the input at most.
+
+    Images that cannot be read are noted in the data set's faults and left out.
 
     Raises:
         InputError: none can be read.

@@ -36,7 +36,7 @@ def _own_anchors(overlaps: Tensor) -> list[tuple[int, int]]:
     """Pairs (box, anchor), of overlaps [G, A]."""
     highest, first = overlaps.max(1)
     is_any = highest > 0
-    if len(first[is_any].unique()) == int(is_any.sum()):  # no two boxes want the same anchor
+    if len(set(first[is_any].tolist())) == int(is_any.sum()):  # no two boxes want the same anchor
         return [(int(box), int(first[box])) for box in is_any.nonzero()[:, 0]]
     free = overlaps.clone()
     pairs = []

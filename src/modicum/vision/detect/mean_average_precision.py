@@ -1,9 +1,9 @@
 """Mean average precision, as COCO and as Pascal VOC compute it.
 
-COCO's is computed by pycocotools: precision at 101 recalls, averaged, at an intersection over union of 0.5, and
-as the mean over 0.5, 0.55, … 0.95. VOC's is ours: at 0.5, as the area under the interpolated curve (since 2010)
-or as the mean at 11 recalls (until 2009; Everingham et al. 2010, section 4.2). Difficult boxes count neither as
-found nor as missed.
+COCO's is computed by pycocotools: precision at 101 recalls, averaged, at an intersection over union of 0.5,
+and as the mean over 0.5, 0.55, … 0.95. VOC's is ours: at 0.5, as the area under the interpolated curve (since
+2010) or as the mean at 11 recalls (until 2009; Everingham et al. 2010, section 4.2). Difficult boxes count
+neither as found nor as missed.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ class Curve:
     num_boxes: int
 
 
-def precision_curve(found: Sequence[Detections], truth: Sequence[Truth], label: int, min_iou: float = 0.5) -> Curve:
+def precision_curve(
+    found: Sequence[Detections], truth: Sequence[Truth], label: int, min_iou: float = 0.5
+) -> Curve:
     """The curve of a class over images, after the VOC devkit.
 
     Each detection, by falling score over all images, is compared with the box of its class and image that it
-    overlaps most. It is right if they overlap by at least min_iou and no earlier one took that box; it is left
-    out if that box is difficult.
+    overlaps most. It is right if they overlap by at least min_iou and no earlier one took that box; it is
+    left out if that box is difficult.
     """
     scores, is_right, counts = [], [], []
     num_boxes = 0

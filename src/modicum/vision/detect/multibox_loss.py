@@ -68,9 +68,7 @@ def mined_anchors(logits: Tensor, targets: Targets, negatives: float = 3.0) -> T
         return targets.is_matched | (is_background & (rank < wanted))
 
 
-def multibox_loss(
-    logits: Tensor, offsets: Tensor, targets: Targets, mined: Tensor | None = None
-) -> Tensor:
+def multibox_loss(logits: Tensor, offsets: Tensor, targets: Targets, mined: Tensor | None = None) -> Tensor:
     """The loss of a batch, a scalar.
 
     Args:

@@ -50,7 +50,8 @@ class OnnxDetector:
             return cls(session, SSDSettings.from_dict(told["settings"]))
         except Exception as error:  # onnxruntime's errors have no common base but this
             raise ModelError(
-                f"{path} is no detector that modicum detect export wrote ({type(error).__name__}): export it again"
+                f"{path} is no detector that modicum detect export wrote ({type(error).__name__}): export "
+                "it again"
             ) from error
 
     @property
@@ -76,7 +77,8 @@ class OnnxDetector:
         found = []
         for one in inputs:
             boxes, scores, labels = (
-                torch.from_numpy(value) for value in self.session.run(None, {"images": one[None].float().numpy()})
+                torch.from_numpy(value)
+                for value in self.session.run(None, {"images": one[None].float().numpy()})
             )
             if settings is not None:
                 stays = (scores > settings.min_score).nonzero()[: settings.max_detections, 0]

@@ -122,7 +122,10 @@ def _quantize(onnx: Any, proto: Any, detector: Detector) -> None:
                 onnx.helper.make_node("QuantizeLinear", [node.input[0], *ends], [rounded]),
                 onnx.helper.make_node("DequantizeLinear", [rounded, *ends], [given]),
                 onnx.helper.make_node(
-                    "DequantizeLinear", [f"{name}.int8", f"{name}.scale", f"{name}.zeros"], [f"{name}.real"], axis=0
+                    "DequantizeLinear",
+                    [f"{name}.int8", f"{name}.scale", f"{name}.zeros"],
+                    [f"{name}.real"],
+                    axis=0,
                 ),
             ]
             node.input[0], node.input[1] = given, f"{name}.real"

@@ -2,8 +2,8 @@
 
 Norms are folded first. Weights have a scale for each output channel, inputs one for each convolution, whose
 range is the largest absolute value of some images ("max") or that with the least squared error ("mse"; see
-`modicum.quant.FakeQuant`). torch computes the rounded numbers in float32; onnxruntime runs the exported file in
-int8. A file holds int8 weights, so it is about a quarter of the float one.
+`modicum.quant.FakeQuant`). torch computes the rounded numbers in float32; onnxruntime runs the exported file
+in int8. A file holds int8 weights, so it is about a quarter of the float one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class QuantConv2d(nn.Module):
         if self.is_calibrating:
             self.input_quant.observe(x)
         x = self.input_quant(x)
-        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)  # type: ignore[arg-type]  # a tuple
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
 
 
 @torch.no_grad()

@@ -56,7 +56,9 @@ class Extra(nn.Module):
 class Head(nn.Module):
     """Classes and offsets at each cell of a map."""
 
-    def __init__(self, channels: Channels, inputs: str, name: str, num_anchors: int, num_classes: int) -> None:
+    def __init__(
+        self, channels: Channels, inputs: str, name: str, num_anchors: int, num_classes: int
+    ) -> None:
         super().__init__()
         self.inner = ConvNorm(channels, inputs, name, ConvShape(3))
         self.classes = nn.Conv2d(channels[name], num_anchors * (num_classes + 1), 1)
@@ -107,7 +109,7 @@ class SSD(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Maps, finest first, of images [B, 3, H, W] in RGB, 0 to 255, of any dtype."""
-        x = (images.to(self.heads[0].classes.weight.dtype) - _MEAN) / _SCALE
+        x = (images.to(self.anchors.dtype) - _MEAN) / _SCALE
         maps = self.backbone(x)
         for extra in self.extras:
             maps.append(extra(maps[-1]))

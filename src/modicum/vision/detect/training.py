@@ -107,7 +107,7 @@ class DetectorTraining:
         loss = multibox_loss(outputs.logits, outputs.offsets, targets, mined)
         if self.guide is not None:
             loss = loss + self.guide.loss(images, outputs, targets, mined)
-        loss.backward()
+        torch.autograd.backward(loss)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _LossError(

@@ -62,7 +62,8 @@ def _stems(folder: Path, split: str | None) -> list[str]:
     if not path.is_file():
         known = sorted(one.stem for one in (folder / _SPLITS).glob("*.txt"))
         raise InputError(
-            f"{folder} has no split {split!r}: " + (f"choose one of {', '.join(known)}" if known else "leave it out")
+            f"{folder} has no split {split!r}: "
+            + (f"choose one of {', '.join(known)}" if known else "leave it out")
         )
     # Files of one class have a second column, which says whether it occurs.
     return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

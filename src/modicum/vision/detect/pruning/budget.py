@@ -45,7 +45,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.resource not in get_args(Resource):
-            raise InputError(f"the resource is {self.resource!r}: choose one of {', '.join(get_args(Resource))}")
+            raise InputError(
+                f"the resource is {self.resource!r}: choose one of {', '.join(get_args(Resource))}"
+            )
         if not self.limit > 0 or (self.is_share and self.limit > 1):
             most = " of at most 100%" if self.is_share else ""
             raise InputError(f"the budget of {self.resource} is {self.limit:g}: give a number above 0{most}")
@@ -83,13 +85,13 @@ class CostModel:
         settings: any of them.
         resource: which.
         about: of a detector's file, whose bytes are part of it.
-        measure: seconds of a network; tests replace it.
+        measure: seconds of a network; None: `median_seconds`. Tests replace it.
     """
 
     settings: SSDSettings
     resource: Resource
     about: Mapping[str, Any] = field(default_factory=dict)
-    measure: Callable[[SSD], float] = field(default_factory=lambda: median_seconds)
+    measure: Callable[[SSD], float] | None = None
     _known: dict[tuple[tuple[str, int], ...], float] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,8 +104,9 @@ class CostModel:
         key = tuple(sorted(channels.items()))
         if key not in self._known:
             network = SSD(self.settings.with_channels(channels)).eval()
+            measure = self.measure or median_seconds
             is_bytes = self.resource == "bytes"
-            self._known[key] = len(file_bytes(network, self.about)) if is_bytes else self.measure(network)
+            self._known[key] = len(file_bytes(network, self.about)) if is_bytes else measure(network)
         return self._known[key]
 
     def approximate(self, channels: Channels) -> float:

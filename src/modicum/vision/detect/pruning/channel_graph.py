@@ -1,8 +1,8 @@
 """Channel graph: which tensors each channel group is made of, from torch-pruning's dependency graph.
 
-torch-pruning (MIT; Fang et al. 2023, "DepGraph", arXiv 2301.12900) finds the tensors by tracing and cuts them.
-It takes an operation that it does not know for one that keeps channels apart, so operations are checked here
-first, and what it finds is compared with the names in the network.
+torch-pruning (MIT; Fang et al. 2023, "DepGraph", arXiv 2301.12900) finds the tensors by tracing and cuts
+them. It takes an operation that it does not know for one that keeps channels apart, so operations are checked
+here first, and what it finds is compared with the names in the network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PRUNABLE = {
     "ToCopyBackward0",
     "UpsampleNearest2DBackward0",
 }
-"""Operations that keep channels apart or that torch-pruning knows how to cut, as torch names their gradients."""
+"""Operations that keep channels apart or that torch-pruning cuts, as torch names their gradients."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Channel scores: how much each channel matters, for each channel group.
 
-Our design (see the package's docstring). A tensor of a group has for each channel a size: of a convolution's
-weights w, the 2-norm ("magnitude") or Σ |w · ∂L/∂w| ("taylor", after Molchanov et al. 2019, arXiv 1906.10771);
-of a norm its |γ| ("bn" uses these only; "magnitude" leaves norms out). Sizes are divided by their root mean
-square over the group, averaged over the group's tensors, and divided by the group's mean.
+Our design (see the package's docstring). A tensor of a group has for each channel a size: the 2-norm of a
+convolution's weights ("magnitude"), |γ| of a norm ("bn"), or Σ |w · ∂L/∂w| of either ("taylor", Molchanov
+et al. 2019, arXiv 1906.10771). Sizes are divided by their root mean square over the group, averaged over the
+group's tensors, and divided by the group's mean.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def mean_gradients(network: SSD, batches: Batches) -> dict[str, Tensor]:
     count = 0
     for images, targets in batches:
         outputs = network(images)
-        multibox_loss(outputs.logits, outputs.offsets, targets).backward()
+        torch.autograd.backward(multibox_loss(outputs.logits, outputs.offsets, targets))
         count += 1
     if not count:
         raise InputError("the score taylor needs images: give at least one batch")

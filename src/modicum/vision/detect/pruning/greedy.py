@@ -41,8 +41,8 @@ class Allocation:
         if cost > limit:
             told = self.model.describe
             raise InputError(
-                f"the budget is {told(limit)}, and the smallest network takes {told(cost)}: give at least that, "
-                "or let more channels go (--max-ratio)"
+                f"the budget is {told(limit)}, and the smallest network takes {told(cost)}: give at least "
+                "that, or let more channels go (--max-ratio)"
             )
 
 

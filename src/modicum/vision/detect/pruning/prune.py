@@ -1,7 +1,7 @@
 """Prune: a trained detector becomes one that keeps a budget, in steps with training between them.
 
-The pipeline of arXiv 1905.01787 (fixed deletion in the branches, automatic pruning, guidance) in an order that
-is ours: branches are deleted first, so that one budget is for the whole network.
+The pipeline of arXiv 1905.01787 (fixed deletion in the branches, automatic pruning, guidance) in an order
+that is ours: branches are deleted first, so that one budget is for the whole network.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ class _Pruning:
             checkpoint = training_checkpoint(
                 self.state / f"{name}.training", self.basis, name, dict(network.settings.channels)
             )
-        return DetectorTraining(network, self.images, recipe, guide, checkpoint, f"training after {name}").run(
-            self.progress
-        )
+        return DetectorTraining(
+            network, self.images, recipe, guide, checkpoint, f"training after {name}"
+        ).run(self.progress)
 
     def step(self, network: SSD, model: CostModel, least: Mapping[str, int], limit: float) -> SSD:
         """Cut to a limit."""
@@ -187,7 +187,9 @@ def prune(
             f"the budget is {model.describe(limit)} and the detector takes {model.describe(before)} already: "
             "give less"
         )
-    work = _Pruning(teacher, images, settings, state, progress, [settings.to_dict(), whole, before, len(images)])
+    work = _Pruning(
+        teacher, images, settings, state, progress, [settings.to_dict(), whole, before, len(images)]
+    )
     _check_state(state, work.basis)
     network = teacher.network
     if settings.branch_factor < _NO_CUT:

@@ -1,12 +1,12 @@
-"""Sensitivity: what pruning a group alone does to the outputs, and the cheapest choice for all groups together.
+"""Sensitivity: what pruning a group alone does to the outputs, and the best choice for all groups together.
 
 Our design. For each group and some numbers of channels, the lowest-scored channels are switched off and the
-noise-to-signal ratio of the heads' outputs is measured (see `modicum.search.noise`), averaged over outputs. A
-switched-off channel is one whose norms have γ = β = 0 wherever it is written, which gives what cutting it gives.
-Then one number of channels is chosen for each group, so that the sum of ratios is least within the budget, by
-the exact knapsack of `modicum.search.milp`. Its costs are additive and a network's are not (a convolution costs
-inputs · outputs), so each option costs what the group alone saves, and the knapsack's limit is lowered until
-the chosen record keeps the budget.
+noise-to-signal ratio of the heads' outputs is measured (see `modicum.search.noise`), averaged over outputs.
+A switched-off channel is one whose norms have γ = β = 0 wherever it is written, which gives what cutting it
+gives. Then one number of channels is chosen for each group, so that the sum of ratios is least within the
+budget, by the exact knapsack of `modicum.search.milp`. Its costs are additive and a network's are not (a
+convolution costs inputs · outputs), so each option costs what the group alone saves, and the knapsack's limit
+is lowered until the chosen record keeps the budget.
 """
 
 from __future__ import annotations
@@ -126,4 +126,3 @@ def _output_noise(network: SSD, inputs: Sequence[Tensor], expected: Sequence[Seq
         for one, ours, theirs in zip(sums, network.raw_outputs(batch), wanted, strict=True):
             one.add(theirs, ours)
     return sum(one.value for one in sums) / len(sums)
-
