@@ -1,4 +1,4 @@
-"""Small pictures of discs and squares with their boxes, as files in VOC's and COCO's layout; tiny detectors."""
+"""Small pictures of discs and squares with their boxes, as VOC's and COCO's files; tiny detectors."""
 
 from __future__ import annotations
 

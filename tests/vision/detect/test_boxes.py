@@ -127,9 +127,7 @@ def test_batches_keep_classes_and_images_apart(seed: int) -> None:
         expected = []
         for label in range(3):
             places = [a for a in range(10) if float(scores[image, a, label]) > 0.2]
-            kept = reference.nms(
-                boxes[image][places].tolist(), scores[image, places, label].tolist(), 0.4
-            )
+            kept = reference.nms(boxes[image][places].tolist(), scores[image, places, label].tolist(), 0.4)
             expected += [(float(scores[image, places[k], label]), label, places[k]) for k in kept]
         expected.sort(key=lambda one: -one[0])
         expected = expected[:7]

@@ -49,7 +49,9 @@ def test_boxes_stay_on_their_objects(seed: int) -> None:
     """A white square on black: all that is bright is inside its box, and the box is no larger than it."""
     picture = Image.new("RGB", (90, 60))
     ImageDraw.Draw(picture).rectangle((40, 20, 59, 39), fill=(255, 255, 255))
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(60, 90, 3).permute(2, 0, 1)
+    pixels = (
+        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(60, 90, 3).permute(2, 0, 1)
+    )
     image = TrainingImage(pixels, torch.tensor([[40.0, 20, 60, 40]]), torch.tensor([1]))
     generator = torch.Generator().manual_seed(seed)
     made, boxes, labels = augmented(image, (64, 96), AugmentSettings(colour=0.0), generator)

@@ -55,7 +55,12 @@ def test_gradients_are_finite_differences(part: str) -> None:
     assert gradient is not None
     step = 1e-5
     with torch.no_grad():
-        for place in [(0, 0, 0), (0, 5, 2), (1, 3, 1), *map(tuple, targets.is_matched.nonzero()[:3].tolist())]:
+        for place in [
+            (0, 0, 0),
+            (0, 5, 2),
+            (1, 3, 1),
+            *map(tuple, targets.is_matched.nonzero()[:3].tolist()),
+        ]:
             index = place if len(place) == 3 else (*place, 1)
             sides = []
             for sign in (1, -1):

@@ -190,7 +190,6 @@ def prune(
     work = _Pruning(
         teacher, images, settings, state, progress, [settings.to_dict(), whole, before, len(images)]
     )
-    _check_state(state, work.basis)
     network = teacher.network
     if settings.branch_factor < _NO_CUT:
         network = delete_branch_channels(network, settings.branch_factor)
@@ -202,6 +201,7 @@ def prune(
         for name in prunable
     }
     Allocation(network.settings.channels, least, model).check(limit)
+    _check_state(state, work.basis)
     start = model.cost(network.settings.channels)
     for step in range(1, settings.steps + 1):
         done = None if state is None else state / f"step-{step}.safetensors"
