@@ -173,7 +173,7 @@ def test_data_with_faults_is_used_and_told_of(work: Path, tmp_path: Path) -> Non
 )
 def test_bad_input_is_one_line(work: Path, words: tuple[Any, ...], told: str) -> None:
     found = call(*(str(word).replace("{w}", str(work)) for word in words), code=2)
-    lines = [line for line in found.stderr.splitlines() if not line.startswith("warning")]
+    lines = [line for line in found.stderr.splitlines() if line and not line.startswith("warning")]
     assert len(lines) == 1
     assert told in lines[0]
     assert not list(work.glob("x*"))

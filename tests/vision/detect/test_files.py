@@ -74,7 +74,7 @@ def test_an_int8_convolution_is_that_of_loops() -> None:
                             if 0 <= row < 6 and 0 <= place < 6:
                                 total += w[c][dy][dx] * round(float(x[0, c, row, place]) / step)
                 assert conv.bias is not None
-                expected = total * scale * step + float(conv.bias[k])
+                expected = total * scale * step + float(conv.bias[k].detach())
                 # float32 sums; rounding of a tie may differ by one step of one of 27 products.
                 bound = 1e-5 * (1 + abs(expected)) + 2 * 127 * scale * step
                 assert abs(float(found[0, k, y, column]) - expected) <= bound

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,9 @@ class ConvNorm(nn.Module):
         )
         self.norm = nn.BatchNorm2d(self.conv.out_channels)
         self.act = nn.ReLU() if shape.has_relu else nn.Identity()
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        # torch counts a depthwise convolution's outputs as if each channel had them all.
+        mode: Literal["fan_in", "fan_out"] = "fan_in" if shape.is_depthwise else "fan_out"
+        nn.init.kaiming_normal_(self.conv.weight, mode=mode, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, K, ⌈H / stride⌉, ⌈W / stride⌉]."""

@@ -121,7 +121,7 @@ class CostModel:
             return f"{1e3 * cost:.2f} ms"
         if self.resource == "bytes":
             return f"{cost / 1e3:,.0f} KB"
-        return f"{cost / 1e6:.1f} M MACs"
+        return f"{cost / 1e6:.1f} M MACs" if cost >= 1e5 else f"{cost:,.0f} MACs"
 
 
 @torch.no_grad()
