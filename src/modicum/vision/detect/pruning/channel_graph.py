@@ -94,6 +94,11 @@ def kept_network(network: SSD, kept: Mapping[str, Tensor]) -> SSD:
     return found
 
 
+def channels_in(network: SSD) -> dict[str, int]:
+    """Channels of each group as the network's convolutions have them, whatever its record says."""
+    return {group: root.out_channels for group, root in _roots(network).items()}
+
+
 def check_operations(network: SSD) -> None:
     """Raise unless all operations between input and heads are known to keep channels apart.
 
