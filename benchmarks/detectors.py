@@ -334,8 +334,8 @@ def section(raw: dict[str, Any]) -> str:
     head = ["", "mAP@.5, %", "mAP@[.5:.95], %", "parameters", "MACs", "file", "torch, ms", "onnxruntime, ms"]
     text = (
         f"Measured {raw['date']} on one thread ({m['processor']}, torch {m['torch']}); seeds "
-        f"{', '.join(map(str, seeds))}. Accuracy is the mean over seeds and, in brackets, each seed; times are "
-        "the thread's processor time from a letterboxed image to boxes, medians, all variants in turn."
+        f"{', '.join(map(str, seeds))}. Accuracy is the mean over seeds and, in brackets, each seed; times "
+        "are the thread's processor time from a letterboxed image to boxes, medians, all variants in turn."
     )
     return "\n\n".join([text, report.table(head, lines), _verdicts(by, seeds, times)])
 
