@@ -36,6 +36,7 @@ from modicum.vision.detect.training import DetectorTraining, training_checkpoint
 
 Allocator = Literal["greedy", "knapsack"]
 _BATCHES = 8
+_SENSITIVITY_BATCHES = 4
 _NO_CUT = 1.0
 
 
@@ -47,7 +48,8 @@ class PruneSettings:
         budget: what it may take in the end.
         score: which channels of a group go first: magnitude, taylor or bn.
         allocator: how many of each group: "greedy" by scores over all groups, "knapsack" by sensitivity.
-        is_per_cost: greedy divides scores by what a cut saves.
+        is_per_cost: greedy divides a group's lost share of scores by what a cut saves, which cuts wide groups
+            most.
         steps: how often it is cut, each time to an equal share of what was left, on a logarithmic scale.
         max_ratio: of a group's channels that may go in all.
         branch_factor: share of inner channels of extra layers and heads that stay, cut before the first
@@ -64,7 +66,7 @@ class PruneSettings:
     budget: Budget
     score: Score = "taylor"
     allocator: Allocator = "greedy"
-    is_per_cost: bool = True
+    is_per_cost: bool = False
     steps: int = 4
     max_ratio: float = 0.8
     branch_factor: float = 0.5
@@ -144,7 +146,7 @@ class _Pruning:
         if settings.allocator == "greedy":
             wanted = greedy_channels(allocation, scores, limit, settings.is_per_cost)
         else:
-            inputs: list[Tensor] = [images for images, _ in some]
+            inputs: list[Tensor] = [images for images, _ in some[:_SENSITIVITY_BATCHES]]
             allocation.check(limit)
             ratios = sensitivities(network, allocation, scores, inputs, self.progress)
             wanted = knapsack_channels(allocation, ratios, limit)
