@@ -110,6 +110,16 @@ def test_suppression_is_the_sequential_greedy_one(seed: int, count: int, max_iou
     assert nms(boxes, scores, max_iou).tolist() == reference.nms(boxes.tolist(), scores.tolist(), max_iou)
 
 
+def test_many_boxes_go_block_by_block() -> None:
+    """More than two blocks, so that boxes are dropped by kept ones of earlier blocks."""
+    boxes = boxes_of(700, 3, 40)
+    scores = torch.rand(700, generator=torch.Generator().manual_seed(3)).double()
+    expected = reference.nms(boxes.tolist(), scores.tolist(), 0.3)
+    assert any(scores.argsort(descending=True).tolist().index(n) > 512 for n in expected)
+    assert nms(boxes, scores, 0.3).tolist() == expected
+    assert nms(boxes, scores, 0.3, max_kept=9).tolist() == expected[:9]
+
+
 def test_a_chain_of_overlaps_takes_several_rounds() -> None:
     """Each box drops the next, so every other one stays: what one round of parallel drops gets wrong."""
     boxes = torch.tensor([[float(4 * n), 0, 4 * n + 10, 10] for n in range(9)])

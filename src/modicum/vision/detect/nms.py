@@ -10,6 +10,8 @@ from torch import Tensor
 from modicum.errors import InputError
 from modicum.vision.detect.boxes import iou
 
+_BLOCK = 256
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -51,25 +53,39 @@ class NmsSettings:
             raise InputError(f"max_detections is {self.max_detections}: give 1 or more")
 
 
-def nms(boxes: Tensor, scores: Tensor, max_iou: float) -> Tensor:
+def nms(boxes: Tensor, scores: Tensor, max_iou: float, max_kept: int | None = None) -> Tensor:
     """Indices [M] int64 of the boxes that stay, by falling score; of equal scores the lower index is better.
 
-    The same as the sequential greedy algorithm, computed without a loop over boxes: in the order of scores, a
-    box stays if none of those that stay before it overlaps it too much. That equation has one solution; it is
-    iterated until nothing changes, at most once for each box, in practice a few times.
+    The same as the sequential greedy algorithm, without a loop over boxes: in blocks of falling score, those
+    that overlap a kept box are dropped, and of the rest of a block a box stays if none of those that stay
+    before it overlaps it. That equation has one solution; it is iterated until nothing changes, at most once
+    for each box, in practice a few times.
 
     Args:
         boxes: [N, 4] corners.
         scores: [N].
+        max_kept: stop when so many stay; None for all.
     """
     order = scores.argsort(dim=0, descending=True, stable=True)
-    ranked = boxes[order]
+    most = len(order) if max_kept is None else max_kept
+    kept = order[:0]
+    for block in order.split(_BLOCK):
+        if len(kept) >= most:
+            break
+        if len(kept):
+            block = block[~(iou(boxes[kept], boxes[block]) > max_iou).any(0)]
+        kept = torch.cat([kept, block[_stays(boxes[block], max_iou)]])
+    return kept[:most]
+
+
+def _stays(ranked: Tensor, max_iou: float) -> Tensor:
+    """Which of boxes [N, 4] by falling score stay, [N] bool."""
     drops = (iou(ranked, ranked) > max_iou).triu(1)  # [better, worse]
-    stays = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
+    stays = torch.ones(len(ranked), dtype=torch.bool, device=ranked.device)
     while True:
         now = ~(drops & stays[:, None]).any(0)
         if torch.equal(now, stays):
-            return order[stays]
+            return stays
         stays = now
 
 
@@ -85,7 +101,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, settings: NmsSettings) -> list[De
         kept_anchors, kept_labels = [], []
         for label in range(image_scores.shape[1]):
             places = (image_scores[:, label] > settings.min_score).nonzero()[:, 0]
-            stays = nms(image_boxes[places], image_scores[places, label], settings.max_iou)
+            stays = nms(
+                image_boxes[places], image_scores[places, label], settings.max_iou, settings.max_detections
+            )
             kept_anchors.append(places[stays])
             kept_labels.append(torch.full_like(kept_anchors[-1], label))
         anchors, labels = torch.cat(kept_anchors), torch.cat(kept_labels)
