@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 import modicum
 from modicum.cli import (
     calibrate,
+    detect,
     distill,
     eval,
     fit,
@@ -63,6 +64,7 @@ app.command("measure")(measure.measure)
 app.command("fit")(fit.fit)
 app.add_typer(speech.app, name="speech")
 app.add_typer(stereo.app, name="stereo")
+app.add_typer(detect.app, name="detect")
 app.command("eval")(eval.evaluate)
 app.command("report")(report.report)
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)

@@ -1,0 +1,56 @@
+"""Images: read from files as tensors, and letterboxed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modicum.errors import InputError
+from modicum.vision.detect.letterbox import PADDING, Letterbox
+from modicum.vision.detect.packages import import_package
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+
+
+def open_image(path: Path) -> Any:
+    """An RGB image of Pillow, turned as its EXIF data says.
+
+    Raises:
+        InputError: it cannot be read as an image; it is named.
+    """
+    pillow, ops = import_package("PIL.Image"), import_package("PIL.ImageOps")
+    try:
+        with pillow.open(path) as image:
+            return ops.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        told = getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(f"{path} cannot be read as an image ({told}): repair it, or leave it out") from error
+
+
+def letterboxed(image: Any, target: tuple[int, int]) -> tuple[Tensor, Letterbox]:
+    """The input [3, H, W] uint8 of an RGB image of Pillow, by bilinear resampling, and how it was made."""
+    pillow = import_package("PIL.Image")
+    box = Letterbox.of((image.height, image.width), target)
+    scaled = image.resize((box.width, box.height), pillow.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
+    out = torch.full((3, *target), PADDING, dtype=torch.uint8)
+    out[:, box.top : box.top + box.height, box.left : box.left + box.width] = pixels
+    return out, box
+
+
+def images_in(path: Path) -> list[Path]:
+    """An image file, or the images of a folder and the folders in it, by name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(x for x in path.rglob("*") if x.suffix.lower() in SUFFIXES and x.is_file())
+    if not found:
+        raise InputError(f"{path} holds no image: give an image, or a folder of {', '.join(SUFFIXES[:3])} …")
+    return found

@@ -1,0 +1,87 @@
+"""OnnxDetector: a detector's ONNX file, run by onnxruntime on whole images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.errors import InputError, ModelError
+from modicum.vision.detect.detector import in_image
+from modicum.vision.detect.image import letterboxed
+from modicum.vision.detect.nms import Detections, NmsSettings
+from modicum.vision.detect.packages import import_package
+from modicum.vision.detect.ssd_settings import SSDSettings
+
+
+@dataclass(frozen=True)
+class OnnxDetector:
+    """A session of onnxruntime and the detector's record.
+
+    Attributes:
+        session: of onnxruntime.
+        settings: the record.
+    """
+
+    session: Any
+    settings: SSDSettings
+
+    @classmethod
+    def load(cls, path: str | Path, num_threads: int = 1) -> OnnxDetector:
+        """From a file of `export_onnx`.
+
+        Raises:
+            InputError: there is no such file, or onnxruntime is not installed.
+            ModelError: it is no such file.
+        """
+        if not Path(path).is_file():
+            raise InputError(f"there is no detector {path}: give a file that modicum detect export wrote")
+        runtime = import_package("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.log_severity_level = 3
+        try:
+            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            told = json.loads(session.get_modelmeta().custom_metadata_map["modicum"])
+            return cls(session, SSDSettings.from_dict(told["settings"]))
+        except Exception as error:  # onnxruntime's errors have no common base but this
+            raise ModelError(
+                f"{path} is no detector that modicum detect export wrote ({type(error).__name__}): export "
+                "it again"
+            ) from error
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, by label."""
+        return self.settings.classes
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.settings.height, self.settings.width
+
+    def detect(self, image: Any, settings: NmsSettings | None = None) -> Detections:
+        """What is in an RGB image of Pillow. Scores below the file's own least are not given out, and its
+        greatest overlap holds; `settings` can only ask for fewer detections.
+        """
+        pixels, letterbox = letterboxed(image, self.input_size)
+        (found,) = self.detect_inputs(pixels[None], settings)
+        return in_image(found, letterbox, (image.height, image.width))
+
+    def detect_inputs(self, inputs: Tensor, settings: NmsSettings | None = None) -> list[Detections]:
+        """What is in each of the inputs [B, 3, H, W] in RGB, 0 to 255."""
+        found = []
+        for one in inputs:
+            boxes, scores, labels = (
+                torch.from_numpy(value)
+                for value in self.session.run(None, {"images": one[None].float().numpy()})
+            )
+            if settings is not None:
+                stays = (scores > settings.min_score).nonzero()[: settings.max_detections, 0]
+                boxes, scores, labels = boxes[stays], scores[stays], labels[stays]
+            found.append(Detections(boxes, scores, labels))
+        return found

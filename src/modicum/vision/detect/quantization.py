@@ -1,0 +1,154 @@
+"""Quantization: convolutions with int8 weights and inputs, by `modicum.quant`'s fake quantisation.
+
+Norms are folded first. Weights have a scale for each output channel, inputs one for each convolution, whose
+range is the largest absolute value of some images ("max") or that with the least squared error ("mse"; see
+`modicum.quant.FakeQuant`). torch computes the rounded numbers in float32; onnxruntime runs the exported file
+in int8. A file holds int8 weights, so it is about a quarter of the float one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modicum.errors import InputError, ModelError
+from modicum.quant.fake_quant import FakeQuant, FakeQuantSettings, RangeMethod
+from modicum.vision.detect.conv_norm import fold_norms
+from modicum.vision.detect.detector import Detector
+from modicum.vision.detect.ssd import SSD
+
+_INT8 = 127
+
+
+class QuantConv2d(nn.Module):
+    """A convolution of integers in [-127, 127] times scales.
+
+    Args:
+        conv: of which.
+        method: how the input's range is found.
+        name: for errors.
+    """
+
+    bias: Tensor
+    integers: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, conv: nn.Conv2d, method: RangeMethod, name: str) -> None:
+        super().__init__()
+        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size = conv.kernel_size
+        weights = FakeQuant(FakeQuantSettings(_INT8, "max"), (conv.out_channels, 1, 1, 1), name)
+        weights.observe(conv.weight)
+        integers, scale = weights.quantize(conv.weight.detach())
+        self.register_buffer("integers", integers.to(torch.int8))
+        self.register_buffer("weight_scale", scale.detach().clone())
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+        self.register_buffer("bias", bias)
+        self.input_quant = FakeQuant(FakeQuantSettings(_INT8, method), (), name)
+        self.is_calibrating = False
+
+    @property
+    def weight(self) -> Tensor:
+        """[K, C / groups, r, r] float32."""
+        return self.integers.to(self.weight_scale.dtype) * self.weight_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, K, H', W']."""
+        if self.is_calibrating:
+            self.input_quant.observe(x)
+        x = self.input_quant(x)
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+
+
+@torch.no_grad()
+def quantized_detector(
+    detector: Detector, batches: Iterable[Tensor], method: RangeMethod = "mse"
+) -> Detector:
+    """A copy with int8 convolutions, ranges found on some inputs [B, 3, H, W], 0 to 255.
+
+    Raises:
+        InputError: there is no batch, or a layer is given values that are not finite.
+        ModelError: it is quantised already.
+    """
+    if "quantized" in detector.about:
+        raise ModelError("the detector is int8 already: give the float one")
+    network = copy.deepcopy(detector.network).eval()
+    layers = _replaced(network, method)
+    for layer in layers.values():
+        layer.is_calibrating = True
+    count = 0
+    for batch in batches:
+        network.raw_outputs(batch)
+        count += 1
+    if not count:
+        raise InputError("there is no image to find ranges with: give at least one batch")
+    for layer in layers.values():
+        layer.is_calibrating = False
+    return Detector(network, {**detector.about, "quantized": {"bits": 8, "ranges": method}})
+
+
+def quantized_bytes(detector: Detector) -> bytes:
+    """The contents of an int8 detector's file."""
+    from modicum.vision.detect.detector_file import packed
+
+    tensors: dict[str, Tensor] = {}
+    for name, layer in _layers(detector.network).items():
+        tensors[f"{name}.weight"] = layer.integers
+        tensors[f"{name}.weight_scale"] = layer.weight_scale.flatten()
+        tensors[f"{name}.bias"] = layer.bias
+        tensors[f"{name}.input_scale"] = layer.input_quant.scale.reshape(1)
+    return packed(detector.network.settings, tensors, detector.about)
+
+
+@torch.no_grad()
+def fill_quantized(network: SSD, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Make a network's convolutions int8, with a file's tensors.
+
+    Raises:
+        ModelError: a tensor is missing, not known, or has another shape or dtype.
+    """
+    layers = _replaced(network, "max")
+    wanted: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        wanted[f"{name}.weight"] = layer.integers
+        wanted[f"{name}.weight_scale"] = layer.weight_scale
+        wanted[f"{name}.bias"] = layer.bias
+        wanted[f"{name}.input_scale"] = layer.input_quant.step
+    odd = sorted(wanted.keys() ^ tensors.keys())
+    if odd:
+        raise ModelError(f"{path} is of another architecture than its record says: {odd[0]}")
+    for name, tensor in wanted.items():
+        found = tensors[name]
+        if found.numel() != tensor.numel() or found.dtype != tensor.dtype:
+            raise ModelError(
+                f"{path} is of another architecture than its record says: {name} has the shape "
+                f"{list(found.shape)} and dtype {found.dtype}; write the file again"
+            )
+        if found.is_floating_point() and not bool(found.isfinite().all()):
+            raise ModelError(f"{path} holds values of {name} that are not finite: quantise it again")
+        tensor.copy_(found.reshape(tensor.shape))
+
+
+def _replaced(network: SSD, method: RangeMethod) -> dict[str, QuantConv2d]:
+    """Fold norms and replace all convolutions, in place."""
+    fold_norms(network)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, QuantConv2d(module, method, name))
+    return _layers(network)
+
+
+def _layers(network: nn.Module) -> dict[str, QuantConv2d]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, QuantConv2d)}
+
+
+def quantized_layers(detector: Detector) -> dict[str, Any]:
+    """The int8 convolutions of a detector, by name; empty for a float one."""
+    return dict(_layers(detector.network))

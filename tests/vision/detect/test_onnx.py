@@ -1,0 +1,79 @@
+"""ONNX: onnxruntime finds the same boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from modicum.errors import InputError, ModelError
+from modicum.vision.detect.nms import NmsSettings
+from modicum.vision.detect.onnx_detector import OnnxDetector
+from modicum.vision.detect.onnx_export import export_onnx
+from modicum.vision.detect.quantization import quantized_detector
+from tests.bounds import assert_within
+from tests.vision.detect.scenes import random_inputs, scene, tiny_detector
+
+pytest.importorskip("onnx", reason="needs onnx, of the extra detect")
+pytest.importorskip("onnxscript", reason="needs onnxscript, of the extra detect")
+pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+
+
+@pytest.mark.parametrize("backbone", ["resnet14", "mobilenet"])
+def test_the_boxes_are_the_same(tmp_path: Path, backbone: str) -> None:
+    detector = tiny_detector(backbone)
+    path = tmp_path / "one.onnx"
+    settings = NmsSettings(0.05, 0.45, 50)
+    assert export_onnx(detector, path, settings) == path.stat().st_size
+    runtime = OnnxDetector.load(path)
+    assert (runtime.classes, runtime.input_size) == (detector.classes, detector.input_size)
+    for one in random_inputs(3):
+        (a,), (b,) = detector.detect_inputs(one[None], settings), runtime.detect_inputs(one[None])
+        assert len(a) == len(b) > 5
+        # float32 through about 20 layers in two implementations; boxes are up to 100 pixels.
+        assert_within(b.scores, a.scores, 1e-4)
+        gaps = (a.scores[:-1] - a.scores[1:]).min()
+        if float(gaps) > 2e-4:  # else two may have changed places
+            assert torch.equal(a.labels, b.labels)
+            assert_within(b.boxes, a.boxes, 1e-2)
+    image, _ = scene(0)
+    few = runtime.detect(image, NmsSettings(0.05, 0.45, 3))
+    assert len(few) <= 3
+
+
+def test_no_detection_is_no_error(tmp_path: Path) -> None:
+    detector = tiny_detector()
+    export_onnx(detector, tmp_path / "one.onnx", NmsSettings(min_score=1.0))
+    (found,) = OnnxDetector.load(tmp_path / "one.onnx").detect_inputs(random_inputs(1))
+    assert found.boxes.shape == (0, 4)
+    assert len(detector.detect_inputs(random_inputs(1), NmsSettings(min_score=1.0))[0]) == 0
+
+
+def test_int8_runs_in_onnxruntime(tmp_path: Path) -> None:
+    detector = quantized_detector(tiny_detector(), [random_inputs(4, seed=1)])
+    settings = NmsSettings(0.05, 0.45, 50)
+    export_onnx(detector, tmp_path / "int8.onnx", settings)
+    import onnx
+
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("QuantizeLinear") == kinds.count("Conv") > 10
+    assert all(
+        tensor.data_type == onnx.TensorProto.INT8
+        for tensor in graph.initializer
+        if tensor.name.endswith(".int8")
+    )
+    (a,) = detector.detect_inputs(random_inputs(1), settings)
+    (b,) = OnnxDetector.load(tmp_path / "int8.onnx").detect_inputs(random_inputs(1))
+    assert abs(len(a) - len(b)) <= 2
+    # One rounding that falls the other way moves an input by a step of 1/127 of its range.
+    assert_within(b.scores[:5], a.scores[:5], 0.02)
+
+
+def test_what_is_no_such_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no detector"):
+        OnnxDetector.load(tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"bad")
+    with pytest.raises(ModelError, match=r"bad\.onnx is no detector"):
+        OnnxDetector.load(tmp_path / "bad.onnx")
