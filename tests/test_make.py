@@ -11,6 +11,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from sys import stdlib_module_names
+from typing import Any
 
 import pytest
 
@@ -110,6 +111,15 @@ def brought(names: set[str]) -> set[str]:
     return found
 
 
+def of_extras(names: list[str], project: dict[str, Any]) -> set[str]:
+    """What extras name, those that they name themselves included."""
+    found: set[str] = set()
+    for need in (need for name in names for need in project["optional-dependencies"][name]):
+        own = re.fullmatch(r"modicum\[(.*)\]", need)
+        found |= of_extras(own[1].split(","), project) if own else {need}
+    return found
+
+
 def installed(recipe: str) -> set[str]:
     """The distributions that a recipe installs, this package's dependencies and extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -120,9 +130,7 @@ def installed(recipe: str) -> set[str]:
         words = shlex.split(line.partition("pip install")[2])
         for place, word in enumerate(words):
             if word.startswith(".") and words[place - 1] == "-e":
-                found |= set(project["dependencies"])
-                for extra in re.findall(r"[\w-]+", word):
-                    found |= set(project["optional-dependencies"][extra])
+                found |= set(project["dependencies"]) | of_extras(re.findall(r"[\w-]+", word), project)
             elif not word.startswith("-") and words[place - 1] not in ("-c", "-e"):
                 found.add(word)
     return brought(found)

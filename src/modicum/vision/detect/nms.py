@@ -69,7 +69,7 @@ def nms(boxes: Tensor, scores: Tensor, max_iou: float, max_kept: int | None = No
     order = scores.argsort(dim=0, descending=True, stable=True)
     most = len(order) if max_kept is None else max_kept
     kept = order[:0]
-    for block in order.split(_BLOCK):
+    for block in torch.split(order, _BLOCK):
         if len(kept) >= most:
             break
         if len(kept):
