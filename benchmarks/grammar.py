@@ -103,8 +103,8 @@ class Sizes:
     others: int = 1500
     """Recordings of other speech, at most."""
     voices: int = 6
-    """Of synthetic speech, to search with and as many to test with: the 12 that the embedded recognizer has not
-    learned from."""
+    """Of synthetic speech, to search with and as many to test with: those that the embedded recognizer has
+    not learned from."""
     general: int = 600
     """Synthetic sentences to learn a dictionary from."""
     seeds: tuple[int, ...] = (0, 1, 2)
