@@ -102,8 +102,9 @@ class Sizes:
     """Recordings of a command, at most."""
     others: int = 1500
     """Recordings of other speech, at most."""
-    voices: int = 12
-    """Of synthetic speech, to search with and as many to test with."""
+    voices: int = 6
+    """Of synthetic speech, to search with and as many to test with: those that the embedded recognizer has
+    not learned from."""
     general: int = 600
     """Synthetic sentences to learn a dictionary from."""
     seeds: tuple[int, ...] = (0, 1, 2)

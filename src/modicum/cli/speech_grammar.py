@@ -109,8 +109,8 @@ def search(
     pieces: PiecesOption = None,
     false_alarms: RateOption = 0.01,
     method: Annotated[
-        str, typer.Option(help="cem (cross-entropy method), greedy, or refine (greedy with refinement).")
-    ] = "cem",
+        str, typer.Option(help="refine (greedy with refinement), greedy, or cem (cross-entropy method).")
+    ] = "refine",
     threshold: Annotated[
         str, typer.Option(help="While searching: refit for every grammar, or fixed as the original one's.")
     ] = "refit",

@@ -36,8 +36,8 @@ from modicum.speech.grammar.objective import GrammarObjective, ObjectiveSettings
 from modicum.speech.grammar.recordings import Recording, of_commands
 from modicum.speech.grammar.score_table import compute_scores, readable
 
-Method = Literal["cem", "greedy", "refine"]
-"""Cross-entropy method, greedy, greedy with refinement."""
+Method = Literal["refine", "greedy", "cem"]
+"""Greedy with refinement, greedy, cross-entropy method."""
 
 Threshold = Literal["refit", "fixed"]
 """While searching: set anew for every grammar at the wanted rate of false alarms, or the original one's."""
@@ -71,7 +71,7 @@ class GrammarSettings:
     """
 
     false_alarm_rate: float = 0.01
-    method: Method = "cem"
+    method: Method = "refine"
     threshold: Threshold = "refit"
     max_added: int | None = None
     held_out: float = 0.3
