@@ -27,6 +27,7 @@ from measured_rows import append_row, read_rows, write_docs
 from modicum.measure.block_table import BlockTable, measure_blocks
 from modicum.measure.runtimes import Runtime
 from modicum.search.blockwise import BlockwiseSettings
+from modicum.search.categories import predicted_errors
 from modicum.search.latency import (
     block_seconds,
     check_latency,
@@ -59,8 +60,10 @@ class Sizes:
     channels: tuple[int, ...] = (24, 32, 64)
     strides: tuple[int, ...] = (1, 2, 2)
     space: ConvSpaceSettings = field(
-        default_factory=lambda: ConvSpaceSettings((3, 5), (2, 4), (1, 2), widths=(1.0,))
+        default_factory=lambda: ConvSpaceSettings((3, 5), (2, 4), (1, 2), widths=(1.0, 0.5))
     )
+    variants: int | None = 24
+    """Of each block that are trained; the errors of the others are predicted."""
     epochs: int = 20
     samples: int = 24
     sample_epochs: int = 2
@@ -80,7 +83,8 @@ class Sizes:
 QUICK = Sizes(
     most_images=300,
     validation=0.5,
-    space=ConvSpaceSettings((3,), (2, 4), (1, 2), ("relu",), ("depthwise", "grouped"), (1.0,)),
+    space=ConvSpaceSettings((3,), (2, 4), (1, 2), ("relu",), ("depthwise", "grouped"), (1.0, 0.5)),
+    variants=10,
     epochs=12,
     samples=16,
     sample_epochs=2,
@@ -112,6 +116,7 @@ class Bench:
             reference=ReferenceSettings(channels=sizes.channels, strides=sizes.strides),
             recipe=ImageRecipe(epochs=sizes.epochs, seed=seed),
             space=sizes.space,
+            variants_per_block=sizes.variants,
             blockwise=BlockwiseSettings(seed=seed),
             samples=sizes.samples,
             sample_epochs=sizes.sample_epochs,
@@ -195,6 +200,7 @@ class Bench:
                 "parameters": kendall_tau([float(sum(e.parameters for e in own)) for own in entries], scores),
                 "macs": kendall_tau([float(sum(e.macs for e in own)) for own in entries], scores),
                 "fits": fits,
+                "categories": self.category_fits(),
                 "samples": [[s.assembled, s.finetuned, *row] for s, row in zip(samples, errors, strict=True)],
                 "reference": accuracy(reference, self.images.validation),
                 "reference_test": accuracy(reference, self.images.test),
@@ -208,6 +214,16 @@ class Bench:
                 "images": [len(self.images.train), len(self.images.validation), len(self.images.test)],
             }
         )
+
+    def category_fits(self) -> list[float]:
+        """For each block Kendall's τ of errors predicted from settings, each variant left out."""
+        taus = []
+        for number, own in enumerate(self.run.space.variants):
+            known = {v: e.error for (n, v), e in self.run.library.entries.items() if n == number}
+            predictor = predicted_errors(own, known)[1]
+            if predictor is not None:
+                taus.append(predictor.kendall_tau)
+        return taus
 
     # -- latency ---------------------------------------------------------------------------------------------
 

@@ -65,6 +65,9 @@ def _ranking(rows: Sequence[dict[str, Any]]) -> str:
             ]
         )
     head = ["signal", "Kendall's τ with accuracy after finetuning"]
+    told = [tau for r in own for tau in r["categories"]]
+    if told:
+        lines.append(["errors of blocks predicted from their settings, with errors measured", _told(told)])
     whole = _told([r["reference_test"] for r in own], "{:.1f}", 100)
     title = (
         f"**Ranking**: {len(first['samples'])} networks of {first['networks']:,}; "

@@ -220,7 +220,7 @@ class VisionSearch:
         return wanted
 
     def _library(self, wanted: dict[int, tuple[str, ...]]) -> BlockLibrary:
-        return BlockLibrary.build(
+        built = BlockLibrary.build(
             self.space,
             self.images.train,
             self.images.validation,
@@ -228,6 +228,11 @@ class VisionSearch:
             self.settings.blockwise,
             wanted=wanted,
             progress=self.progress,
+        )
+        # What winners added to the folder must not change what a second run draws and predicts.
+        asked = {(number, name) for number, names in wanted.items() for name in names}
+        return BlockLibrary(
+            built.folder, self.space, {key: entry for key, entry in built.entries.items() if key in asked}
         )
 
     @cached_property
@@ -261,8 +266,12 @@ class VisionSearch:
         return Sample(self.space.names(picks), before, after, time.process_time() - started)
 
     def assembled(self, picks: Picks) -> BlockNetwork:
-        """A network of the library's weights with its statistics reset."""
-        network = self.space.assemble(picks, self.library.weights(picks))
+        """A network of the library's weights, statistics reset; blocks that are not in it are trained."""
+        names = self.space.names(picks)
+        library = self.library
+        if any((number, name) not in library.entries for number, name in enumerate(names)):
+            library = self._library({number: (name,) for number, name in enumerate(names)})
+        network = self.space.assemble(picks, library.weights(picks))
         reset_statistics(network, statistics_batches(self.images.train, self.settings.recipe.batch))
         return network
 
@@ -335,12 +344,6 @@ class VisionSearch:
         places = sorted({round(i * (len(front) - 1) / max(1, count - 1)) for i in range(count)})
         if count == 1:
             places = [len(front) - 1]
-        wanted = {
-            n: tuple({front[place].variants[n] for place in places}) for n in range(len(self.space.sites))
-        }
-        # What was only predicted is trained now.
-        library = self._library(wanted)
-        self.library.entries.update(library.entries)
         found = list(front)
         for number, place in enumerate(places):
             found[place] = self.winner(front[place], number)
