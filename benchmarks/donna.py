@@ -77,6 +77,8 @@ class Sizes:
     scratch_epochs: tuple[int, ...] = (2, 5, 10, 20, 40)
     library_epochs: tuple[int, ...] = (1, 2, 5, 10)
     has_peers: bool = True
+    peer_share: float = 1.0
+    """Of the cost of library and samples that a peer may spend."""
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -95,6 +97,7 @@ QUICK = Sizes(
     residuals=((0.5, 1),),
     scratch_epochs=(4,),
     library_epochs=(1,),
+    peer_share=0.1,
     seeds=(0,),
 )
 
@@ -375,7 +378,7 @@ class Bench:
             return
         ranking = self.find(kind="ranking")
         assert ranking is not None
-        budget = ranking["library_seconds"] + ranking["sample_seconds"]
+        budget = self.sizes.peer_share * (ranking["library_seconds"] + ranking["sample_seconds"])
         limits, table, space = self.limits(MAIN), self.table(MAIN), self.run.space
         limit = limits[len(limits) // 2]
         generator = random.Random(self.seed)
