@@ -43,7 +43,8 @@ from modicum.search.space import Picks
 from modicum.vision.conv import ConvSpaceSettings
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.reference import ReferenceSettings
-from modicum.vision.search import SearchImages, VisionSearch
+from modicum.vision.search import VisionSearch
+from modicum.vision.search_images import SearchImages
 from modicum.vision.settings import VisionSearchSettings
 from modicum.vision.training import accuracy, train
 

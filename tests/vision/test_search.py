@@ -20,7 +20,8 @@ from modicum.search.library import BlockLibrary
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.reference import ReferenceSettings
 from modicum.vision.saved import VisionNetwork
-from modicum.vision.search import SearchImages, VisionSearch, search
+from modicum.vision.search import VisionSearch, search
+from modicum.vision.search_images import SearchImages
 from modicum.vision.settings import VisionSearchSettings
 from modicum.vision.training import accuracy
 from tests.vision.pictures import encoded, image_set, pixels, write_folder

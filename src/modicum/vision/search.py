@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,61 +35,14 @@ from modicum.search.pareto import exact_front
 from modicum.search.predictor import Predictor, kendall_tau
 from modicum.search.samples import Sample, SampleFile, draw
 from modicum.search.space import Picks, ReferenceBlock, SearchSpace
-from modicum.vision.images import ImageSet, load_images
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.report import FoundNetwork, SearchReport, draw_front
 from modicum.vision.saved import CONFIG, VisionNetwork
+from modicum.vision.search_images import SearchImages
 from modicum.vision.settings import VisionSearchSettings, digest_of
 from modicum.vision.training import accuracy, statistics_batches, train
 
 Progress = Callable[[str, int, int], object]
-
-
-@dataclass(frozen=True)
-class SearchImages:
-    """Images to learn from, to compare networks with, and to test on.
-
-    Attributes:
-        train: to learn from.
-        validation: what the predictor learns and the report compares.
-        test: looked at once, at the end.
-        unreadable: names of files that were left out, with the reason.
-    """
-
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
-    unreadable: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def load(
-        cls,
-        images: str | Path,
-        settings: VisionSearchSettings,
-        test: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> SearchImages:
-        """Read and split a folder or zip file of class folders.
-
-        Raises:
-            InputError: see `load_images`; or the classes of the test images are others.
-        """
-        size = settings.reference.size
-        loaded = load_images(images, size, most=settings.most_images, progress=progress)
-        unreadable = dict(loaded.unreadable)
-        if test is None:
-            rest, tested = loaded.images.split(settings.test_share, settings.seed)
-        else:
-            more = load_images(test, size, progress=progress)
-            unreadable |= {f"{test}: {name}": reason for name, reason in more.unreadable.items()}
-            rest, tested = loaded.images, more.images.with_statistics_of(loaded.images)
-        train_images, validation = rest.split(settings.validation, settings.seed + 1)
-        return cls(train_images, validation, tested, unreadable)
-
-    @property
-    def digest(self) -> str:
-        """Of what networks learn from and are compared with."""
-        return digest_of(self.train.digest, self.validation.digest)
 
 
 def search(
