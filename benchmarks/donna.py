@@ -68,8 +68,8 @@ class Sizes:
     epochs: int = 20
     samples: int = 24
     sample_epochs: int = 2
-    shares: tuple[float, ...] = (0.3, 0.45, 0.6, 0.8)
-    """Of the reference's time: the limits at which networks are sought."""
+    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.75)
+    """Of the way from the cheapest network's time to the reference's: limits at which networks are sought."""
     winner_epochs: int = 10
     baseline_epochs: int = 20
     mobilenets: tuple[tuple[float, int], ...] = ((0.5, 1), (0.5, 2), (1.0, 1), (1.0, 2), (1.5, 2))
@@ -91,7 +91,7 @@ QUICK = Sizes(
     epochs=12,
     samples=16,
     sample_epochs=2,
-    shares=(0.5,),
+    shares=(0.4,),
     winner_epochs=4,
     baseline_epochs=8,
     mobilenets=((0.5, 1), (1.0, 2)),
@@ -271,10 +271,12 @@ class Bench:
         return choose(groups, {"seconds": limit - ends}).picks
 
     def limits(self, runtime: Runtime) -> list[float]:
-        """Seconds: shares of the reference's time by the table."""
-        space = self.run.space
-        whole = network_seconds(space, self.table(runtime), (0,) * len(space.sites))
-        return [share * whole for share in self.sizes.shares]
+        """Seconds by the table, from the cheapest network to the reference."""
+        space, table = self.run.space, self.table(runtime)
+        whole = network_seconds(space, table, (0,) * len(space.sites))
+        cheapest = [min(range(len(own)), key=own.__getitem__) for own in block_seconds(space, table)]
+        least = network_seconds(space, table, tuple(cheapest))
+        return [least + share * (whole - least) for share in self.sizes.shares]
 
     # -- trained networks ------------------------------------------------------------------------------------
 
@@ -401,8 +403,7 @@ class Bench:
                     place = generator.randrange(len(parent))
                     other = generator.randrange(space.sizes[place])
                     picks = (*parent[:place], other, *parent[place + 1 :])
-                # The reference's blocks have weights already: peers begin from nothing.
-                if fits(picks) and picks not in {one[0] for one in known} and 0 not in picks:
+                if fits(picks) and picks not in {one[0] for one in known}:
                     return picks
 
         known: list[tuple[Picks, float]] = []
