@@ -27,6 +27,7 @@ from measured_rows import append_row, read_rows, write_docs
 from modicum.measure.block_table import BlockTable, measure_blocks
 from modicum.measure.runtimes import Runtime
 from modicum.search.blockwise import BlockwiseSettings
+from modicum.search.categories import predicted_errors
 from modicum.search.latency import (
     block_seconds,
     check_latency,
@@ -42,7 +43,8 @@ from modicum.search.space import Picks
 from modicum.vision.conv import ConvSpaceSettings
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.reference import ReferenceSettings
-from modicum.vision.search import SearchImages, VisionSearch
+from modicum.vision.search import VisionSearch
+from modicum.vision.search_images import SearchImages
 from modicum.vision.settings import VisionSearchSettings
 from modicum.vision.training import accuracy, train
 
@@ -59,13 +61,15 @@ class Sizes:
     channels: tuple[int, ...] = (24, 32, 64)
     strides: tuple[int, ...] = (1, 2, 2)
     space: ConvSpaceSettings = field(
-        default_factory=lambda: ConvSpaceSettings((3, 5), (2, 4), (1, 2), widths=(1.0,))
+        default_factory=lambda: ConvSpaceSettings((3, 5), (2, 4), (1, 2), widths=(1.0, 0.5))
     )
+    variants: int | None = 24
+    """Of each block that are trained; the errors of the others are predicted."""
     epochs: int = 20
     samples: int = 24
     sample_epochs: int = 2
-    shares: tuple[float, ...] = (0.3, 0.45, 0.6, 0.8)
-    """Of the reference's time: the limits at which networks are sought."""
+    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.75)
+    """Of the way from the cheapest network's time to the reference's: limits at which networks are sought."""
     winner_epochs: int = 10
     baseline_epochs: int = 20
     mobilenets: tuple[tuple[float, int], ...] = ((0.5, 1), (0.5, 2), (1.0, 1), (1.0, 2), (1.5, 2))
@@ -74,23 +78,27 @@ class Sizes:
     scratch_epochs: tuple[int, ...] = (2, 5, 10, 20, 40)
     library_epochs: tuple[int, ...] = (1, 2, 5, 10)
     has_peers: bool = True
+    peer_share: float = 1.0
+    """Of the cost of library and samples that a peer may spend."""
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
 QUICK = Sizes(
     most_images=300,
     validation=0.5,
-    space=ConvSpaceSettings((3,), (2, 4), (1, 2), ("relu",), ("depthwise", "grouped"), (1.0,)),
+    space=ConvSpaceSettings((3,), (2, 4), (1, 2), ("relu",), ("depthwise", "grouped"), (1.0, 0.5)),
+    variants=10,
     epochs=12,
     samples=16,
     sample_epochs=2,
-    shares=(0.5,),
+    shares=(0.4,),
     winner_epochs=4,
     baseline_epochs=8,
     mobilenets=((0.5, 1), (1.0, 2)),
     residuals=((0.5, 1),),
     scratch_epochs=(4,),
     library_epochs=(1,),
+    peer_share=0.1,
     seeds=(0,),
 )
 
@@ -112,6 +120,7 @@ class Bench:
             reference=ReferenceSettings(channels=sizes.channels, strides=sizes.strides),
             recipe=ImageRecipe(epochs=sizes.epochs, seed=seed),
             space=sizes.space,
+            variants_per_block=sizes.variants,
             blockwise=BlockwiseSettings(seed=seed),
             samples=sizes.samples,
             sample_epochs=sizes.sample_epochs,
@@ -163,10 +172,13 @@ class Bench:
         """Kendall's τ of what may rank networks, and what it all costs."""
         if self.find(kind="ranking"):
             return
-        started = time.process_time()
-        reference = self.run.reference
-        reference_seconds = time.process_time() - started
         run = self.run
+        started = time.process_time()
+        reference = run.reference
+        if not self.find(kind="reference"):  # a row of its own: a stopped run loads the network
+            self.add({"kind": "reference", "seconds": time.process_time() - started})
+        trained = self.find(kind="reference")
+        assert trained is not None
         samples = run.samples
         scores = [s.finetuned for s in samples]
         errors = [run.block_errors(s.variants) for s in samples]
@@ -195,10 +207,11 @@ class Bench:
                 "parameters": kendall_tau([float(sum(e.parameters for e in own)) for own in entries], scores),
                 "macs": kendall_tau([float(sum(e.macs for e in own)) for own in entries], scores),
                 "fits": fits,
+                "categories": self.category_fits(),
                 "samples": [[s.assembled, s.finetuned, *row] for s, row in zip(samples, errors, strict=True)],
                 "reference": accuracy(reference, self.images.validation),
                 "reference_test": accuracy(reference, self.images.test),
-                "reference_seconds": reference_seconds,
+                "reference_seconds": trained["seconds"],
                 "library_seconds": run.library.seconds,
                 "variants": len(run.library.entries),
                 "failed": len(run.library.failed),
@@ -208,6 +221,16 @@ class Bench:
                 "images": [len(self.images.train), len(self.images.validation), len(self.images.test)],
             }
         )
+
+    def category_fits(self) -> list[float]:
+        """For each block Kendall's τ of errors predicted from settings, each variant left out."""
+        taus = []
+        for number, own in enumerate(self.run.space.variants):
+            known = {v: e.error for (n, v), e in self.run.library.entries.items() if n == number}
+            predictor = predicted_errors(own, known)[1]
+            if predictor is not None:
+                taus.append(predictor.kendall_tau)
+        return taus
 
     # -- latency ---------------------------------------------------------------------------------------------
 
@@ -251,10 +274,12 @@ class Bench:
         return choose(groups, {"seconds": limit - ends}).picks
 
     def limits(self, runtime: Runtime) -> list[float]:
-        """Seconds: shares of the reference's time by the table."""
-        space = self.run.space
-        whole = network_seconds(space, self.table(runtime), (0,) * len(space.sites))
-        return [share * whole for share in self.sizes.shares]
+        """Seconds by the table, from the cheapest network to the reference."""
+        space, table = self.run.space, self.table(runtime)
+        whole = network_seconds(space, table, (0,) * len(space.sites))
+        cheapest = [min(range(len(own)), key=own.__getitem__) for own in block_seconds(space, table)]
+        least = network_seconds(space, table, tuple(cheapest))
+        return [least + share * (whole - least) for share in self.sizes.shares]
 
     # -- trained networks ------------------------------------------------------------------------------------
 
@@ -359,7 +384,7 @@ class Bench:
             return
         ranking = self.find(kind="ranking")
         assert ranking is not None
-        budget = ranking["library_seconds"] + ranking["sample_seconds"]
+        budget = self.sizes.peer_share * (ranking["library_seconds"] + ranking["sample_seconds"])
         limits, table, space = self.limits(MAIN), self.table(MAIN), self.run.space
         limit = limits[len(limits) // 2]
         generator = random.Random(self.seed)
@@ -381,8 +406,7 @@ class Bench:
                     place = generator.randrange(len(parent))
                     other = generator.randrange(space.sizes[place])
                     picks = (*parent[:place], other, *parent[place + 1 :])
-                # The reference's blocks have weights already: peers begin from nothing.
-                if fits(picks) and picks not in {one[0] for one in known} and 0 not in picks:
+                if fits(picks) and picks not in {one[0] for one in known}:
                     return picks
 
         known: list[tuple[Picks, float]] = []

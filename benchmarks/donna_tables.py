@@ -65,6 +65,9 @@ def _ranking(rows: Sequence[dict[str, Any]]) -> str:
             ]
         )
     head = ["signal", "Kendall's τ with accuracy after finetuning"]
+    told = [tau for r in own for tau in r["categories"]]
+    if told:
+        lines.append(["errors of blocks predicted from their settings, with errors measured", _told(told)])
     whole = _told([r["reference_test"] for r in own], "{:.1f}", 100)
     title = (
         f"**Ranking**: {len(first['samples'])} networks of {first['networks']:,}; "
@@ -138,11 +141,7 @@ def _front(rows: Sequence[dict[str, Any]]) -> str:
                 speed.append(slower / ms)
     for share in dict.fromkeys(r["share"] for r in _of(rows, kind="winner", runtime=MAIN)):
         own = _of(rows, kind="winner", runtime=MAIN, share=share)
-        lines.append(
-            _line(
-                rows, f"found at {share:.0%} of the reference's time", own, lambda r: "|".join(r["variants"])
-            )
-        )
+        lines.append(_line(rows, f"found, limit at {share:.0%}", own, lambda r: "|".join(r["variants"])))
     for family in ("mobilenetv2", "residual"):
         mine = _of(rows, kind="baseline", family=family)
         for factor, depth in dict.fromkeys((r["factor"], r["depth"]) for r in mine):
@@ -155,7 +154,16 @@ def _front(rows: Sequence[dict[str, Any]]) -> str:
         f"{_told(gains, '{:+.1f}')} points; at the same accuracy {_told(speed)} times as fast "
         f"({len(gains)} and {len(speed)} networks lie in their range)."
     )
-    return _table("**Front**, " + MAIN + ", one thread", head, lines) + told
+    return (
+        _table(
+            "**Front**, "
+            + MAIN
+            + ", one thread; limits from the cheapest network (0 %) to the reference (100 %)",
+            head,
+            lines,
+        )
+        + told
+    )
 
 
 def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -211,7 +219,7 @@ def _peers(rows: Sequence[dict[str, Any]]) -> str:
                 ]
             )
     return _table(
-        f"**At the same cost**, within {shares[len(shares) // 2]:.0%} of the reference's time",
+        f"**At the same cost**, limit at {shares[len(shares) // 2]:.0%}",
         ["search", "candidates trained", "test, %"],
         lines,
     )
@@ -248,4 +256,4 @@ def _devices(rows: Sequence[dict[str, Any]]) -> str:
     head = ["share", "blocks alike"]
     head += [f"ms on {on}, chosen for {chosen}" for on in names for chosen in names]
     head += [f"test, %, chosen for {n}" for n in names]
-    return _table("**Two devices**: limits are shares of the reference's time on each", head, lines)
+    return _table("**Two devices**, each with limits of its own", head, lines)

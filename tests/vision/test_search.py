@@ -16,10 +16,12 @@ from modicum.measure.block_table import BlockTable
 from modicum.measure.runtimes import Runtime
 from modicum.search.blockwise import BlockwiseSettings
 from modicum.search.latency import block_key, check_latency, ends_keys, network_seconds, timed_blocks
+from modicum.search.library import BlockLibrary
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.reference import ReferenceSettings
 from modicum.vision.saved import VisionNetwork
-from modicum.vision.search import SearchImages, VisionSearch, search
+from modicum.vision.search import VisionSearch, search
+from modicum.vision.search_images import SearchImages
 from modicum.vision.settings import VisionSearchSettings
 from modicum.vision.training import accuracy
 from tests.vision.pictures import encoded, image_set, pixels, write_folder
@@ -145,10 +147,14 @@ def test_untrained_variants_are_predicted_and_trained_when_they_win(tmp_path: Pa
     assert report.reference.milliseconds is None
     run = VisionSearch(pictures(), tmp_path, settings)
     assert [len(own) for own in run.errors] == [16, 16]
-    trained = {name for _, name in run.library.entries}
+    trained = {(number, name) for number, name in run.library.entries}
+    assert len(trained) == 12
+    everything = BlockLibrary.open(tmp_path / "library", run.space).entries
     for one in report.front:
         if one.folder:
-            assert set(one.variants) <= trained
+            assert set(enumerate(one.variants)) <= set(everything)
+    # What winners added does not change what a second run finds.
+    assert run.front() == [replace(one, validation=None, test=None, folder=None) for one in report.front]
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def search(
     from modicum.measure.runtimes import Runtime
     from modicum.search.blockwise import BlockwiseSettings
     from modicum.vision.recipe import ImageRecipe
-    from modicum.vision.search import SearchImages
     from modicum.vision.search import search as run
+    from modicum.vision.search_images import SearchImages
     from modicum.vision.settings import VisionSearchSettings
 
     settings = VisionSearchSettings(

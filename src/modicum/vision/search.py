@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,61 +35,14 @@ from modicum.search.pareto import exact_front
 from modicum.search.predictor import Predictor, kendall_tau
 from modicum.search.samples import Sample, SampleFile, draw
 from modicum.search.space import Picks, ReferenceBlock, SearchSpace
-from modicum.vision.images import ImageSet, load_images
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.report import FoundNetwork, SearchReport, draw_front
 from modicum.vision.saved import CONFIG, VisionNetwork
+from modicum.vision.search_images import SearchImages
 from modicum.vision.settings import VisionSearchSettings, digest_of
 from modicum.vision.training import accuracy, statistics_batches, train
 
 Progress = Callable[[str, int, int], object]
-
-
-@dataclass(frozen=True)
-class SearchImages:
-    """Images to learn from, to compare networks with, and to test on.
-
-    Attributes:
-        train: to learn from.
-        validation: what the predictor learns and the report compares.
-        test: looked at once, at the end.
-        unreadable: names of files that were left out, with the reason.
-    """
-
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
-    unreadable: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def load(
-        cls,
-        images: str | Path,
-        settings: VisionSearchSettings,
-        test: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> SearchImages:
-        """Read and split a folder or zip file of class folders.
-
-        Raises:
-            InputError: see `load_images`; or the classes of the test images are others.
-        """
-        size = settings.reference.size
-        loaded = load_images(images, size, most=settings.most_images, progress=progress)
-        unreadable = dict(loaded.unreadable)
-        if test is None:
-            rest, tested = loaded.images.split(settings.test_share, settings.seed)
-        else:
-            more = load_images(test, size, progress=progress)
-            unreadable |= {f"{test}: {name}": reason for name, reason in more.unreadable.items()}
-            rest, tested = loaded.images, more.images.with_statistics_of(loaded.images)
-        train_images, validation = rest.split(settings.validation, settings.seed + 1)
-        return cls(train_images, validation, tested, unreadable)
-
-    @property
-    def digest(self) -> str:
-        """Of what networks learn from and are compared with."""
-        return digest_of(self.train.digest, self.validation.digest)
 
 
 def search(
@@ -220,7 +173,7 @@ class VisionSearch:
         return wanted
 
     def _library(self, wanted: dict[int, tuple[str, ...]]) -> BlockLibrary:
-        return BlockLibrary.build(
+        built = BlockLibrary.build(
             self.space,
             self.images.train,
             self.images.validation,
@@ -228,6 +181,11 @@ class VisionSearch:
             self.settings.blockwise,
             wanted=wanted,
             progress=self.progress,
+        )
+        # What winners added to the folder must not change what a second run draws and predicts.
+        asked = {(number, name) for number, names in wanted.items() for name in names}
+        return BlockLibrary(
+            built.folder, self.space, {key: entry for key, entry in built.entries.items() if key in asked}
         )
 
     @cached_property
@@ -261,8 +219,12 @@ class VisionSearch:
         return Sample(self.space.names(picks), before, after, time.process_time() - started)
 
     def assembled(self, picks: Picks) -> BlockNetwork:
-        """A network of the library's weights with its statistics reset."""
-        network = self.space.assemble(picks, self.library.weights(picks))
+        """A network of the library's weights, statistics reset; blocks that are not in it are trained."""
+        names = self.space.names(picks)
+        library = self.library
+        if any((number, name) not in library.entries for number, name in enumerate(names)):
+            library = self._library({number: (name,) for number, name in enumerate(names)})
+        network = self.space.assemble(picks, library.weights(picks))
         reset_statistics(network, statistics_batches(self.images.train, self.settings.recipe.batch))
         return network
 
@@ -335,12 +297,6 @@ class VisionSearch:
         places = sorted({round(i * (len(front) - 1) / max(1, count - 1)) for i in range(count)})
         if count == 1:
             places = [len(front) - 1]
-        wanted = {
-            n: tuple({front[place].variants[n] for place in places}) for n in range(len(self.space.sites))
-        }
-        # What was only predicted is trained now.
-        library = self._library(wanted)
-        self.library.entries.update(library.entries)
         found = list(front)
         for number, place in enumerate(places):
             found[place] = self.winner(front[place], number)
