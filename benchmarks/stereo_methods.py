@@ -46,14 +46,11 @@ def methods(is_quick: bool) -> Iterator[Method]:
 
 
 def ours(settings: StereoSettings) -> Run:
-    """Our matcher, its memory kept."""
-    matchers: dict[int, StereoMatcher] = {}
+    """Our matcher; a new one each time, as hundreds of settings would keep their memory."""
 
     def run(left: NDArray[Any], right: NDArray[Any], disparities: int) -> NDArray[np.int16]:
-        if disparities not in matchers:
-            made = StereoSettings(disparities, settings.cost, settings.path, settings.refine)
-            matchers[disparities] = StereoMatcher(made)
-        return matchers[disparities].match(left, right).fixed
+        made = StereoSettings(disparities, settings.cost, settings.path, settings.refine)
+        return StereoMatcher(made).match(left, right).fixed
 
     return run
 
