@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modicum.cli.console import complain, print_json, print_table
+from modicum.cli.console import complain, print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
 from modicum.errors import InputError
 
@@ -231,11 +231,12 @@ def evaluate(
     scenes = find_scenes(folder)
     rows: list[dict[str, Any]] = []
     sections = []
-    for scene in scenes:
-        figures = _evaluate(
-            scene, [(kind, n) for kind in kinds for n in counts], rows, (disparities, scale, fill, threads)
-        )
-        sections.append((scene.name, figures))
+    wanted = [(kind, n) for kind in kinds for n in counts]
+    options = disparities, scale, fill, threads
+    with progress_bar() as tell:
+        for done, scene in enumerate(scenes):
+            tell(scene.name, done, len(scenes))
+            sections.append((scene.name, _evaluate(scene, wanted, rows, options)))
     if page is not None:
         from modicum.stereo import pictures
         from modicum.stereo.disparity_file import write_whole
@@ -368,6 +369,8 @@ def rtl(
     )
     if simulate:
         print(f"Amaranth's simulator: {told['simulated']:,} disparities as the software has them")
+    if width * height > 10_000:
+        complain("simulators take long for this frame: for a check write a core of --width 64 --height 48")
     complain(
         f"simulate it: cd {out} && iverilog -g2005 -o simulation {files[0].name} testbench.v && "
         "vvp -n simulation"
