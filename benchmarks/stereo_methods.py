@@ -46,14 +46,11 @@ def methods(is_quick: bool) -> Iterator[Method]:
 
 
 def ours(settings: StereoSettings) -> Run:
-    """Our matcher, its memory kept."""
-    matchers: dict[int, StereoMatcher] = {}
+    """Our matcher; a new one each time, as hundreds of settings would keep their memory."""
 
     def run(left: NDArray[Any], right: NDArray[Any], disparities: int) -> NDArray[np.int16]:
-        if disparities not in matchers:
-            made = StereoSettings(disparities, settings.cost, settings.path, settings.refine)
-            matchers[disparities] = StereoMatcher(made)
-        return matchers[disparities].match(left, right).fixed
+        made = StereoSettings(disparities, settings.cost, settings.path, settings.refine)
+        return StereoMatcher(made).match(left, right).fixed
 
     return run
 
@@ -64,10 +61,12 @@ def _ours(kind: Any, paths: int) -> list[Method]:
     found = [
         Method(name, "defaults", ours(StereoSettings(64, CostSettings(kind), PathSettings(paths), refine)))
     ]
-    ranks = (5, 7) if kind not in ("ad", "sad") else (5,)
+    ranks = (5, 7) if kind not in ("ad", "sad", "unified") else (5,)
     windows = (3, 5) if kind in ("sad", "rank-sad", "unified") else (3,)
-    shares = (0.04, 0.08, 0.16, 0.3) if kind in ("ad", "sad") else (0.2, 0.4, 0.8, 1.6)
-    for rank, window, share, ratio, contrast in product(ranks, windows, shares, (2, 4, 8), (0, 8)):
+    shares = (0.04, 0.08, 0.16) if kind in ("ad", "sad") else (0.2, 0.4, 0.8)
+    if len(windows) == 1 and kind != "ad":
+        shares = (0.4, 0.8, 1.6)
+    for rank, window, share, ratio, contrast in product(ranks, windows, shares, (4, 8), (0, 8)):
         cost = CostSettings(kind, rank, window)
         p1 = max(1, round(share * cost.max_cost(8)))
         if paths * (cost.max_cost(8) + ratio * p1) >= 2**16:
@@ -85,7 +84,7 @@ def _ours(kind: Any, paths: int) -> list[Method]:
 
 def _sgbm(name: str) -> list[Method]:
     found = []
-    for block, factor, ratio, cap in product((3, 5, 7), (4, 8, 16, 32), (2, 4, 8), (15, 31, 63)):
+    for block, factor, ratio, cap in product((3, 5, 7), (4, 8, 16, 32), (2, 4, 8), (15, 63)):
         p1 = factor * block**2
         setting = f"block {block}, P1 {p1}, P2 {ratio * p1}, prefilter {cap}"
         found.append(Method(name, setting, _run_sgbm(MODES[name], block, (p1, ratio * p1), cap)))

@@ -50,9 +50,11 @@ def read_disparity(path: Path | str, scale: float | None = None) -> NDArray[np.f
             disparity. Not used for .pfm.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or damaged, or the scale is not above 0.
     """
     path = Path(path)
+    if scale is not None and not 0 < scale < float("inf"):
+        raise InputError(f"scale is {scale}: give a number above 0")
     if path.suffix.lower() == ".pfm":
         return _read_pfm(path)
     pictures = import_package("PIL.Image")
