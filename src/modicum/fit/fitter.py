@@ -36,6 +36,7 @@ from modicum.fit.settings import FitSettings, Target
 from modicum.kv.budget import Budget
 from modicum.kv.cache import BudgetCache
 from modicum.kv.calibration import calibrate
+from modicum.kv.fingerprint import weights_digest
 from modicum.kv.head_profile import HeadProfile
 from modicum.kv.head_store import find_profile, use_profile
 from modicum.kv.policies.calibrated import Calibrated
@@ -207,7 +208,7 @@ class Fitter:
 
     def apply(self, chosen: Measured, candidates: Sequence[Measured] = ()) -> FitReport:
         """Put a plan into the model, for good: the library's weights, or those of pruning in order, whichever
-        lose less; and calibrate its heads anew.
+        lose less; and calibrate its heads anew, or keep the reference's head profile, likewise.
         """
         plan = chosen.plan
         with self._quiet():
@@ -221,6 +222,10 @@ class Fitter:
                 masks = assembly.from_library(self.library, plan.options)
                 profile = self._calibrate(self.model)
                 errors = self.measure_model(self.model, plan.cache)
+            if masks and self.profile is not None and errors.loss(share) > chosen.loss:
+                # The reference's profile, with which the candidate was measured, divides the slots better.
+                profile, errors = replace(self.profile, weights=weights_digest(self.model)), chosen.errors
+                use_profile(self.model, profile)
         target = self.target
         return FitReport(
             target=target,
