@@ -198,7 +198,7 @@ class Bench:
         return load_test_images(some, size)
 
     def _like(self, backbone: str, seed: int, is_bytes: bool) -> SSDSettings:
-        """The uniform network whose bytes or multiply-accumulates are nearest to the student's, as a ratio."""
+        """The uniform network whose bytes or multiply-accumulates are nearest to the student's."""
         student = self.detector(ALL, seed).network
 
         def cost(settings: SSDSettings) -> int:
