@@ -12,6 +12,7 @@ The data is a folder in Pascal VOC's layout with the splits trainval and test, s
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -197,18 +198,16 @@ class Bench:
         return load_test_images(some, size)
 
     def _like(self, backbone: str, seed: int, is_bytes: bool) -> SSDSettings:
-        """The widest uniform network of at most the student's bytes or multiply-accumulates."""
+        """The uniform network whose bytes or multiply-accumulates are nearest to the student's."""
         student = self.detector(ALL, seed).network
-        best = None
-        for step in range(4, 129):
-            settings = SSDSettings.of(self.data.classes, backbone, step / 128)
-            if is_bytes:
-                fits = len(file_bytes(SSD(settings), {})) <= len(file_bytes(student, {}))
-            else:
-                fits = macs(settings) <= macs(student.settings)
-            best = settings if fits else best
-        assert best is not None, "even the narrowest network is larger"
-        return best
+
+        def cost(settings: SSDSettings) -> int:
+            return len(file_bytes(SSD(settings), {})) if is_bytes else macs(settings)
+
+        target = cost(student.settings)
+        tried = [SSDSettings.of(self.data.classes, backbone, step / 128) for step in range(4, 97)]
+        distinct = {tuple(one.channels.values()): one for one in tried}.values()
+        return min(distinct, key=lambda one: abs(math.log(cost(one) / target)))
 
     def _one_shot(self, seed: int) -> SSD:
         """torch-pruning's own pruner, with the least ratio that gives the student's multiply-accumulates."""

@@ -69,9 +69,10 @@ def nms(boxes: Tensor, scores: Tensor, max_iou: float, max_kept: int | None = No
     order = scores.argsort(dim=0, descending=True, stable=True)
     most = len(order) if max_kept is None else max_kept
     kept = order[:0]
-    for block in torch.split(order, _BLOCK):
+    for start in range(0, len(order), _BLOCK):
         if len(kept) >= most:
             break
+        block = order[start : start + _BLOCK]
         if len(kept):
             block = block[~(iou(boxes[kept], boxes[block]) > max_iou).any(0)]
         kept = torch.cat([kept, block[_stays(boxes[block], max_iou)]])
