@@ -30,7 +30,7 @@ import numpy as np
 from measured_rows import append_row, read_rows, write_docs
 from stereo_methods import Method, methods, sgbm
 from stereo_pairs import Pair, pairs
-from stereo_tables import section
+from stereo_tables import ERRORS, section
 
 from modicum.measure import Spread, TimingSettings, interleaved
 from modicum.stereo import CostSettings, PathSettings, StereoMatcher, StereoSettings, measure
@@ -102,14 +102,12 @@ class Bench:
                 return
 
 
-def errors(method: Method, pair: Pair) -> dict[str, Any]:
-    """Of a pair: over visible pixels and over all."""
+def errors(method: Method, pair: Pair) -> list[float]:
+    """Of a pair, as `stereo_tables.ERRORS` lists them; in four digits."""
     fixed = method.run(pair.left, pair.right, pair.disparities)
     found = np.where(fixed < 0, np.nan, fixed / 16).astype(np.float32)
-    return {
-        "visible": measure(found, pair.truth, pair.shown).to_dict(),
-        "all": measure(found, pair.truth).to_dict(),
-    }
+    of_parts = {"visible": measure(found, pair.truth, pair.shown), "all": measure(found, pair.truth)}
+    return [float(f"{getattr(of_parts[part], name):.4g}") for part, name in ERRORS]
 
 
 def times(pair: Pair, threads: int, rounds: int) -> dict[str, Any]:

@@ -84,8 +84,10 @@ def _ours(kind: Any, paths: int) -> list[Method]:
 
 def _sgbm(name: str) -> list[Method]:
     found = []
-    for block, factor, ratio, cap in product((3, 5, 7), (4, 8, 16, 32), (2, 4, 8), (15, 63)):
+    for block, factor, ratio, cap in product((3, 5, 7), (4, 8, 16, 32), (2, 4, 8, 16), (15, 63)):
         p1 = factor * block**2
+        if ratio * p1 > 10_000:  # its sums have 16 bits
+            continue
         setting = f"block {block}, P1 {p1}, P2 {ratio * p1}, prefilter {cap}"
         found.append(Method(name, setting, _run_sgbm(MODES[name], block, (p1, ratio * p1), cap)))
     return found

@@ -13,7 +13,8 @@ from stereo_pairs import CONDITIONS, SCENES
 Row = dict[str, Any]
 AIM = 1.1
 """Times SGBM's bad-1 on clean pairs that ours may be at most."""
-_PEERS = ("SGBM HH", "SGBM HH4", "SGBM", "BM")
+ERRORS = tuple((part, name) for part in ("visible", "all") for name in ("bad_1", "bad_2", "mean"))
+"""What a row has of each pair, in this order."""
 
 
 def section(raw: dict[str, Any]) -> str:
@@ -37,7 +38,12 @@ def section(raw: dict[str, Any]) -> str:
 
 
 def _mean(row: Row, measure: str, part: str, conditions: Iterable[str]) -> float:
-    return statistics.fmean(row["errors"][f"{s} {c}"][part][measure] for s in SCENES for c in conditions)
+    return statistics.fmean(_error(row, f"{s} {c}", part, measure) for s in SCENES for c in conditions)
+
+
+def _error(row: Row, pair: str, part: str, measure: str) -> float:
+    found: float = row["errors"][pair][ERRORS.index((part, measure))]
+    return found
 
 
 def _best(rows: list[Row], name: str, conditions: Iterable[str], allows_defaults: bool = False) -> Row:
@@ -103,7 +109,7 @@ def _each_pair(rows: list[Row]) -> str:
         best = _best(rows, name, ["clean"])
         cells = [name]
         for scene in SCENES:
-            one, two = (row["errors"][f"{scene} clean"]["visible"]["bad_1"] for row in (best, peer))
+            one, two = (_error(row, f"{scene} clean", "visible", "bad_1") for row in (best, peer))
             cells.append(f"{_percent(one)} ({one / two:.2f})")
         lines.append(cells)
     return (
