@@ -30,6 +30,10 @@ NUMERIC = (
     "tests/distill",
     "tests/quant",
     "tests/speech",
+    "tests/search",
+    "tests/vision",
+    "tests/fit",
+    "tests/stereo",
 )
 THREADS = (1, 2)
 
