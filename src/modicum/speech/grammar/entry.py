@@ -293,10 +293,10 @@ def search(
     before = Decisions.of(scores.others.columns(range(num_original)), owners[:num_original])
     threshold = threshold_for(before.confidence, settings.false_alarm_rate)
     if not math.isfinite(threshold):
+        short = int(np.isneginf(before.confidence).sum())
         raise InputError(
-            f"{int(np.isneginf(before.confidence).sum()):,} of {len(before.confidence):,} recordings of other "
-            "speech are too short for every command, so no threshold can be set by them: give longer ones, or "
-            "cut longer pieces"
+            f"{short:,} of {len(before.confidence):,} recordings of other speech are too short for every "
+            "command, so no threshold can be set by them: give longer ones, or cut longer pieces"
         )
     objective = GrammarObjective(
         scores.commands,
