@@ -359,6 +359,20 @@ def test_other_speech_that_is_too_short_for_every_command_sets_no_threshold(
         search_grammar(Slow(), COMMANDS, spoken, others, SETTINGS)
 
 
+def test_a_recording_that_the_model_cannot_take_is_named(tmp_path: Path) -> None:
+    class Long(LetterModel):
+        def _text(self, samples: Tensor) -> str:
+            raise InputError("100 samples make no frame")
+
+    one = written(tmp_path, "a", "cancel")
+    for work in (
+        lambda: compute_scores(Long(), [one], original_expressions(Long(), COMMANDS)),
+        lambda: hear_words(Long(), [one]),
+    ):
+        with pytest.raises(InputError, match=rf"{one.audio.name}: 100 samples make no frame"):
+            work()
+
+
 def test_other_speech_is_cut_into_pieces(tmp_path: Path) -> None:
     one = written(tmp_path / "long", "abcdefghij" * 52)  # 520 letters of 1 / 160 s: 3.25 s
     pieces = read_other_speech(tmp_path / "long", 1.5)
