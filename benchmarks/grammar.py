@@ -366,7 +366,7 @@ class Bench:
                 return LabelledScores(first, labels, second)
 
             seen = scores("search", "search_others")
-            left = leave_one_out(seen.commands, p.heard, p.expressions, p.trial.commands)
+            left = leave_one_out(seen.commands, p.heard, p.expressions, p.trial.commands, p.num_original)
             parts = replace(seen, commands=left), scores("test", "test_others")
             chosen = self.methods(key | {"seed": seed}, p, parts)
             if rivals:

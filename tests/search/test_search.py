@@ -104,6 +104,7 @@ def test_refinement_leaves_nothing_to_add_or_remove() -> None:
         chosen = frozenset(refined_search(problem).chosen)
         value = problem.function(chosen)
         assert all(problem.function(chosen | {item}) <= value for item in range(25))
+        assert all(problem.function(chosen - {item}) < value for item in chosen)
 
 
 def test_greedy_follows_the_plain_rule() -> None:

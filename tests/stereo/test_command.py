@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 
 from modicum.cli import app
 from modicum.errors import InputError
-from modicum.stereo import measure, visible
+from modicum.stereo import measure, read_image, visible
 from modicum.stereo.disparity_file import read_disparity, write_disparity
 from modicum.stereo.scenes import find_scenes
 from tests.bounds import unit_roundoff
@@ -241,12 +243,76 @@ def test_sixteen_bit_pictures_are_matched(pair: tuple[str, str], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"P5\n", b"Pf\n2 2\n-1\n" + b"\0" * 15, b"Pf\n0 0\n-1\n", b"PF\n1 1\n-1\n" + b"\0" * 12]
+    "content",
+    [
+        b"",
+        b"P5\n",
+        b"Pf\n2 2\n-1\n" + b"\0" * 15,
+        b"Pf\n0 0\n-1\n",
+        b"PF\n1 1\n-1\n" + b"\0" * 12,
+        b"Pf\n1 1\n-\n" + b"\0" * 4,
+        b"Pf\n1 1\ne\n" + b"\0" * 4,
+        b"Pf\n" + b"9" * 5000 + b" 1\n-1\n" + b"\0" * 4,
+    ],
 )
 def test_damaged_disparity_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "d.pfm").write_bytes(content)
     with pytest.raises(InputError):
         read_disparity(tmp_path / "d.pfm")
+
+
+def png_that_says_to_be_large() -> bytes:
+    """A PNG of 30,000 x 30,000 pixels by its header, without them."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_pictures_that_are_too_large_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(png_that_says_to_be_large())
+    with pytest.raises(InputError, match="cannot read"):
+        read_disparity(tmp_path / "large.png")
+    with pytest.raises(InputError, match="cannot read"):
+        read_image(tmp_path / "large.png")
+
+
+def test_disparities_that_a_png_cannot_hold_are_refused(pair: tuple[str, str], tmp_path: Path) -> None:
+    values = np.full((2, 3), 255.75, np.float32)
+    write_disparity(tmp_path / "d.png", values)
+    assert (read_disparity(tmp_path / "d.png") == values).all()
+    values[0, 0] = 256
+    with pytest.raises(InputError, match=r"up to 256 pixels, and a PNG holds up to 256\.0: .*\.pfm"):
+        write_disparity(tmp_path / "e.png", values)
+    assert not (tmp_path / "e.png").exists()
+    write_disparity(tmp_path / "e.pfm", values)
+    assert "a PNG holds 256" in refused("match", *pair, "-o", tmp_path / "d.png", "-d", 257)
+
+
+def test_a_scene_without_a_finite_truth_is_refused(pair: tuple[str, str], tmp_path: Path) -> None:
+    write_disparity(tmp_path / "scene" / "disp2.pfm", np.full((24, 48), np.nan, np.float32))
+    assert "no pixel of" in refused("evaluate", tmp_path)
+    (tmp_path / "scene" / "calib.txt").write_text("ndisp=\N{SUPERSCRIPT TWO}\n", encoding="utf-8")
+    assert "no pixel of" in refused("evaluate", tmp_path)
+
+
+def test_a_true_disparity_beyond_any_image_is_not_visible() -> None:
+    assert visible(np.array([[1e30, 1, 1]], np.float32)).tolist() == [[False, True, True]]
+
+
+def test_folders_without_a_scene_are_named_and_the_table_comes_before_the_page(
+    pair: tuple[str, str], tmp_path: Path
+) -> None:
+    save(tmp_path / "scene" / "disp2.png", np.full((24, 48), 5 * 4, np.uint8))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    result = run("evaluate", tmp_path, "--page", Path(pair[0]) / "page.html")
+    assert result.exit_code == 2
+    assert "have no scene and are left out: notes\n" in result.stderr
+    assert "rank-structure" in result.stdout
+    assert "cannot write" in result.stderr
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -71,9 +71,10 @@ def learn(
     from modicum.speech.grammar import learn_dictionary, open_model, read_recordings
     from modicum.speech.grammar.score_table import readable
 
+    spoken = read_recordings(speech)
     opened = open_model(model)
     with progress_bar() as progress:
-        recordings = readable(opened, read_recordings(speech), progress)
+        recordings = readable(opened, spoken, progress)
         dictionary = learn_dictionary(opened, recordings, decodes, progress)
     dictionary.save(out)
     words = sorted(dictionary.counts, key=lambda word: (-sum(dictionary.counts[word].values()), word))
@@ -150,9 +151,9 @@ def search(
         seed=seed,
     )
     texts = read_commands(commands)
-    opened = open_model(model)
     known = None if dictionary is None else PronunciationDictionary.load(dictionary)
     own, foreign = read_recordings(recordings), read_other_speech(others, pieces)
+    opened = open_model(model)
     with progress_bar() as progress:
         report = search_grammar(opened, texts, own, foreign, settings, dictionary=known, progress=progress)
     report.grammar.save(out / GRAMMAR)
@@ -192,8 +193,8 @@ def evaluate(
     )
 
     loaded = Grammar.load(_file(grammar))
-    opened = open_model(model or loaded.model)
     own, foreign = read_recordings(recordings), read_other_speech(others, pieces)
+    opened = open_model(model or loaded.model)
     with progress_bar() as progress:
         found = evaluate_grammar(opened, loaded, own, foreign, false_alarms, progress=progress)
     if page is not None:

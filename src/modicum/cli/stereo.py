@@ -96,6 +96,11 @@ def match(
         raise InputError("there is nothing to write: give --out, --picture or --page")
     if out is not None and out.suffix.lower() not in (".png", ".pfm"):
         raise InputError(f"--out is {out}: give a name in .pfm or .png")
+    if out is not None and out.suffix.lower() == ".png" and disparities > 256:
+        raise InputError(
+            f"--out is {out} and there are {disparities} disparities, and a PNG holds 256: give a name in "
+            ".pfm"
+        )
     if picture is not None and picture.suffix.lower() != ".png":
         raise InputError(f"--picture is {picture}: give a name in .png")
     settings = StereoSettings(

@@ -9,7 +9,7 @@ import typer
 
 from modicum.cli.console import print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
-from modicum.cli.stereo_options import cost_kind, read_pair, tell_of_compiling
+from modicum.cli.stereo_options import cost_kind, pixels, read_pair, tell_of_compiling
 from modicum.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,26 +67,30 @@ def evaluate(
         for done, scene in enumerate(scenes):
             tell(scene.name, done, len(scenes))
             sections.append((scene.name, _evaluate(scene, wanted, rows, options)))
+    _show(rows, scenes[0].is_kitti, as_json)
     if page is not None:
         from modicum.stereo import pictures
         from modicum.stereo.disparity_file import write_whole
 
         write_whole(page, pictures.page(f"modicum stereo: {folder.name}", sections).encode())
+
+
+def _show(rows: list[dict[str, Any]], is_kitti: bool, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    names = ("bad_1", "d1" if scenes[0].is_kitti else "bad_2")
+    names = ("bad_1", "d1" if is_kitti else "bad_2")
     shown = [
         [
             row["scene"],
             row["cost"],
             str(row["paths"]),
             *(" / ".join(f"{100 * row[part][n]:.1f}" for part in ("visible", "all")) for n in names),
-            " / ".join(f"{row[part]['mean'] or 0:.2f}" for part in ("visible", "all")),
+            " / ".join(pixels(row[part]["mean"]) for part in ("visible", "all")),
         ]
         for row in rows
     ]
-    second = "D1" if scenes[0].is_kitti else "bad-2"
+    second = "D1" if is_kitti else "bad-2"
     print_table(["scene", "cost", "paths", "bad-1", second, "mean error"], shown)
     print(f"visible / all pixels: bad-1 and {second} in percent, the mean error in pixels")
 

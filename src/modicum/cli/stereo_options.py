@@ -61,8 +61,13 @@ def cost_kind(name: str) -> Any:
 def errors_line(row: dict[str, Any]) -> str:
     return (
         f"bad-1 {percent(row['bad_1'])}, bad-2 {percent(row['bad_2'])}, D1 {percent(row['d1'])}, "
-        f"mean {row['mean'] or 0:.2f} pixels"
+        f"mean {pixels(row['mean'])} pixels"
     )
+
+
+def pixels(value: float | None) -> str:
+    """A mean error; a dash where nothing was found."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def percent(value: float) -> str:

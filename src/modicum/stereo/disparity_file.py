@@ -17,7 +17,9 @@ from modicum.stereo.images import MAX_PIXELS
 from modicum.stereo.packages import import_package
 
 KITTI_SCALE = 256
-_PFM = re.compile(rb"Pf\s+(\d+)\s+(\d+)\s+(-?[0-9.eE+-]+)\s")
+MAX_PNG = (2**16 - 1) / KITTI_SCALE
+"""Pixels: the largest disparity of a PNG."""
+_PFM = re.compile(rb"Pf\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s")
 
 
 def write_disparity(path: Path | str, pixels: NDArray[np.float32]) -> None:
@@ -27,7 +29,8 @@ def write_disparity(path: Path | str, pixels: NDArray[np.float32]) -> None:
     none, and at least 1 elsewhere (KITTI).
 
     Raises:
-        InputError: the name ends in neither, or the file cannot be written.
+        InputError: the name ends in neither, a disparity is too large for .png, or the file cannot be
+            written.
     """
     path = Path(path)
     if path.suffix.lower() == ".pfm":
@@ -35,7 +38,13 @@ def write_disparity(path: Path | str, pixels: NDArray[np.float32]) -> None:
         head = f"Pf\n{pixels.shape[1]} {pixels.shape[0]}\n-1.0\n".encode()
         write_whole(path, head + rows.tobytes())
     elif path.suffix.lower() == ".png":
-        scaled = np.clip(np.rint(np.nan_to_num(pixels) * KITTI_SCALE), 1, 2**16 - 1)
+        known = np.where(np.isfinite(pixels), pixels, 0)
+        if known.max(initial=0) > MAX_PNG:
+            raise InputError(
+                f"{path} would have disparities up to {known.max():g} pixels, and a PNG holds up to "
+                f"{MAX_PNG:.1f}: give a name in .pfm"
+            )
+        scaled = np.maximum(np.rint(known * KITTI_SCALE), 1)
         values = np.where(np.isfinite(pixels), scaled, 0).astype(np.uint16)
         write_whole(path, png(values))
     else:
@@ -61,11 +70,13 @@ def read_disparity(path: Path | str, scale: float | None = None) -> NDArray[np.f
     try:
         with pictures.open(path) as picture:
             values = np.asarray(picture)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, pictures.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition(" <")[0]
         raise InputError(f"cannot read {path} as disparities ({reason}): give .pfm, .png or .pgm") from error
     if values.ndim != 2 or values.dtype.kind not in "ui":
-        raise InputError(f"{path} has colours: give disparities as grey numbers, or as .pfm")
+        raise InputError(
+            f"{path} has colours, or one bit a pixel: give disparities as grey numbers, or as .pfm"
+        )
     divisor = scale or (4 if values.dtype == np.uint8 else KITTI_SCALE)
     found = values.astype(np.float32) / np.float32(divisor)
     found[values == 0] = np.nan

@@ -88,7 +88,7 @@ def visible(truth: NDArray[np.float32]) -> NDArray[np.bool_]:
     known = np.isfinite(truth)
     rows, columns = np.nonzero(known)
     disparity = truth[known]
-    target = np.floor(columns - disparity + 0.5).astype(np.int64)
+    target = np.floor(np.clip(columns - disparity + 0.5, -1, width)).astype(np.int64)
     inside = (target >= 0) & (target < width)
     nearest = np.full((height, width), -np.inf, np.float32)
     np.maximum.at(nearest, (rows[inside], target[inside]), disparity[inside])

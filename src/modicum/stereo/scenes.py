@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,17 +72,25 @@ class Scene:
         return truth, shown
 
     def disparities(self, truth: NDArray[np.float32]) -> int:
-        """How many to try: ndisp of calib.txt, else a multiple of 16 above the largest true one."""
+        """How many to try: ndisp of calib.txt, else a multiple of 16 above the largest true one.
+
+        Raises:
+            InputError: no pixel has a true disparity.
+        """
         calibration = self.left.parent / "calib.txt"
         if calibration.is_file():
             for line in calibration.read_text(encoding="utf-8", errors="replace").splitlines():
-                if line.startswith("ndisp=") and line[6:].strip().isdigit():
+                if line.startswith("ndisp=") and line[6:].strip().isdecimal():
                     return int(line[6:])
+        if not np.isfinite(truth).any():
+            raise InputError(f"no pixel of {self.truth} has a true disparity: give one with finite values")
         return (int(np.nanmax(truth)) // 16 + 1) * 16
 
 
 def find_scenes(folder: Path) -> list[Scene]:
     """The scenes of a folder: it is one, or holds folders that are, or is a KITTI folder.
+
+    Inner folders that are none are named in a warning.
 
     Raises:
         InputError: there is none.
@@ -89,13 +98,23 @@ def find_scenes(folder: Path) -> list[Scene]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give one with pairs of images and true disparities")
     found = list(_kitti(folder)) or list(_middlebury(folder))
+    others: list[str] = []
     if not found:
         for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-            found += _middlebury(inner)
+            scenes = list(_middlebury(inner))
+            found += scenes
+            if not scenes and not inner.name.startswith("."):
+                others.append(inner.name)
     if not found:
         raise InputError(
             f"{folder} has no scene: give a folder with im0, im1 and disp0.pfm (or im2, im6, disp2; view1, "
             "view5, disp1), or folders of them, or KITTI's image_2, image_3 and disp_occ_0"
+        )
+    if others:
+        warnings.warn(
+            f"{len(others)} folders of {folder} have no scene and are left out: {', '.join(others[:5])}"
+            f"{' and others' if len(others) > 5 else ''}",
+            stacklevel=2,
         )
     return found
 

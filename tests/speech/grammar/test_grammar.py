@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from modicum.errors import InputError, ModelError
 from modicum.speech.grammar import (
@@ -35,6 +37,7 @@ from modicum.speech.grammar.dictionary import hear_words
 from modicum.speech.grammar.entry import divide
 from modicum.speech.grammar.leave_one_out import leave_one_out
 from modicum.speech.grammar.recordings import of_commands
+from modicum.speech.grammar.score_table import readable
 from tests.speech.grammar.models import LetterModel, written
 
 COMMANDS = ("set alarm", "cancel")
@@ -271,8 +274,10 @@ def test_bad_commands_are_named(tmp_path: Path, spoken: list[Recording], others:
         search_grammar(LetterModel(), ("café", "cancel"), spoken, others, SETTINGS)
     with pytest.raises(InputError, match="no recording of 'open'"):
         search_grammar(LetterModel(), ("open", "cancel"), spoken, others, SETTINGS)
+    model = LetterModel()
     with pytest.raises(InputError, match=r"needs 1,000 recordings .* there are 30"):
-        search_grammar(LetterModel(), COMMANDS, spoken, others, replace(SETTINGS, false_alarm_rate=0.001))
+        search_grammar(model, COMMANDS, spoken, others, replace(SETTINGS, false_alarm_rate=0.001))
+    assert model.num_scored == 0  # this is told before the work
     with pytest.warns(UserWarning, match="20 of 35 recordings are of no command"):
         of_commands(spoken, ("set alarm",))
 
@@ -297,6 +302,75 @@ def test_recordings_come_in_folders_and_manifests(tmp_path: Path) -> None:
     assert [(one.text, one.speaker) for one in read_recordings(tmp_path / "m.jsonl")] == [
         ("turn on", "x")
     ] * 2
+
+
+def test_notes_and_hidden_files_are_no_recordings(tmp_path: Path) -> None:
+    one = written(tmp_path / "go", "ab")
+    (tmp_path / "testing_list.txt").write_text("as Speech Commands has it")
+    for name in (".DS_Store", "go/._a.wav", "go/.trash/b.wav", ".git/c.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no audio")
+    assert [(found.audio, found.text) for found in read_recordings(tmp_path)] == [(one.audio, "go")]
+    assert [found.audio for found in read_other_speech(tmp_path, 2)] == [one.audio]
+    one.audio.with_suffix(".txt").write_text("stop")
+    with pytest.warns(UserWarning, match="testing_list"):
+        assert [found.text for found in read_recordings(tmp_path)] == ["stop"]
+
+
+def test_a_long_file_is_decoded_once_for_all_its_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modicum.speech.grammar import recordings
+
+    read = []
+    decode = recordings.load_audio
+    monkeypatch.setattr(recordings, "load_audio", lambda *given: read.append(given) or decode(*given))
+    one = written(tmp_path, "abcdefghij" * 52)
+    pieces = read_other_speech(tmp_path, 0.5)
+    before = [piece.load(16_000) for piece in pieces]
+    assert (len(pieces), len(read)) == (6, 1)
+    before[0].zero_()
+    assert pieces[0].load(16_000).any()
+    written(tmp_path / "another", "jihgfedcba" * 26).audio.replace(one.audio)
+    assert not np.array_equal(pieces[1].load(16_000), before[1])  # the file has changed since
+
+
+def test_a_damaged_file_of_other_speech_is_left_out_of_pieces(tmp_path: Path) -> None:
+    good = written(tmp_path, "abcdefghij" * 20)
+    (tmp_path / "text.wav").write_text("no audio")
+    with pytest.warns(UserWarning, match=r"1 recordings left out: .*text\.wav"):
+        kept = readable(LetterModel(), read_other_speech(tmp_path, 1))
+    assert {one.audio for one in kept} == {good.audio}
+
+
+def test_other_speech_that_is_too_short_for_every_command_sets_no_threshold(
+    spoken: list[Recording], others: list[Recording]
+) -> None:
+    class Slow(LetterModel):
+        """Cannot score what is shorter than three letters."""
+
+        digest = "slow"
+
+        def score(self, samples: Tensor, expressions: Sequence[tuple[str, ...]]) -> tuple[np.ndarray, float]:
+            scores, free = super().score(samples, expressions)
+            return (scores if len(samples) > 1200 else np.full_like(scores, -np.inf)), free
+
+    with pytest.raises(InputError, match=r"30 of 30 recordings of other speech are too short for every"):
+        search_grammar(Slow(), COMMANDS, spoken, others, SETTINGS)
+
+
+def test_a_recording_that_the_model_cannot_take_is_named(tmp_path: Path) -> None:
+    class Long(LetterModel):
+        def _text(self, samples: Tensor) -> str:
+            raise InputError("100 samples make no frame")
+
+    one = written(tmp_path, "a", "cancel")
+    for work in (
+        lambda: compute_scores(Long(), [one], original_expressions(Long(), COMMANDS)),
+        lambda: hear_words(Long(), [one]),
+    ):
+        with pytest.raises(InputError, match=rf"{one.audio.name}: 100 samples make no frame"):
+            work()
 
 
 def test_other_speech_is_cut_into_pieces(tmp_path: Path) -> None:
@@ -342,15 +416,26 @@ def test_no_recording_counts_for_what_only_it_gave_rise_to(tmp_path: Path) -> No
         Expression(0, ("cancel",), 0.25),
     ]
     table = compute_scores(model, recordings, expressions)
-    found = leave_one_out(table, heard, expressions, ("cancel",))
+    found = leave_one_out(table, heard, expressions, ("cancel",), 1)
     changed = np.argwhere(found.scores != table.scores).tolist()
     # "concel" was heard in the first recording only: the third one's form is longer.
     assert changed == [[0, 1], [1, 2], [3, 3]]
     assert np.isneginf(found.scores[found.scores != table.scores]).all()
     twice = [*recordings, written(tmp_path / "b", "concel", "cancel", "other")]
     table = compute_scores(model, twice, expressions)
-    found = leave_one_out(table, hear_words(model, twice), expressions, ("cancel",))
+    found = leave_one_out(table, hear_words(model, twice), expressions, ("cancel",), 1)
     assert np.argwhere(found.scores != table.scores).tolist() == [[1, 2], [3, 3]]
+
+
+def test_the_only_form_that_was_heard_does_not_count_for_its_recording(tmp_path: Path) -> None:
+    """Of two recordings one is silent to the model, so the other's form has all of the probability."""
+    model = LetterModel()
+    recordings = [written(tmp_path, "concel", "cancel"), written(tmp_path, " ", "cancel")]
+    heard = hear_words(model, recordings)
+    expressions = [Expression(0, ("cancel",)), Expression(0, ("concel",), 1.0)]
+    table = compute_scores(model, recordings, expressions)
+    found = leave_one_out(table, heard, expressions, ("cancel",), 1)
+    assert np.argwhere(found.scores != table.scores).tolist() == [[0, 1]]
 
 
 def test_what_a_single_recording_sounds_like_is_not_chosen(tmp_path: Path, others: list[Recording]) -> None:

@@ -108,16 +108,25 @@ def threshold_for(confidence: np.ndarray, false_alarm_rate: float) -> float:
     Raises:
         InputError: the rate is out of range, or there is too little speech to set it by.
     """
-    check_false_alarm_rate(false_alarm_rate)
-    needed = needed_recordings(false_alarm_rate)
-    if len(confidence) < needed:
-        raise InputError(
-            f"a false-alarm rate of {false_alarm_rate:g} needs {needed:,} recordings of other speech, so "
-            f"that one false alarm is no more than that, and there are {len(confidence):,}: give more, cut "
-            f"long ones into pieces, or ask for a rate of {1 / max(1, len(confidence)):.3g} or above"
-        )
+    check_enough(len(confidence), false_alarm_rate)
     allowed = allowed_alarms(len(confidence), false_alarm_rate)
     return float(np.sort(confidence)[::-1][allowed])
+
+
+def check_enough(num_recordings: int, false_alarm_rate: float) -> None:
+    """Raise unless so many recordings of other speech can set a threshold for a rate.
+
+    Raises:
+        InputError: the rate is out of range, or they are too few.
+    """
+    check_false_alarm_rate(false_alarm_rate)
+    needed = needed_recordings(false_alarm_rate)
+    if num_recordings < needed:
+        raise InputError(
+            f"a false-alarm rate of {false_alarm_rate:g} needs {needed:,} recordings of other speech, so "
+            f"that one false alarm is no more than that, and there are {num_recordings:,}: give more, cut "
+            f"long ones into pieces, or ask for a rate of {1 / max(1, num_recordings):.3g} or above"
+        )
 
 
 def needed_recordings(false_alarm_rate: float) -> int:

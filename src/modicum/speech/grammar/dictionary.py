@@ -152,7 +152,11 @@ def hear_words(
             faults.append(f"{recording.audio.name}: {error}")
             continue
         samples = recording.load(model.sample_rate)
-        for heard in model.hear(samples, num_best):
+        try:
+            decodes = model.hear(samples, num_best)
+        except InputError as error:  # too short for the model
+            raise InputError(f"{recording.audio}: {error}") from error
+        for heard in decodes:
             for word, part in zip(words, heard_words(usual, heard.units, " " in model.symbols), strict=True):
                 if part:
                     found[-1].append(HeardWord(word, model.join(part), heard.weight))

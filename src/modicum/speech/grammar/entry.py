@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import warnings
@@ -27,7 +28,12 @@ from modicum.speech.grammar.candidates import (
 )
 from modicum.speech.grammar.command_model import CommandModel
 from modicum.speech.grammar.commands import check_commands
-from modicum.speech.grammar.decision import Decisions, check_false_alarm_rate, threshold_for
+from modicum.speech.grammar.decision import (
+    Decisions,
+    check_enough,
+    check_false_alarm_rate,
+    threshold_for,
+)
 from modicum.speech.grammar.dictionary import PronunciationDictionary, count_words, hear_words
 from modicum.speech.grammar.evaluation import GrammarRates, LabelledScores, grammar_rates
 from modicum.speech.grammar.grammar_file import Grammar
@@ -178,6 +184,7 @@ def search_grammar(
     are_known = all(one.speaker for one in chosen)
     seen, kept = divide(chosen, settings.held_out, settings.seed)
     seen_others, kept_others = divide(others, settings.held_out, settings.seed)
+    check_enough(len(seen_others), settings.false_alarm_rate)
     labels = np.array([commands.index(one.text) for one in chosen], dtype=np.int64)
     _check_enough(commands, labels[seen])
     heard = None
@@ -195,7 +202,7 @@ def search_grammar(
     searched = scores.rows(seen, seen_others)
     judged = searched
     if heard is not None:
-        left = leave_one_out(searched.commands, heard, expressions, commands)
+        left = leave_one_out(searched.commands, heard, expressions, commands, len(originals))
         judged = replace(searched, commands=left)
     result, original_threshold, seconds = search(judged, expressions, len(originals), settings, progress)
     columns = [*range(len(originals)), *(len(originals) + item for item in result.chosen)]
@@ -279,11 +286,18 @@ def search(
     """The search alone: its result, the original grammar's threshold, and seconds of processor time.
 
     Raises:
-        InputError: there is too little other speech to set a threshold by.
+        InputError: there is too little other speech to set a threshold by, or nearly all of it is too short
+            for every command.
     """
     owners = [one.command for one in expressions]
     before = Decisions.of(scores.others.columns(range(num_original)), owners[:num_original])
     threshold = threshold_for(before.confidence, settings.false_alarm_rate)
+    if not math.isfinite(threshold):
+        short = int(np.isneginf(before.confidence).sum())
+        raise InputError(
+            f"{short:,} of {len(before.confidence):,} recordings of other speech are too short for every "
+            "command, so no threshold can be set by them: give longer ones, or cut longer pieces"
+        )
     objective = GrammarObjective(
         scores.commands,
         scores.labels,

@@ -17,6 +17,7 @@ def leave_one_out(
     heard: Sequence[Sequence[HeardWord]],
     expressions: Sequence[Expression],
     commands: Sequence[str],
+    num_original: int,
 ) -> ScoreTable:
     """The table for a search whose dictionary was learned from the same recordings.
 
@@ -30,17 +31,18 @@ def leave_one_out(
         heard: of each recording of the table, what was heard.
         expressions: of the table.
         commands: texts.
+        num_original: how many of the expressions, the first ones, are the original ones. They need no
+            evidence.
     """
     rows: dict[tuple[str, str], set[int]] = {}
     for row, words in enumerate(heard):
         for one in words:
             rows.setdefault((one.word, one.form), set()).add(row)
     scores = table.scores.copy()
-    for column, expression in enumerate(expressions):
+    for column, expression in enumerate(expressions[num_original:], num_original):
         said = commands[expression.command].split()
         for word, form in zip(said, expression.forms, strict=True):
-            # The word's own form needs no evidence.
             only = rows.get((word, form), set())
-            if len(only) == 1 and expression.probability < 1:
+            if len(only) == 1:
                 scores[next(iter(only)), column] = -np.inf
     return replace(table, scores=scores)

@@ -100,16 +100,15 @@ class GrammarObjective:
 class GrammarEvaluation:
     """A grammar that changes by one expression at a time.
 
-    Each recording keeps its best and second-best expression of the grammar, so that an addition takes time in
-    the number of recordings only. A removal looks through the grammar for those recordings of which the
-    removed expression was one of the two.
+    Each recording keeps its best expression of the grammar, so that an addition takes time in the number of
+    recordings only. A removal looks through the grammar for those recordings whose best expression it was.
     """
 
     def __init__(self, objective: GrammarObjective) -> None:
         self._objective = objective
         self._owners = np.asarray(objective.owners, dtype=np.int64)
-        self._commands = _TopTwo(objective.commands.confidence(), range(objective.num_original))
-        self._others = _TopTwo(objective.others.confidence(), range(objective.num_original))
+        self._commands = _Best(objective.commands.confidence(), range(objective.num_original))
+        self._others = _Best(objective.others.confidence(), range(objective.num_original))
         self._labels = np.asarray(objective.labels, dtype=np.int64)
         self.value = self._value()
 
@@ -169,8 +168,8 @@ class GrammarEvaluation:
         return found
 
 
-class _TopTwo:
-    """The best and second-best of chosen columns in each row.
+class _Best:
+    """The best of chosen columns in each row.
 
     Of equal scores the column of the lower number is better, so that the order of additions does not matter.
     """
@@ -180,7 +179,6 @@ class _TopTwo:
         self._chosen = sorted(chosen)
         self._rows = np.arange(len(scores))
         self.first = np.zeros(len(scores), dtype=np.int64)
-        self._second = np.zeros(len(scores), dtype=np.int64)
         self._rank(self._rows)
 
     @property
@@ -196,45 +194,24 @@ class _TopTwo:
 
     def add(self, column: int) -> None:
         """Add a column that is not chosen."""
-        added = self._scores[:, column]
-        beats_first = self._beats(added, column, self.first)
-        beats_second = self._beats(added, column, self._second) | (self._second < 0)
-        self._second = np.where(beats_first, self.first, np.where(beats_second, column, self._second))
-        self.first = np.where(beats_first, column, self.first)
+        added, best = self._scores[:, column], self.best
+        won = (added > best) | ((added == best) & (column < self.first))
+        self.first = np.where(won, column, self.first)
         self._chosen.append(column)
         self._chosen.sort()
 
     def remove(self, column: int) -> None:
         """Remove a column that is chosen, not the only one."""
         self._chosen.remove(column)
-        self._rank(np.flatnonzero((self.first == column) | (self._second == column)))
+        self._rank(np.flatnonzero(self.first == column))
 
     def replace(self, columns: Sequence[int]) -> None:
         """Choose these columns, at least one."""
         self._chosen = sorted(columns)
         self._rank(self._rows)
 
-    def _beats(self, added: np.ndarray, column: int, present: np.ndarray) -> np.ndarray:
-        scores = self._scores[self._rows, present]
-        found: np.ndarray = (added > scores) | ((added == scores) & (column < present))
-        return found
-
     def _rank(self, rows: np.ndarray) -> None:
-        """Find the two best columns of some rows anew; the second is -1 where there is one column only."""
-        if not len(rows):
-            return
-        columns = np.array(self._chosen)
-        scores = self._scores[np.ix_(rows, columns)]
-        first = scores.argmax(1)
-        self.first[rows] = columns[first]
-        if len(columns) == 1:
-            self._second[rows] = -1
-            return
-        # Not -inf, which a score may be: the best is put below all by hand.
-        scores = np.where(np.arange(len(columns)) == first[:, None], -np.inf, scores)
-        second = scores.argmax(1)
-        clash = second == first  # all others are -inf, and the best comes first
-        second[clash] = (first[clash] + 1) % len(columns)
-        lowest = np.where(first == 0, 1, 0)
-        second[clash] = lowest[clash]
-        self._second[rows] = columns[second]
+        """Find the best column of some rows anew."""
+        if len(rows):
+            columns = np.array(self._chosen)
+            self.first[rows] = columns[self._scores[np.ix_(rows, columns)].argmax(1)]

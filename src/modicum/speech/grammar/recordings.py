@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
@@ -44,9 +45,11 @@ class Recording:
         Raises:
             InputError: the file cannot be read, or is silent.
         """
-        samples = load_audio(self.audio, sample_rate)
-        last = None if math.isinf(self.end) else round(self.end * sample_rate)
-        samples = samples[round(self.start * sample_rate) : last]
+        if math.isinf(self.end):
+            samples = load_audio(self.audio, sample_rate)[round(self.start * sample_rate) :]
+        else:
+            start, end = (round(seconds * sample_rate) for seconds in (self.start, self.end))
+            samples = _last_file(self.audio, _state(self.audio), sample_rate)[start:end].clone()
         if is_silent(samples):
             stretch = "" if math.isinf(self.end) else f" from {self.start:g} to {self.end:g} s"
             raise InputError(f"{self.audio} is silent{stretch}: leave it out")
@@ -65,7 +68,7 @@ def read_recordings(path: str | Path) -> list[Recording]:
     path = Path(path)
     if not path.exists():
         raise InputError(f"there is no {path}: give a folder of recordings, or a manifest")
-    if path.is_dir() and not (path / MANIFEST).exists() and not any(path.rglob("*.txt")):
+    if path.is_dir() and not (path / MANIFEST).exists() and not _has_transcripts(path):
         found = [
             Recording(audio, normalize_text(folder.name.replace("_", " ").replace("-", " ")))
             for folder in sorted(path.iterdir())
@@ -90,7 +93,7 @@ def read_other_speech(path: str | Path, piece_seconds: float | None = None) -> l
             to leave them whole.
 
     Raises:
-        InputError: there is no audio, a file is none, or piece_seconds is below 0.5.
+        InputError: there is no audio, or piece_seconds is below 0.5.
     """
     path = Path(path)
     if piece_seconds is not None and not piece_seconds >= _LEAST_PIECE:
@@ -132,11 +135,34 @@ def of_commands(recordings: Sequence[Recording], commands: Sequence[str]) -> lis
 
 
 def _audio(folder: Path) -> list[Path]:
+    """Audio files at any depth, but for hidden files and those in hidden folders."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and path.is_file()
+        and not any(name.startswith(".") for name in path.relative_to(folder).parts)
     )
+
+
+@lru_cache(maxsize=1)
+def _last_file(audio: Path, state: tuple[int, int], sample_rate: int) -> Tensor:
+    """Samples of a file, kept for its next piece: else a long file is decoded once for each piece."""
+    return load_audio(audio, sample_rate)
+
+
+def _state(audio: Path) -> tuple[int, int]:
+    """Changes when the file does; (0, 0) where there is none, which reading it tells."""
+    try:
+        found = audio.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+def _has_transcripts(folder: Path) -> bool:
+    """Whether audio has a .txt beside it. Other .txt files are notes, as Speech Commands has some."""
+    return any(audio.with_suffix(".txt").is_file() for audio in _audio(folder))
 
 
 def _of(utterance: Utterance) -> Recording:
@@ -144,7 +170,10 @@ def _of(utterance: Utterance) -> Recording:
 
 
 def _pieces(recording: Recording, seconds: float) -> list[Recording]:
-    duration = audio_info(recording.audio).duration
+    try:
+        duration = audio_info(recording.audio).duration
+    except InputError:
+        return [recording]  # what reads it says what is wrong
     if duration <= seconds:
         return [recording]
     starts = [index * seconds for index in range(math.ceil(duration / seconds))]

@@ -123,7 +123,11 @@ def compute_scores(
             continue
         for row, recording in enumerate(block, start):
             tell("scoring recordings", row, len(recordings))
-            scores[row], reference[row] = model.score(recording.load(model.sample_rate), forms)
+            samples = recording.load(model.sample_rate)
+            try:
+                scores[row], reference[row] = model.score(samples, forms)
+            except InputError as error:  # too short for the model
+                raise InputError(f"{recording.audio}: {error}") from error
         if keep:
             _write(path, ScoreTable(scores[rows], reference[rows]))
     tell("scoring recordings", len(recordings), len(recordings))
