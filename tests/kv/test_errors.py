@@ -89,7 +89,6 @@ UNUSABLE: list[tuple[Any, str]] = [
     (True, r"budget is True: give tokens .*2048.*, a size .*64MiB.* or a share"),
     (2.5, r"budget is 2\.5: give tokens"),
     (float("nan"), r"budget is nan: give tokens"),
-    (None, r"budget is None: give tokens"),
     ([64], r"budget is \[64\]: give tokens"),
     (b"64MiB", r"budget is b'64MiB': give tokens"),
     ("lots", r"cannot read the budget 'lots': write tokens .*2048.* or a size"),
@@ -205,7 +204,6 @@ def test_more_memory_than_there_is_is_a_budget_error_and_leaves_nothing_behind()
         ("razor(full)", "never evicts"),
         ("snapkv(window=0)", "window is 0"),
         ("", "a policy is a name such as 'keydiff'"),
-        (None, "a policy is a name such as 'keydiff'"),
         (17, "a policy is a name such as 'keydiff'"),
     ],
 )

@@ -60,7 +60,7 @@ def test_without_such_a_gpu_a_model_stays_dense_and_says_so(tmp_path: Path) -> N
 
 
 def test_forms_that_are_not_there_are_refused() -> None:
-    with pytest.raises(ModelError, match="use 'dense', 'packed' or '2:4'"):
+    with pytest.raises(ModelError, match="use 'auto', 'dense', 'packed' or '2:4'"):
         modicum.load(TINY_MODEL, weights="sparse")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="is not packed: make it so with modicum prune"):
         modicum.load(TINY_MODEL, weights="packed")
