@@ -1,7 +1,11 @@
-"""Measured rows: one line of JSON for each cell of a long benchmark, so that it goes on where it stopped."""
+"""Measured rows: one line of JSON for each cell of a long benchmark, so that it goes on where it stopped.
+
+python benchmarks/measured_rows.py docs/benchmarks_stereo.json FOLDER   # go on from published rows
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -58,3 +62,28 @@ def write_docs(
     raw = {"date": started.date().isoformat(), "machine": machine.describe(), **(more or {}), "rows": rows}
     (_DOCS / data).write_text(json.dumps(raw, separators=(",", ":")) + "\n", encoding="utf-8")
     write_section(_DOCS / page, marker, section(raw))
+
+
+def restore(published: Path, work: Path) -> int:
+    """Write the rows of a file in docs/ into a folder that has none, for a benchmark to go on there.
+
+    Returns:
+        Their number.
+    """
+    if (work / ROWS).exists():
+        raise SystemExit(f"{work / ROWS} is there already: give another folder")
+    raw = json.loads(published.read_text(encoding="utf-8"))
+    if not isinstance(raw, dict) or "rows" not in raw:
+        raise SystemExit(f"{published} has no rows: give a file that a benchmark wrote with --docs")
+    work.mkdir(parents=True, exist_ok=True)
+    for row in raw["rows"]:
+        append_row(work, row)
+    return len(raw["rows"])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("published", type=Path, help="a file of rows in docs/")
+    parser.add_argument("work", type=Path, help="the benchmark's --work")
+    asked = parser.parse_args()
+    print(restore(asked.published, asked.work), "rows")

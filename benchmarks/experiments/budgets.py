@@ -64,6 +64,7 @@ GROUPS: dict[str, list[Cell]] = {
         *cells(["auto"], "k8v4", "16%", "8%"),
         *cells(["auto"], "int4", "45%", "22%", "11%"),
     ],
+    "least": [*cells(["auto"], "k8v4", "5%"), *cells(["auto"], "int4", "11%", "6.5%")],
     "scores": [
         FULL,
         *cells([f"calibrated+{score}" for score in SCORES], "model", "25%", "12.5%"),
