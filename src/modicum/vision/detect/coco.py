@@ -40,7 +40,7 @@ def read_coco(
                 continue
             if classes is None and annotation["category_id"] not in names:
                 raise ValueError(
-                    f"an annotation has the category {annotation['category_id']}, which is not in the list of "
+                    f"an annotation has the category {annotation['category_id']}, which is not among the "
                     "categories"
                 )
             boxes[annotation["image_id"]].append(_raw_box(annotation, names))

@@ -54,9 +54,7 @@ class Evaluation:
             "map50_95": _number(self.map),
             "voc_map50": _number(self.voc),
             "voc_map50_11_points": _number(self.voc11),
-            "ap50": {
-                name: _number(value) for name, value in zip(self.classes, self.by_class, strict=True)
-            },
+            "ap50": {name: _number(value) for name, value in zip(self.classes, self.by_class, strict=True)},
             "images": len(self.truth),
             "boxes": sum(len(one.boxes) for one in self.truth),
         }
