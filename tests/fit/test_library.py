@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modicum.errors import InputError
+from modicum.errors import InputError, ModelError
 from modicum.fit import assembly
 from modicum.fit.fitter import Fitter
 from modicum.fit.library import noise_to_signal
+from modicum.fit.probe import Errors
 from modicum.weights.pattern import Groups
 from tests.fit.fitting import QUICK, fitter, tiny
 
@@ -89,9 +91,22 @@ def test_rows_cut_by_a_kill_are_measured_again(made: Fitter) -> None:
     rows = made.library.rows("samples")
     path.write_text(whole[:-20], encoding="utf-8")
     assert len(made.library.rows("samples")) == len(rows) - 1
+    with path.open("a", encoding="utf-8") as file:
+        file.write('\n5\n[]\n{"text": 1}\n{"name": "x", "more": 1}\n')
+    assert len(made.library.rows("samples")) == len(rows) - 1
     again = fitter(made.library.folder)
     again.build()
     assert again.library.rows("samples") == rows
+
+
+def test_rows_that_cannot_be_kept_or_read_are_one_line(made: Fitter, tmp_path: Path) -> None:
+    library = copy.copy(made.library)
+    library.folder = tmp_path
+    (tmp_path / "cache.jsonl").mkdir()
+    with pytest.raises(ModelError, match=r"cannot write .*cache\.jsonl"):
+        library.keep("cache", "x", Errors(0.0, 0.0, 1.0))
+    with pytest.raises(InputError, match=r"cache\.jsonl cannot be read"):
+        library.rows("cache")
 
 
 def test_the_library_of_another_reference_is_refused(made: Fitter) -> None:

@@ -41,6 +41,8 @@ def test_what_is_no_option_is_refused(text: str) -> None:
         ({"task_share": 1.5}, "1.5"),
         ({"probes": 0}, "at least 1"),
         ({"samples": True}, "whole number"),
+        ({"seed": 2**62}, "seed is 4611686018427387904"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any], told: str) -> None:

@@ -95,6 +95,12 @@ def test_a_block_that_the_table_lacks_is_named(tmp_path: Path) -> None:
             '{"a": {"median": -1, "low": 1, "high": 1}}}',
             "the time of 'a' is -1",
         ),
+        (
+            '{"format": 1, "device": "d", "runtime": "r", "seconds": '
+            '{"a": {"median": 1, "low": "x", "high": 1}}}',
+            "the time of 'a' is x",
+        ),
+        ("[" * 100_000, "is no table of block times"),
     ],
 )
 def test_damaged_tables_are_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -138,6 +144,10 @@ def test_blocks_go_to_a_device_and_times_come_back(tmp_path: Path) -> None:
             import_times(path, "phone")
     with pytest.raises(InputError, match="cannot be read"):
         import_times(tmp_path / "none.csv", "phone")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(InputError, match="cannot write"):
+        table.save(tmp_path / "folder.json")
+    assert not list(tmp_path.glob(".*"))  # nothing half-written
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -155,7 +165,7 @@ def test_every_runtime_runs_a_block(name: str) -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="torch, onnxruntime, onnxruntime-int8"):
         Runtime("tensorrt")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="1 or more threads"):
+    with pytest.raises(InputError, match="threads is 0: give 1 or more"):
         Runtime(threads=0)
     pytest.importorskip("onnx", reason="needs onnx")
 

@@ -111,7 +111,7 @@ def test_conv_variants_refuse_shapes_that_no_stride_gives(shape: tuple[int, ...]
         (lambda: TransformerVariant(0), "depth of 1 or more"),
         (lambda: ReferenceSettings("vgg"), "residual, mobilenetv2, vit"),  # type: ignore[arg-type]
         (lambda: ReferenceSettings(channels=(8,), strides=(1, 2)), "1 channels and 2 strides"),
-        (lambda: ReferenceSettings(depth=0), "whole numbers from 1"),
+        (lambda: ReferenceSettings(depth=0), "depth is 0: give a whole number from 1"),
         (lambda: ReferenceSettings("vit", (10,), (1,), heads=4), "heads do not divide"),
     ],
 )

@@ -196,6 +196,31 @@ def test_the_commands(tmp_path: Path) -> None:
     assert set(network.classify(one).probabilities) == {"blue", "green", "red"}
 
 
+def test_what_cannot_be_used_is_found_before_training(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", 60)
+    space = ["--channels", "16,16", "--strides", "2,2", "--size", "16", "--space", "tiny"]
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "table.json").write_text('{"format": 1, "device": "d", "runtime": "r", "seconds": {}}')
+    for words, told in (
+        (["-o", str(tmp_path / "file")], "is a file: give a folder"),
+        (["-o", str(tmp_path / "file" / "deeper"), "--epochs", "1"], "cannot write to"),
+        (["-o", str(tmp_path / "out"), "--table", str(tmp_path / "table.json")], "has no time for the block"),
+    ):
+        found = CliRunner().invoke(app, ["search", str(folder), *space, *words])
+        assert found.exit_code == 2
+        assert told in found.stderr
+    assert (tmp_path / "file").read_text() == "kept"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_check_of_a_single_network_is_json(tmp_path: Path) -> None:
+    space = ["--channels", "8", "--strides", "2", "--size", "8", "--space", "tiny"]
+    line = ["measure", "-o", str(tmp_path / "t.json"), "--check", "1", "--json", *space]
+    found = CliRunner().invoke(app, line)
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout, parse_constant=pytest.fail)["check"]["kendall_tau"] is None
+
+
 def test_times_of_another_device_by_command(tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs onnx")
     space = ["--channels", "8", "--strides", "2", "--size", "8", "--space", "tiny"]
@@ -204,6 +229,9 @@ def test_times_of_another_device_by_command(tmp_path: Path) -> None:
     found = runner.invoke(app, ["measure", "--onnx", "-o", str(out), "--json", *space])
     assert found.exit_code == 0, found.output
     path = Path(json.loads(found.stdout)["list"])
+    again = runner.invoke(app, ["measure", "--onnx", "-o", str(out), *space])
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+    assert "may have been filled in" in again.stderr
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *(line + "1.5" for line in lines[1:])]) + "\n")
     made = runner.invoke(
@@ -223,6 +251,12 @@ def test_times_of_another_device_by_command(tmp_path: Path) -> None:
         (["search", "x", "-o", "out", "--channels", "a,b"], "whole numbers with commas"),
         (["search", "x", "-o", "out", "--samples", "2"], "2 samples: give at least 4"),
         (["search", "x", "-o", "out", "--method", "luck"], "milp or nsga2"),
+        (["search", "x", "-o", "out", "--winners", "0"], "error: --winners is 0: give 1 or more"),
+        (["search", "x", "-o", "out", "--variants", "2"], "error: --variants is 2: give at least 4"),
+        (["search", "x", "-o", "out", "--size", "0"], "error: size is 0: give a whole number from 1"),
+        (["search", "x", "-o", "out", "--strides", "1,0,1,1"], "error: strides are [1, 0, 1, 1]: give"),
+        (["search", "x", "-o", "out", "--threads", "0"], "error: threads is 0: give 1 or more"),
+        (["search", "x", "-o", "out", "--seed", "9" * 30], "error: seed is 9999"),
         (["search", "x", "-o", "out", "--runtime", "tpu"], "the runtime is 'tpu'"),
         (["measure", "-o", "out", "--onnx", "--times", "x"], "give one of them"),
         (["measure", "-o", "out", "--classes", "1"], "give 2 or more"),

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,21 @@ def settings_as_options(*names: str) -> Iterator[None]:
         yield
     except ModicumError as error:
         text = setting.sub(lambda found: f"--{found[1].replace('_', '-')} {found[2]}", str(error))
+        raise type(error)(text) from error
+
+
+@contextmanager
+def options_named(options: Mapping[str, str]) -> Iterator[None]:
+    """Errors that begin as Python names a setting (learning_rate is 0) name the option (--rate is 0).
+
+    Args:
+        options: by the settings' names.
+    """
+    setting = re.compile(rf"\b({'|'.join(options)})(?= is )")
+    try:
+        yield
+    except ModicumError as error:
+        text = setting.sub(lambda found: options[found[1]], str(error))
         raise type(error)(text) from error
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modicum.cli.console import complain, print_json, progress_bar
+from modicum.cli.console import complain, options_named, print_json, progress_bar
 from modicum.cli.detect_export import export, quantize
 from modicum.cli.detect_use import evaluate, run
 from modicum.cli.options import JsonOption
-from modicum.errors import InputError, ModicumError
+from modicum.errors import InputError
 
 if TYPE_CHECKING:
     from modicum.vision.detect.dataset import Faults
@@ -46,7 +44,6 @@ _OPTIONS = {
     "branch_factor": "--branch-factor",
     "width factor": "--width",
 }
-_SETTING = re.compile(rf"\b({'|'.join(_OPTIONS)})(?= is )")
 
 
 @app.command("train")
@@ -76,7 +73,7 @@ def train(
 
     A run that is stopped goes on if it is started again with the same --out.
     """
-    with _settings_as_options():
+    with options_named(_OPTIONS):
         from modicum.vision.detect.augment import AugmentSettings
         from modicum.vision.detect.detector_file import load_detector
         from modicum.vision.detect.entry import check_new_file, train_detector
@@ -141,7 +138,7 @@ def prune(
 
     A run that is stopped goes on if it is started again with the same --out.
     """
-    with _settings_as_options():
+    with options_named(_OPTIONS):
         from modicum.vision.detect.augment import AugmentSettings
         from modicum.vision.detect.detector_file import load_detector
         from modicum.vision.detect.entry import check_new_file, prune_detector
@@ -217,13 +214,3 @@ def _budget(macs: str | None, nbytes: str | None, latency: str | None) -> Budget
         return Budget.parse("bytes", nbytes)
     assert latency is not None
     return Budget.parse("latency", latency)
-
-
-@contextmanager
-def _settings_as_options() -> Iterator[None]:
-    """Errors that name settings as Python does (learning_rate) name them as options (--rate)."""
-    try:
-        yield
-    except ModicumError as error:
-        text = _SETTING.sub(lambda found: _OPTIONS[found[1]], str(error))
-        raise type(error)(text) from error

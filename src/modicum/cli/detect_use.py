@@ -51,6 +51,8 @@ def evaluate(
 
     if html is not None and not html.parent.is_dir():
         raise InputError(f"cannot write {html}: there is no folder {html.parent}")
+    if html is not None and html.is_dir():
+        raise InputError(f"cannot write {html}: it is a folder; give a file such as {html / 'page.html'}")
     detector = load_any(model)
     found = read_dataset(data, split, detector.classes, skip_unknown)
     with progress_bar() as progress:
@@ -93,6 +95,8 @@ def run(
         if not path.exists():
             raise InputError(f"there is no {path}: give an image, or a folder of images")
     paths = [(path, root) for root in images for path in images_in(root)]
+    if out is not None:
+        _check_pictures(out, paths)
     rows: list[dict[str, Any]] = []
     num_failed = 0
     for path, root in paths:
@@ -116,6 +120,22 @@ def run(
     if num_failed:
         complain(f"{num_failed:,} of {len(paths):,} images could not be read")
         raise typer.Exit(2 if num_failed == len(paths) else 1)
+
+
+def _check_pictures(out: Path, paths: list[tuple[Path, Path]]) -> None:
+    """That no two images have the same picture."""
+    from modicum.vision.detect.drawing import picture_path
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out is the file {out}: give a folder")
+    made: dict[Path, Path] = {}
+    for path, root in paths:
+        target = picture_path(out, path, root)
+        if made.setdefault(target, path) != path:
+            raise InputError(
+                f"{made[target]} and {path} would have the same picture, {target}: run them one after the "
+                "other with an --out of their own"
+            )
 
 
 def load_any(path: Path) -> Detector | OnnxDetector:

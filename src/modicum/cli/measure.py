@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,7 +120,8 @@ def _told(table: BlockTable, check: LatencyCheck | None, out: Path, as_json: boo
                 "check": None
                 if check is None
                 else {
-                    "kendall_tau": check.kendall_tau,
+                    # JSON has no NaN, which it is of a single network.
+                    "kendall_tau": None if math.isnan(check.kendall_tau) else check.kendall_tau,
                     "measured_to_predicted": check.ratio.median,
                     "predicted_ms": [1000 * x for x in check.predicted],
                     "measured_ms": [1000 * x for x in check.measured],

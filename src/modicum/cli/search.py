@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modicum.cli.console import complain, print_json, print_table, progress_bar
+from modicum.cli.console import complain, options_named, print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -26,6 +26,13 @@ RuntimeOption = Annotated[
     str, typer.Option(help="What runs the blocks: torch, onnxruntime or onnxruntime-int8.")
 ]
 ThreadsOption = Annotated[int, typer.Option(help="Of a call.")]
+
+_OPTIONS = {
+    "variants_per_block": "--variants",
+    "sample_epochs": "--sample-epochs",
+    "winner_epochs": "--winner-epochs",
+    "winners": "--winners",
+}
 
 
 def search(
@@ -85,22 +92,23 @@ def search(
     from modicum.vision.search_images import SearchImages
     from modicum.vision.settings import VisionSearchSettings
 
-    settings = VisionSearchSettings(
-        reference=reference_settings(reference, channels, strides, size),
-        recipe=ImageRecipe(epochs=epochs, seed=seed),
-        space=space,
-        variants_per_block=variants,
-        blockwise=BlockwiseSettings(epochs=block_epochs, seed=seed),
-        samples=samples,
-        sample_epochs=sample_epochs,
-        winners=winners,
-        winner_epochs=winner_epochs,
-        method=method,  # type: ignore[arg-type]  # the settings check it
-        runtime=Runtime(runtime, threads),  # type: ignore[arg-type]  # likewise
-        table=table,
-        most_images=most_images,
-        seed=seed,
-    )
+    with options_named(_OPTIONS):
+        settings = VisionSearchSettings(
+            reference=reference_settings(reference, channels, strides, size),
+            recipe=ImageRecipe(epochs=epochs, seed=seed),
+            space=space,
+            variants_per_block=variants,
+            blockwise=BlockwiseSettings(epochs=block_epochs, seed=seed),
+            samples=samples,
+            sample_epochs=sample_epochs,
+            winners=winners,
+            winner_epochs=winner_epochs,
+            method=method,  # type: ignore[arg-type]  # the settings check it
+            runtime=Runtime(runtime, threads),  # type: ignore[arg-type]  # likewise
+            table=table,
+            most_images=most_images,
+            seed=seed,
+        )
     with progress_bar() as progress:
         loaded = SearchImages.load(images, settings, test, progress)
         for name, reason in list(loaded.unreadable.items())[:10]:

@@ -140,26 +140,43 @@ class Library:
         return found
 
     def rows(self, kind: str) -> dict[str, Errors]:
-        """Errors of caches, or of assembled models, that were measured, by their names."""
+        """Errors of caches, or of assembled models, that were measured, by their names.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
         path = self.folder / {"cache": _CACHE, "samples": _SAMPLES}[kind]
         found = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read ({error}): remove it to measure anew") from error
+        for line in lines:
             try:
                 row = json.loads(line)
-            except ValueError:
-                continue  # cut by a kill: measured again
-            name = row.pop("name")
-            found[name] = Errors(**row)
+                name = row.pop("name")
+                found[name] = Errors(**row)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # cut by a kill, or damaged: measured again
         return found
 
     def keep(self, kind: str, name: str, errors: Errors) -> None:
-        """Add a row."""
+        """Add a row.
+
+        Raises:
+            ModelError: it cannot be written.
+        """
         path = self.folder / {"cache": _CACHE, "samples": _SAMPLES}[kind]
         line = json.dumps({"name": name, **errors.to_dict()}) + "\n"
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
-            line = "\n" + line  # behind one that was cut by a kill
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
+        try:
+            if path.exists() and not path.read_bytes().endswith(b"\n"):
+                line = "\n" + line  # behind one that was cut by a kill
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise ModelError(
+                f"cannot write {path}: {error.strerror or error}; make room and run the same again"
+            ) from error
 
     def _check_patterns(self) -> None:
         shapes = {m.name: (m.weight.shape[0], m.weight.shape[1]) for p in self.parts for m in p.matrices}

@@ -11,6 +11,8 @@ from modicum.kv.budget import parse_size
 from modicum.kv.store import STORES
 from modicum.weights.plan import plan
 
+_SEEDS = 2**62
+"""Below it: what torch's generators take, with room for what is added."""
 METHODS = ("wanda", "sparsegpt", "alps")
 TASKS = "niah_single_2:max_new_tokens=24,niah_multikey_1:keys=8,each=true,max_new_tokens=24"
 """Questions that a fitted model should still answer; each needle stands in the user's own text."""
@@ -99,6 +101,8 @@ class FitSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"{name} is {value!r}: give a whole number of at least {least}")
+        if not 0 <= self.seed < _SEEDS:
+            raise InputError(f"seed is {self.seed}: give a whole number from 0 to {_SEEDS - 1:,}")
         if not 0 <= self.task_share <= 1:
             raise InputError(f"task_share is {self.task_share}: give a number from 0 to 1")
         if self.method not in METHODS:

@@ -25,6 +25,8 @@ from modicum.measure.timing import Spread, TimingSettings, interleaved
 FORMAT = 1
 _AT_ONCE = 16
 """Blocks that are measured in turn: a machine that slows down slows all of them."""
+LIST = "blocks.csv"
+"""The list to fill in, beside the ONNX files."""
 EMPTY = "empty"
 """The key of a block that does nothing: what a call costs by itself."""
 
@@ -100,6 +102,7 @@ class BlockTable:
             "runtime": self.runtime,
             "seconds": {key: asdict(spread) for key, spread in self.seconds.items()},
         }
+        part = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
@@ -107,7 +110,11 @@ class BlockTable:
                 file.write(json.dumps(told, indent=1) + "\n")
             os.chmod(part, 0o644)
             os.replace(part, path)
-        except OSError as error:
+        except BaseException as error:
+            if part is not None:
+                Path(part).unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             raise InputError(f"cannot write {path}: {error.strerror or error}; give another file") from error
 
     @classmethod
@@ -124,7 +131,7 @@ class BlockTable:
                 raise InputError(f"{path} has the format {told['format']}, and this version reads {FORMAT}")
             seconds = {key: Spread(**one) for key, one in told["seconds"].items()}
             table = cls(str(told["device"]), str(told["runtime"]), seconds)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
@@ -132,7 +139,8 @@ class BlockTable:
                 "`modicum measure`"
             ) from error
         for key, spread in table.seconds.items():
-            _check_seconds(path, key, spread.median)
+            for value in (spread.median, spread.low, spread.high):
+                _check_seconds(path, key, value)
         return table
 
 
@@ -209,9 +217,13 @@ def export_blocks(blocks: Sequence[TimedBlock], folder: str | Path, batch: int =
         The path of the list.
 
     Raises:
-        InputError: a file cannot be written, or the package onnx is missing.
+        InputError: the folder has a list already, a file cannot be written, or the package onnx is missing.
     """
     folder = Path(folder)
+    if (folder / LIST).exists():
+        raise InputError(
+            f"{folder / LIST} exists, and may have been filled in: give another folder, or remove it"
+        )
     lines = [("key", "file", "milliseconds")]
     unique = {block.key: block for block in [TimedBlock(EMPTY, nn.Identity, (1, 1, 1)), *blocks]}
     try:
@@ -222,12 +234,12 @@ def export_blocks(blocks: Sequence[TimedBlock], folder: str | Path, batch: int =
             lines.append((block.key, name, ""))
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
-        (folder / "blocks.csv").write_text(text.getvalue(), encoding="utf-8")
+        (folder / LIST).write_text(text.getvalue(), encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"cannot write to {folder}: {error.strerror or error}; give another folder"
         ) from error
-    return folder / "blocks.csv"
+    return folder / LIST
 
 
 def import_times(path: str | Path, device: str, runtime: str = "measured elsewhere") -> BlockTable:

@@ -45,8 +45,9 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.name not in RUNTIMES:
             raise InputError(f"the runtime is {self.name!r}: give one of {', '.join(RUNTIMES)}")
-        if self.threads < 1 or self.batch < 1:
-            raise InputError(f"{self}: give 1 or more threads, and a batch of 1 or more")
+        for name in ("threads", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
 
     @contextmanager
     def active(self) -> Iterator[None]:

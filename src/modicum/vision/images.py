@@ -155,7 +155,7 @@ def load_images(
                     pixels.append(_decoded(image_module, source.read(one), size))
                     labels.append(label)
                 except Exception as error:  # pillow raises many kinds for damaged files
-                    unreadable[one] = f"{type(error).__name__}: {error}"
+                    unreadable[one] = _reason(error)
                 done += 1
                 if progress is not None and (done % 50 == 0 or done == total):
                     progress("reading images", done, total)
@@ -182,7 +182,13 @@ def read_image(path: str | Path, size: int) -> Tensor:
     try:
         return _decoded(image_module, Path(path).read_bytes(), size)[None]
     except Exception as error:  # pillow raises many kinds for damaged files
-        raise InputError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+        raise InputError(f"{path} cannot be read as an image ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read, for people; pillow tells of a buffer where it knows no format."""
+    name = type(error).__name__
+    return "no format that pillow knows" if name == "UnidentifiedImageError" else f"{name}: {error}"
 
 
 def _check_classes(path: Path, counts: dict[str, int]) -> None:

@@ -53,14 +53,17 @@ class ReferenceSettings:
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise InputError(f"the reference is {self.kind!r}: give one of {', '.join(_KINDS)}")
-        numbers = (*self.channels, *self.strides, self.depth, self.expansion, self.stem_channels, self.size)
         if not self.channels or len(self.channels) != len(self.strides):
             raise InputError(
                 f"there are {len(self.channels)} channels and {len(self.strides)} strides: give one of each "
                 "for every block"
             )
-        if min(*numbers, self.stem_stride, self.heads) < 1:
-            raise InputError(f"{self}: give whole numbers from 1")
+        for name in ("channels", "strides"):
+            if min(getattr(self, name)) < 1:
+                raise InputError(f"{name} are {list(getattr(self, name))}: give whole numbers from 1")
+        for name in ("depth", "expansion", "stem_channels", "stem_stride", "heads", "size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give a whole number from 1")
         if self.kind == "vit" and (self.size % self.stem_stride or self.channels[0] % self.heads):
             raise InputError(
                 f"patches of {self.stem_stride} do not tile an image of {self.size}, or {self.heads} heads "

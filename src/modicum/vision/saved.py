@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ class VisionNetwork:
             part.replace(folder / WEIGHTS)
             write_json(folder / CONFIG, told)
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
             raise ModelError(
                 f"cannot write to {folder}: {error}; make room, or give another folder"
             ) from error

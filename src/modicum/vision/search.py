@@ -95,6 +95,7 @@ class VisionSearch:
 
     def run(self) -> SearchReport:
         """All steps; writes search.json and front.png."""
+        self._check()
         front = self.front()
         with self._timed("winners"):
             front = self._with_winners(front)
@@ -106,6 +107,21 @@ class VisionSearch:
             raise InputError(f"cannot write to {self.out}: {error.strerror or error}") from error
         shutil.rmtree(self.out / "state", ignore_errors=True)
         return report
+
+    def _check(self) -> None:
+        """Raise for what else would only be found after training: a file in the folder's place, a table that
+        lacks a block.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"{self.out} is a file: give a folder")
+        if self.settings.table is None:
+            return
+        table = BlockTable.load(self.settings.table)
+        with torch.random.fork_rng(devices=[]):
+            network = self.settings.reference.build(len(self.images.train.classes))
+            space = SearchSpace(network, self.settings.reference.example, self.settings.variants())
+            network_seconds(space, table, (0,) * len(space.sites))
+            block_seconds(space, table)
 
     # -- steps -----------------------------------------------------------------------------------------------
 
@@ -145,10 +161,7 @@ class VisionSearch:
         """Block times: of another device where a table was given, else measured here."""
         space = self.space
         if self.settings.table is not None:
-            table = BlockTable.load(self.settings.table)
-            network_seconds(space, table, (0,) * len(space.sites))
-            block_seconds(space, table)
-            return table
+            return BlockTable.load(self.settings.table)
         with self._timed("table"):
             return measure_blocks(
                 timed_blocks(space), self.settings.runtime, self.out / "table.json", progress=self.progress

@@ -78,8 +78,11 @@ class VisionSearchSettings:
             raise InputError(f"the space is {self.space!r}: give one of {', '.join(self._spaces)}")
         if self.samples < MIN_SAMPLES:
             raise InputError(f"there are {self.samples} samples: give at least {MIN_SAMPLES}, better 15")
-        if min(self.sample_epochs, self.winners, self.winner_epochs) < 1 or self.front_points < 2:
-            raise InputError(f"{self}: give 1 or more winners and epochs, and 2 or more points of the front")
+        for name, least in (("sample_epochs", 1), ("winners", 1), ("winner_epochs", 1), ("front_points", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}: give {least} or more")
+        if not 0 <= self.seed < 2**63:  # what torch's generators take
+            raise InputError(f"seed is {self.seed}: give a whole number from 0 to {2**63 - 1:,}")
         if self.method not in ("milp", "nsga2"):
             raise InputError(f"the method is {self.method!r}: give milp or nsga2")
         if self.variants_per_block is not None and self.variants_per_block < MIN_SAMPLES:

@@ -122,6 +122,38 @@ def test_data_with_faults_is_used_and_told_of(work: Path, tmp_path: Path) -> Non
     call("evaluate", work / "teacher.safetensors", path)
 
 
+def test_data_without_a_box_that_counts_has_no_precision(work: Path, tmp_path: Path) -> None:
+    folder = write_voc(tmp_path / "voc", 1)
+    (folder / "Annotations/scene0.xml").write_text(
+        annotation("scene0.png", (72, 100), [("star", 1, 1, 9, 9)])
+    )
+    line = ("evaluate", work / "teacher.safetensors", folder, "--skip-unknown", "--json")
+    told = json.loads(call(*line).stdout, parse_constant=pytest.fail)
+    assert told["map50"] is told["map50_95"] is told["voc_map50"] is told["ap50"]["disc"] is None
+    found = call(*line, "--html", tmp_path / "page.html")
+    assert [x for x in found.stderr.splitlines() if x.startswith("warning")] == [
+        "warning: 1 boxes of the unknown class 'star' were skipped"
+    ]
+
+
+def test_no_picture_takes_anothers_place(work: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / name / "a.png" for name in ("one", "two")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        scene(number)[0].save(path)
+    for words in (paths, [path.parent for path in paths]):
+        found = call("run", work / "teacher.safetensors", *words, "--out", tmp_path / "out", code=2)
+        assert "would have the same picture" in found.stderr
+    assert not (tmp_path / "out").exists()
+    call("run", work / "teacher.safetensors", paths[0], paths[0], "--out", tmp_path / "out")
+    for out in (paths[0], paths[0] / "deeper"):
+        found = call("run", work / "teacher.safetensors", paths[1], "--out", out, code=2)
+        assert found.stderr.count("\n") == 1
+    found = call("evaluate", work / "teacher.safetensors", work / "voc", "--html", tmp_path / "one", code=2)
+    assert "it is a folder" in found.stderr
+    assert not (tmp_path / "one-files").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,13 @@ def _edit(change: Callable[[Any], object]) -> Callable[[Path], None]:
         (_edit(lambda told: told["annotations"][0].update(bbox=[1, 2, 3])), "cannot be read as COCO"),
         (_edit(lambda told: told["annotations"][0].update(bbox=[1, 2, "nan", 3])), "the bbox of"),
         (_edit(lambda told: told["images"].clear()), "no image that can be used"),
+        (_edit(lambda told: told["images"][0].update(height=math.inf)), "cannot be read as COCO"),
+        (
+            _edit(lambda told: told["annotations"][0].update(bbox=[0, 0, 10**400, 1])),
+            "cannot be read as COCO",
+        ),
+        (lambda path: path.write_text("[" * 100_000), "cannot be read as COCO"),
+        (_edit(lambda told: told["annotations"][0].update(category_id=99)), "the category 99, which is not"),
     ],
 )
 def test_a_damaged_coco_file_is_one_line(tmp_path: Path, damage: Callable[[Path], object], told: str) -> None:
@@ -142,6 +150,17 @@ def test_a_damaged_coco_file_is_one_line(tmp_path: Path, damage: Callable[[Path]
     damage(path)
     with pytest.raises(InputError, match=told):
         read_coco(path)
+
+
+def test_a_name_that_no_file_can_have_is_an_image_that_is_missing(tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "coco", 2)
+    _edit(lambda told: told["images"][0].update(file_name="a" * 5000))(path)
+    assert read_coco(path).faults.without_image == ["a" * 5000]
+    folder = write_voc(tmp_path / "voc", 2)
+    (folder / "JPEGImages/scene0.png").unlink()
+    told = annotation("a" * 5000, (72, 100), [("disc", 1, 1, 9, 9)])
+    (folder / "Annotations/scene0.xml").write_text(told)
+    assert read_voc(folder).faults.without_image == ["scene0.xml"]
 
 
 def test_paths_that_are_no_data_are_one_line(tmp_path: Path) -> None:
@@ -152,6 +171,9 @@ def test_paths_that_are_no_data_are_one_line(tmp_path: Path) -> None:
     folder = write_voc(tmp_path / "voc", 1)
     with pytest.raises(InputError, match="no split 'val': choose one of one, train"):
         read_dataset(folder, "val")
+    (folder / "ImageSets/Main/odd.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"odd\.txt cannot be read"):
+        read_dataset(folder, "odd")
     with pytest.raises(InputError, match="has no splits"):
         read_dataset(write_coco(tmp_path / "coco"), "train")
     for path in (folder / "Annotations").iterdir():
@@ -164,6 +186,7 @@ def test_paths_that_are_no_data_are_one_line(tmp_path: Path) -> None:
     "xml",
     [
         "<annotation/>",
+        "<?xml version='1.0' encoding='nonsense'?><annotation/>",
         "<annotation><size><width>0</width><height>5</height></size></annotation>",
         "<annotation><size><width>wide</width><height>5</height></size></annotation>",
         "<annotation><size><width>9</width><height>5</height></size><object/></annotation>",

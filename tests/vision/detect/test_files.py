@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,7 @@ def _rewritten(path: Path, change: Change) -> None:
         (lambda r, t: r["settings"]["channels"].pop("stage1"), "'stage1' is missing"),
         (lambda r, t: r["settings"]["backbone"].update(kind="vgg"), "the backbone is 'vgg'"),
         (lambda r, t: r["settings"].update(height=33), "the height of the input is 33"),
+        (lambda r, t: r["settings"].update(height=math.inf), "no record of a detector"),
         (lambda r, t: r["settings"].pop("anchors"), "no record of a detector"),
         (lambda r, t: r.update(format=9), "has format 9, this modicum reads 1"),
         (lambda r, t: r.update(kind="recognizer"), "is no detector but a file of the kind 'recognizer'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -427,3 +428,45 @@ def test_a_stopped_pruning_goes_on_and_ends_as_if_it_had_not_been(
     other = PruneSettings(Budget("macs", 0.7, True), steps=2, step_recipe=recipe, recipe=recipe)
     with pytest.raises(InputError, match="is of a run with another"):
         prune(tiny_detector(), images, other, state=tmp_path / "state")
+    with pytest.raises(InputError, match="is of a run with another"):
+        prune(tiny_detector(seed=1), images, settings_, state=tmp_path / "state")
+    with pytest.raises(InputError, match="is of a run with another"):
+        prune(tiny_detector(), images[::-1], settings_, state=tmp_path / "state")
+
+
+def test_a_stopped_pruning_to_a_time_keeps_its_budget(
+    images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time is never measured twice alike."""
+    measured = iter(range(10**6))
+    monkeypatch.setattr(
+        "modicum.vision.detect.pruning.budget.median_seconds",
+        lambda network: network.num_parameters * 1e-9 * (1 + next(measured) * 1e-6),
+    )
+    recipe = Recipe(epochs=1, batch=2, learning_rate=1e-3, save_every=1)
+    settings_ = PruneSettings(Budget("latency", 0.7, True), steps=1, step_recipe=recipe, recipe=recipe)
+
+    def stop(_: str, done: int, __: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(tiny_detector(), images, settings_, state=tmp_path / "state", progress=stop)
+    before = json.loads((tmp_path / "state/run.json").read_text())["before"]
+    result = prune(tiny_detector(), images, settings_, state=tmp_path / "state")
+    assert result.before == before
+    (tmp_path / "state/run.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        prune(tiny_detector(), images, settings_, state=tmp_path / "state")
+
+
+def test_a_budget_of_all_leaves_the_given_detector_as_it_was(images: list[TrainingImage]) -> None:
+    teacher = tiny_detector()
+    before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
+    whole = PruneSettings(
+        Budget("macs", 1.0, True), steps=1, branch_factor=1.0, step_recipe=SHORT, recipe=SHORT
+    )
+    result = prune(teacher, images, whole)
+    assert result.after == result.before
+    after = teacher.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from modicum.errors import InputError, ModelError
 from modicum.vision.detect.augment import NONE
 from modicum.vision.detect.detector import Detector
+from modicum.vision.detect.entry import train_detector
 from modicum.vision.detect.evaluation import evaluate
 from modicum.vision.detect.guidance import GuidanceSettings, Guide
 from modicum.vision.detect.loaded_images import TrainingImage, load_test_images, load_training_images
@@ -18,7 +20,7 @@ from modicum.vision.detect.read_dataset import read_dataset
 from modicum.vision.detect.recipe import Recipe
 from modicum.vision.detect.ssd import SSD
 from modicum.vision.detect.training import DetectorTraining, new_network, training_checkpoint
-from tests.vision.detect.scenes import SIZE, tiny_network, tiny_settings, write_voc
+from tests.vision.detect.scenes import SIZE, tiny_detector, tiny_network, tiny_settings, write_voc
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,32 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(
         _trained(images, Recipe(epochs=3, batch=4), is_guided, path)
 
 
+def test_a_batch_of_one_value_for_each_channel_is_no_trouble(images: list[TrainingImage]) -> None:
+    """The coarsest map of a small input has one cell, and the last batch may have one image."""
+    network = new_network(tiny_settings(), 0)
+    assert (1, 1) in network.map_sizes
+    assert len(DetectorTraining(network, images[:3], Recipe(epochs=1, batch=2)).run()) == 2
+
+
+def test_a_run_goes_on_with_the_same_images_and_teacher_only(folder: Path, tmp_path: Path) -> None:
+    data = read_dataset(folder)
+    recipe = Recipe(epochs=1, batch=4, save_every=1)
+
+    def stop(doing: str, done: int, _: int) -> None:
+        if (doing, done) == ("training", 1):
+            raise KeyboardInterrupt
+
+    out = tmp_path / "x.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(data, tiny_settings(), recipe, out, teacher=tiny_detector(seed=3), progress=stop)
+    with pytest.raises(InputError, match="training with another"):
+        train_detector(data, tiny_settings(), recipe, out, teacher=tiny_detector(seed=4))
+    moved = replace(data, images=[replace(one, boxes=one.boxes + 1) for one in data.images])
+    with pytest.raises(InputError, match="training with another"):
+        train_detector(moved, tiny_settings(), recipe, out, teacher=tiny_detector(seed=3))
+    train_detector(data, tiny_settings(), recipe, out, teacher=tiny_detector(seed=3))
+
+
 def test_a_loss_that_is_no_number_is_one_line(images: list[TrainingImage], tmp_path: Path) -> None:
     recipe = Recipe(epochs=3, batch=4, learning_rate=1e20, warmup=0.0, save_every=1)
     with pytest.raises(ModelError, match=r"the loss of step \d is .*lower learning rate"):
@@ -94,6 +122,8 @@ def test_a_loss_that_is_no_number_is_one_line(images: list[TrainingImage], tmp_p
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": 0}, "learning_rate is 0"),
         ({"warmup": 2}, "warmup is 2"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_recipes_out_of_range_are_one_line(options: dict[str, Any], told: str) -> None:

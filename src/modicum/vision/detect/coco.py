@@ -10,6 +10,7 @@ from typing import Any
 
 from modicum.errors import InputError
 from modicum.vision.detect.dataset import DatasetBuilder, DetectionDataset, RawBox
+from modicum.vision.detect.image import is_file
 
 
 def read_coco(
@@ -37,16 +38,24 @@ def read_coco(
             if annotation["image_id"] not in boxes:
                 orphans += 1
                 continue
+            if classes is None and annotation["category_id"] not in names:
+                raise ValueError(
+                    f"an annotation has the category {annotation['category_id']}, which is not among the "
+                    "categories"
+                )
             boxes[annotation["image_id"]].append(_raw_box(annotation, names))
         files = [(i["id"], str(i["file_name"]), int(i["height"]), int(i["width"])) for i in told["images"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+        *(OverflowError, RecursionError),  # numbers and nesting beyond what Python takes
+    ) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} cannot be read as COCO annotations: {what}") from error
     builder = DatasetBuilder(classes, skip_unknown)
     if orphans:
         builder.faults.without_image.append(f"{orphans:,} annotations of images that are not listed")
     for number, name, height, width in files:
-        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        found = next((folder / name for folder in folders if is_file(folder / name)), None)
         if found is None or min(height, width) < 1:
             builder.faults.without_image.append(name)
         else:

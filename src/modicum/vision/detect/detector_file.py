@@ -158,7 +158,7 @@ def _record(path: Path, metadata: Mapping[str, str]) -> tuple[SSDSettings, dict[
                 f"{path} has format {record['format']}, this modicum reads {FORMAT}: get a newer modicum"
             )
         return SSDSettings.from_dict(record["settings"]), dict(record["about"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, ModelError):
             told = str(error)
             raise ModelError(told if told.startswith(str(path)) else f"{path}: {told}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,5 +62,6 @@ def save_picture(picture: Any, path: Path) -> None:
             picture.save(file, kind, **({"quality": 92} if kind == "JPEG" else {}))
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror or error}; give another --out") from error

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from modicum.errors import InputError
+from modicum.search.network import fingerprint
 from modicum.vision.detect.cost import CostTable
 from modicum.vision.detect.dataset import DetectionDataset
 from modicum.vision.detect.detector import Detector
 from modicum.vision.detect.detector_file import load_detector, save_detector
 from modicum.vision.detect.guidance import GuidanceSettings, Guide
-from modicum.vision.detect.loaded_images import Progress, load_training_images
+from modicum.vision.detect.loaded_images import Progress, images_digest, load_training_images
 from modicum.vision.detect.pruning.prune import PruneResult, PruneSettings, prune
 from modicum.vision.detect.recipe import Recipe
 from modicum.vision.detect.ssd_settings import SSDSettings
@@ -62,10 +63,12 @@ def train_detector(
     check_new_file(out)
     images = load_training_images(data, (settings.height, settings.width), progress)
     network = new_network(settings, recipe.seed)
-    guide = None if teacher is None else Guide(teacher.network, network, guidance or GuidanceSettings())
+    guidance = guidance or GuidanceSettings()
+    guide = None if teacher is None else Guide(teacher.network, network, guidance)
     about = {"recipe": recipe.to_dict(), "images": len(images), "guided": teacher is not None}
     path = out.with_name(f"{out.name}.training")
-    checkpoint = training_checkpoint(path, settings.to_dict(), about, data.num_boxes)
+    told_by = None if teacher is None else [fingerprint(teacher.network), asdict(guidance)]
+    checkpoint = training_checkpoint(path, settings.to_dict(), about, images_digest(images), told_by)
     losses = DetectorTraining(network, images, recipe, guide, checkpoint).run(progress)
     detector = Detector(network, about)
     nbytes = save_detector(detector, out)

@@ -50,14 +50,11 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it, without detections."""
         return {
-            "map50": self.map50,
-            "map50_95": self.map,
-            "voc_map50": self.voc,
-            "voc_map50_11_points": self.voc11,
-            "ap50": {
-                name: None if math.isnan(value) else value
-                for name, value in zip(self.classes, self.by_class, strict=True)
-            },
+            "map50": _number(self.map50),
+            "map50_95": _number(self.map),
+            "voc_map50": _number(self.voc),
+            "voc_map50_11_points": _number(self.voc11),
+            "ap50": {name: _number(value) for name, value in zip(self.classes, self.by_class, strict=True)},
             "images": len(self.truth),
             "boxes": sum(len(one.boxes) for one in self.truth),
         }
@@ -106,6 +103,11 @@ def evaluate_with(
         found,
         truth,
     )
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def _mean(values: Any) -> float:

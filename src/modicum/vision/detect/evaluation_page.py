@@ -133,7 +133,8 @@ def draw_curves(evaluation: Evaluation, theme: Theme) -> Any:
     panel.set_xlabel("recall")
     panel.set_ylabel("precision")
     panel.grid(alpha=0.35, linewidth=0.6)
-    panel.legend(loc="lower left", frameon=False)
+    if panel.lines:  # no class has a box, and there is no curve
+        panel.legend(loc="lower left", frameon=False)
     return figure
 
 

@@ -42,6 +42,14 @@ def letterboxed(image: Any, target: tuple[int, int]) -> tuple[Tensor, Letterbox]
     return out, box
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path is one of a file; no for a name that the system does not take."""
+    try:
+        return path.is_file()
+    except OSError:  # too long, for one
+        return False
+
+
 def images_in(path: Path) -> list[Path]:
     """An image file, or the images of a folder and the folders in it, by name.
 

@@ -13,6 +13,8 @@ from modicum.errors import InputError
 from modicum.vision.detect.augment import AugmentSettings
 
 _SEED = 1_000_003
+_MOST_SEEDS = 2**63
+"""What torch's generators take."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Recipe:
         for name in ("learning_rate", "max_norm"):
             if not 0 < getattr(self, name) < 1e30:
                 raise InputError(f"{name} is {getattr(self, name)}: give a number above 0")
+        if not 0 <= self.seed < _MOST_SEEDS:
+            raise InputError(f"seed is {self.seed}: give a whole number from 0 to {_MOST_SEEDS - 1:,}")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"warmup is {self.warmup}: give a share from 0 to 1")
 

@@ -66,7 +66,6 @@ class DetectorTraining:
         tell = progress or (lambda *_: None)
         tell(self.doing, progressed.step, total)
         is_whole = True  # but while weights move
-        self.network.train()
         try:
             while progressed.step < total:
                 statistics = [buffer.clone() for buffer in model.buffers()]
@@ -102,6 +101,8 @@ class DetectorTraining:
     def _backward(self, step: int) -> float:
         """Make the gradients of a step; its loss."""
         images, targets = self.batch(step)
+        # A norm that is given a single value has no variance to divide by: then those that it has kept serve.
+        self.network.train(len(images) * min(rows * columns for rows, columns in self.network.map_sizes) > 1)
         outputs = self.network(images)
         mined = mined_anchors(outputs.logits, targets)
         loss = multibox_loss(outputs.logits, outputs.offsets, targets, mined)

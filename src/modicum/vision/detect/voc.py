@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from modicum.errors import InputError
 from modicum.vision.detect.dataset import DatasetBuilder, DetectionDataset, RawBox
-from modicum.vision.detect.image import SUFFIXES
+from modicum.vision.detect.image import SUFFIXES, is_file
 
 _ANNOTATIONS, _IMAGES, _SPLITS = "Annotations", "JPEGImages", "ImageSets/Main"
 
@@ -44,7 +44,7 @@ def read_voc(
             continue
         try:
             told, size, boxes = _read(path)
-        except (ElementTree.ParseError, ValueError, OSError) as error:
+        except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:  # of an encoding, too
             builder.faults.unreadable.append(f"{path.name} ({error})")
             continue
         image = _image_of(folder / _IMAGES, stem, told)
@@ -65,15 +65,19 @@ def _stems(folder: Path, split: str | None) -> list[str]:
             f"{folder} has no split {split!r}: "
             + (f"choose one of {', '.join(known)}" if known else "leave it out")
         )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): give a list of names, one a line") from error
     # Files of one class have a second column, which says whether it occurs.
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.split()[0] for line in lines if line.strip()]
 
 
 def _image_of(folder: Path, stem: str, told: str) -> Path | None:
     """The file of the annotation's name, or the one that the annotation names."""
     names = [f"{stem}{suffix}" for ending in SUFFIXES for suffix in (ending, ending.upper())]
     for name in (*names, Path(told).name):
-        if name and (folder / name).is_file():
+        if name and is_file(folder / name):
             return folder / name
     return None
 

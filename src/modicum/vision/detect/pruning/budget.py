@@ -49,8 +49,9 @@ class Budget:
                 f"the resource is {self.resource!r}: choose one of {', '.join(get_args(Resource))}"
             )
         if not self.limit > 0 or (self.is_share and self.limit > 1):
-            most = " of at most 100%" if self.is_share else ""
-            raise InputError(f"the budget of {self.resource} is {self.limit:g}: give a number above 0{most}")
+            told = f"{100 * self.limit:g}%" if self.is_share else f"{self.limit:g}"
+            wanted = "a share above 0% and of at most 100%" if self.is_share else "a number above 0"
+            raise InputError(f"the budget of {self.resource} is {told}: give {wanted}")
 
     @classmethod
     def parse(cls, resource: Resource, text: str) -> Budget:

@@ -6,10 +6,11 @@ that is ours: branches are deleted first, so that one budget is for the whole ne
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError, ModelError
+from modicum.search.network import fingerprint
 from modicum.vision.detect.augment import NONE
 from modicum.vision.detect.deletion import delete_branch_channels, highest
 from modicum.vision.detect.detector import Detector
 from modicum.vision.detect.detector_file import load_detector, save_detector
 from modicum.vision.detect.guidance import GuidanceSettings, Guide
-from modicum.vision.detect.loaded_images import Progress, TrainingImage
+from modicum.vision.detect.loaded_images import Progress, TrainingImage, images_digest
 from modicum.vision.detect.pruning.budget import Budget, CostModel
 from modicum.vision.detect.pruning.channel_graph import kept_network
 from modicum.vision.detect.pruning.channel_scores import Score, channel_scores, check_score
@@ -38,6 +40,7 @@ Allocator = Literal["greedy", "knapsack"]
 _BATCHES = 8
 _SENSITIVITY_BATCHES = 4
 _NO_CUT = 1.0
+_RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -182,17 +185,17 @@ def prune(
     whole = dict(teacher.network.settings.channels)
     about = {**teacher.about, "pruned": {**settings.to_dict(), "from_channels": whole}}
     model = CostModel(teacher.network.settings, settings.budget.resource, about)
-    before = model.cost(whole)
+    basis = [settings.to_dict(), whole, fingerprint(teacher.network), images_digest(images)]
+    stopped = _cost_of_stopped_run(state, basis)
+    before = model.cost(whole) if stopped is None else stopped
     limit = settings.budget.absolute(before)
     if limit > before:
         raise InputError(
             f"the budget is {model.describe(limit)} and the detector takes {model.describe(before)} already: "
             "give less"
         )
-    work = _Pruning(
-        teacher, images, settings, state, progress, [settings.to_dict(), whole, before, len(images)]
-    )
-    network = teacher.network
+    work = _Pruning(teacher, images, settings, state, progress, [*basis, before])
+    network = copy.deepcopy(teacher.network)
     if settings.branch_factor < _NO_CUT:
         network = delete_branch_channels(network, settings.branch_factor)
     prunable = teacher.network.settings.backbone_groups
@@ -203,7 +206,8 @@ def prune(
         for name in prunable
     }
     Allocation(network.settings.channels, least, model).check(limit)
-    _check_state(state, work.basis)
+    if state is not None and stopped is None:
+        _begin(state, basis, before)
     start = model.cost(network.settings.channels)
     for step in range(1, settings.steps + 1):
         done = None if state is None else state / f"step-{step}.safetensors"
@@ -221,24 +225,41 @@ def prune(
     return PruneResult(Detector(network.eval(), about), before, limit, after, whole, losses)
 
 
-def _check_state(state: Path | None, basis: Any) -> None:
-    """That a stopped run was the same."""
-    if state is None:
-        return
-    text = json.dumps(basis, sort_keys=True, default=str)
-    path = state / "run.json"
-    with suppress(OSError):
-        if path.read_text(encoding="utf-8") != text:
-            raise InputError(
-                f"{state} is of a run with another detector, data or settings: repeat those to go on, give "
-                "another --out, or remove it to begin anew"
-            )
-        return
+def _cost_of_stopped_run(state: Path | None, basis: Any) -> float | None:
+    """What the given detector took when a run that was stopped began; None if there is none.
+
+    A time is never measured twice alike, so the budget of a run that goes on is that of its beginning.
+
+    Raises:
+        InputError: the run was another.
+    """
+    path = None if state is None else state / _RUN
+    if path is None or not path.is_file():
+        return None
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        is_same = told["basis"] == json.loads(json.dumps(basis, default=str))
+        before: float = told["before"]  # a whole number but for times
+        if not 0 < before < math.inf:
+            raise ValueError(f"before is {before}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): remove {state} to begin anew") from error
+    if not is_same:
+        raise InputError(
+            f"{state} is of a run with another detector, data or settings: repeat those to go on, give "
+            "another --out, or remove it to begin anew"
+        )
+    return before
+
+
+def _begin(state: Path, basis: Any, before: float) -> None:
+    """Claim a folder for a run."""
     shutil.rmtree(state, ignore_errors=True)
+    path = state / _RUN
     try:
         state.mkdir(parents=True)
         part = path.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
+        part.write_text(json.dumps({"basis": basis, "before": before}, default=str), encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise ModelError(f"cannot write to {state}: {error.strerror or error}; give another --out") from error
