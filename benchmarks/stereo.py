@@ -2,8 +2,9 @@
 
     python benchmarks/stereo.py --work FOLDER --data FOLDER accuracy   # about half an hour
     python benchmarks/stereo.py --work FOLDER --data FOLDER speed      # a minute
-    python benchmarks/stereo.py --work FOLDER hardware                 # hours: synthesis, place and route
-    python benchmarks/stereo.py --work FOLDER --data FOLDER --quick accuracy speed hardware
+    python benchmarks/stereo.py --work FOLDER synthesis                # half an hour: area of netlists
+    python benchmarks/stereo.py --work FOLDER hardware                 # hours: place and route
+    python benchmarks/stereo.py --work FOLDER --data FOLDER --quick accuracy speed synthesis hardware
     python benchmarks/stereo.py --work FOLDER --docs                   # docs/benchmarks_stereo.json, tables
 
 --data holds cones and teddy (im2.png, im6.png, disp2.pgm of Middlebury 2003) and motorcycle (as scikit-image
@@ -13,6 +14,7 @@ has it). Needs opencv-python-headless; for hardware the extra "hdl".
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -34,9 +36,11 @@ from stereo_tables import ERRORS, section
 
 from modicum.measure import Spread, TimingSettings, interleaved
 from modicum.stereo import CostSettings, PathSettings, StereoMatcher, StereoSettings, measure
-from modicum.stereo.hardware import HardwareSettings, implement
+from modicum.stereo.hardware import HardwareSettings, implement, netlist_area, synthesize
 from modicum.stereo.hardware.implementation import DEVICE_NAME
+from modicum.stereo.hardware.verilog import TOP
 
+PARTS = ("accuracy", "speed", "synthesis", "hardware")
 SIZE = (640, 480, 64)
 CORES = [
     *((kind, d, None) for kind in ("rank-structure", "rank-sad") for d in (16, 32, 64)),
@@ -80,26 +84,39 @@ class Bench:
             if not self.has(**key):
                 self.add(key | times(pairs(data)[0], threads, 3 if self.is_quick else 21))
 
+    def synthesis(self) -> None:
+        """Area of each core's netlist."""
+        for settings in cores(self.is_quick):
+            key = {"kind": "synthesis", **settings.to_dict()}
+            if not self.has(**key):
+                netlist = json.loads(synthesize(self.folder(settings), settings).read_text(encoding="utf-8"))
+                self.add(key | asdict(netlist_area(netlist, TOP)))
+                print(self.rows[-1], file=sys.stderr, flush=True)
+
     def hardware(self) -> None:
-        """Area and clock of each core."""
-        for kind, disparities, lanes in CORES:
-            width, height, _ = SIZE
-            if self.is_quick:
-                width, height, disparities, lanes = 32, 16, disparities // 8, lanes and 4
-            settings = HardwareSettings(width, height, disparities, lanes, CostSettings(kind))
-            about = settings.to_dict()
-            key = {"kind": "hardware", **about}
+        """Area and clock of each core, placed and routed."""
+        for settings in cores(self.is_quick):
+            key = {"kind": "hardware", **settings.to_dict()}
             if self.has(**key):
                 continue
             started = time.perf_counter()
-            folder = self.work / f"{kind}-{disparities}-{settings.num_lanes}"
-            found = implement(folder, settings)
+            found = implement(self.folder(settings), settings)
             told = {"luts": found.luts, "flip_flops": found.flip_flops, "block_rams": found.block_rams}
             told |= {"megahertz": found.megahertz, "device": DEVICE_NAME, "cells": found.cells}
             self.add(key | told | {"seconds": round(time.perf_counter() - started)})
-            print(kind, disparities, told, file=sys.stderr, flush=True)
-            if self.is_quick:
-                return
+            print(self.rows[-1], file=sys.stderr, flush=True)
+
+    def folder(self, settings: HardwareSettings) -> Path:
+        """Of a core's files."""
+        return self.work / f"{settings.cost.kind}-{settings.disparities}-{settings.num_lanes}"
+
+
+def cores(is_quick: bool) -> list[HardwareSettings]:
+    """What is synthesised: `CORES`, or one small core."""
+    width, height, _ = SIZE
+    if is_quick:
+        return [HardwareSettings(32, 16, 4, None, CostSettings("rank-structure"))]
+    return [HardwareSettings(width, height, d, lanes, CostSettings(kind)) for kind, d, lanes in CORES]
 
 
 def errors(method: Method, pair: Pair) -> list[float]:
@@ -144,7 +161,10 @@ def main() -> None:
     """Measure what is missing, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "parts", nargs="*", choices=["accuracy", "speed", "hardware", []], help="what is measured"
+        "parts",
+        nargs="*",
+        choices=[*PARTS, []],
+        help="what is measured",
     )
     parser.add_argument("--work", type=Path, required=True, help="gets rows.jsonl and the tools' files")
     parser.add_argument("--data", type=Path, help="folders cones, teddy and motorcycle")
@@ -159,8 +179,8 @@ def main() -> None:
         return
     bench = Bench(asked.work, asked.quick)
     for part in asked.parts:
-        if part == "hardware":
-            bench.hardware()
+        if part in ("synthesis", "hardware"):
+            getattr(bench, part)()
         elif asked.data is None:
             raise SystemExit(f"{part} needs --data: the folder of the pairs")
         else:

@@ -31,7 +31,9 @@ def section(raw: dict[str, Any]) -> str:
     speed = [row for row in rows if row["kind"] == "speed"]
     if speed:
         parts.append(_speed(speed))
-    hardware = [row for row in rows if row["kind"] == "hardware"]
+    synthesis, hardware = ([r for r in rows if r["kind"] == kind] for kind in ("synthesis", "hardware"))
+    if synthesis:
+        parts.append(_synthesis(synthesis))
     if hardware:
         parts.append(_hardware(hardware))
     return "\n\n".join(parts)
@@ -71,6 +73,7 @@ def _cells(row: Row, conditions: Iterable[str]) -> list[str]:
     return cells
 
 
+_AREA = ("LUT4", "flip-flops", "18-kbit RAMs")
 _HEAD = [f"{c}: {m}" for c in CONDITIONS for m in ("bad-1", "bad-2", "mean px")]
 
 
@@ -153,12 +156,31 @@ def _speed(rows: list[Row]) -> str:
     )
 
 
-def _hardware(rows: list[Row]) -> str:
-    def key(row: Row) -> tuple[Any, ...]:
-        return row["cost"], row["lanes"] < row["disparities"], row["disparities"]
+def _core(row: Row) -> tuple[Any, ...]:
+    return row["cost"], row["lanes"] < row["disparities"], row["disparities"]
 
+
+def _synthesis(rows: list[Row]) -> str:
+    lines = [
+        [
+            row["cost"],
+            str(row["disparities"]),
+            str(row["lanes"]),
+            *(f"{row[kind]:,}" for kind in ("luts", "flip_flops", "block_rams")),
+            str(row["path_bits"]),
+        ]
+        for row in sorted(rows, key=_core)
+    ]
+    return (
+        "**Area** of the cores for 640 x 480, synthesised by Yosys for a Lattice ECP5, before placement.\n\n"
+        + report.table(["cost", "D", "in a clock", *_AREA, "bits of L"], lines)
+        + _growth(rows)
+    )
+
+
+def _hardware(rows: list[Row]) -> str:
     lines = []
-    for row in sorted(rows, key=key):
+    for row in sorted(rows, key=_core):
         clock = row["megahertz"]
         frames = clock * 1e6 / row["clocks_per_frame"]
         lines.append(
@@ -175,7 +197,7 @@ def _hardware(rows: list[Row]) -> str:
                 f"{frames * row['width'] * row['height'] * row['disparities'] / 1e6:,.0f}",
             ]
         )
-    head = ["cost", "D", "in a clock", "LUT4", "flip-flops", "18-kbit RAMs", "bits of L", "f_max MHz"]
+    head = ["cost", "D", "in a clock", *_AREA, "bits of L", "f_max MHz"]
     return (
         f"**Hardware** for 640 x 480, placed and routed by nextpnr on a Lattice ECP5 ({rows[0]['device']}); "
         "frames per second are f_max / clocks of a frame.\n\n"
@@ -189,9 +211,7 @@ def _growth(rows: list[Row]) -> str:
     for cost in dict.fromkeys(row["cost"] for row in rows):
         mine = [row for row in rows if row["cost"] == cost and row["lanes"] == row["disparities"]]
         for one, two in pairwise(sorted(mine, key=lambda row: int(row["disparities"]))):
-            luts, registers, clock = (two[k] / one[k] for k in ("luts", "flip_flops", "megahertz"))
-            told.append(
-                f"{cost} {one['disparities']} to {two['disparities']}: LUTs × {luts:.2f}, flip-flops × "
-                f"{registers:.2f}, f_max × {clock:.2f}"
-            )
+            names = {"luts": "LUTs", "flip_flops": "flip-flops", "megahertz": "f_max"}
+            ratios = [f"{name} × {two[k] / one[k]:.2f}" for k, name in names.items() if k in one]
+            told.append(f"{cost} {one['disparities']} to {two['disparities']}: {', '.join(ratios)}")
     return "\n\nGrowth with D: " + "; ".join(told) + "." if told else ""

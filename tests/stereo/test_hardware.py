@@ -21,6 +21,7 @@ pytest.importorskip("amaranth", reason="amaranth is not installed")
 from modicum.stereo import CostSettings, PathSettings, match, read_image
 from modicum.stereo.hardware import HardwareSettings, simulate, verilog, write_package
 from modicum.stereo.hardware.implementation import read_report
+from modicum.stereo.hardware.netlist_area import NetlistArea, netlist_area
 from modicum.stereo.hardware.package import random_frame
 
 HAS_VERILOG = pytest.mark.skipif(
@@ -185,3 +186,10 @@ def test_nextprns_report_is_read() -> None:
     }
     found = read_report(report)
     assert (found.luts, found.flip_flops, found.block_rams, found.megahertz) == (7, 7, 7, 61.5)
+
+
+def test_cells_of_a_netlist_are_counted() -> None:
+    kinds = [*["LUT4"] * 5, "CCU2C", "TRELLIS_DPR16X4", *["TRELLIS_FF"] * 3, "DP16KD", "PFUMX"]
+    cells = {f"${number}": {"type": kind} for number, kind in enumerate(kinds)}
+    netlist = {"modules": {"core": {"cells": cells}, "LUT4": {"cells": {}}}}
+    assert netlist_area(netlist, "core") == NetlistArea(luts=5 + 2 + 4, flip_flops=3, block_rams=1)

@@ -12,7 +12,8 @@ from modicum.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from modicum.stereo.hardware.core import StereoCore
-    from modicum.stereo.hardware.implementation import Implementation, implement
+    from modicum.stereo.hardware.implementation import Implementation, implement, synthesize
+    from modicum.stereo.hardware.netlist_area import NetlistArea, netlist_area
     from modicum.stereo.hardware.package import write_package
     from modicum.stereo.hardware.settings import HardwareSettings, Schedule
     from modicum.stereo.hardware.simulation import simulate
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "core": ("StereoCore",),
-    "implementation": ("Implementation", "implement"),
+    "implementation": ("Implementation", "implement", "synthesize"),
+    "netlist_area": ("NetlistArea", "netlist_area"),
     "package": ("write_package",),
     "settings": ("HardwareSettings", "Schedule"),
     "simulation": ("simulate",),
@@ -33,6 +35,9 @@ __all__ = [  # noqa: RUF022  # in the order of the reader's interest
     "verilog",
     "write_package",
     "simulate",
+    "synthesize",
+    "netlist_area",
+    "NetlistArea",
     "implement",
     "Implementation",
     "Schedule",
