@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -296,6 +297,18 @@ def test_a_scene_without_a_finite_truth_is_refused(pair: tuple[str, str], tmp_pa
     assert "no pixel of" in refused("evaluate", tmp_path)
     (tmp_path / "scene" / "calib.txt").write_text("ndisp=\N{SUPERSCRIPT TWO}\n", encoding="utf-8")
     assert "no pixel of" in refused("evaluate", tmp_path)
+
+
+def test_a_scene_that_cannot_be_used_is_named_and_the_others_are_kept(
+    pair: tuple[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(tmp_path / "scene", tmp_path / "bad")
+    save(tmp_path / "scene" / "disp2.png", np.full((24, 48), 5 * 4, np.uint8))
+    write_disparity(tmp_path / "bad" / "disp2.pfm", np.full((24, 48), np.nan, np.float32))
+    result = run("evaluate", tmp_path, "--json")
+    assert result.exit_code == 0
+    assert "1 of 2 scenes left out: bad: no pixel of" in result.stderr
+    assert [row["scene"] for row in json.loads(result.stdout)] == ["scene"]
 
 
 def test_a_true_disparity_beyond_any_image_is_not_visible() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,10 +64,18 @@ def evaluate(
     sections = []
     wanted = [(kind, n) for kind in kinds for n in counts]
     options = disparities, scale, fill, threads
+    faults = []
     with progress_bar() as tell:
         for done, scene in enumerate(scenes):
             tell(scene.name, done, len(scenes))
-            sections.append((scene.name, _evaluate(scene, wanted, rows, options)))
+            try:
+                sections.append((scene.name, _evaluate(scene, wanted, rows, options)))
+            except InputError as error:
+                faults.append(f"{scene.name}: {error}")
+    if not sections:
+        raise InputError("; ".join(faults))
+    if faults:
+        warnings.warn(f"{len(faults)} of {len(scenes)} scenes left out: {'; '.join(faults)}", stacklevel=2)
     _show(rows, scenes[0].is_kitti, as_json)
     if page is not None:
         from modicum.stereo import pictures

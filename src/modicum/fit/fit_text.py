@@ -54,8 +54,8 @@ class FitText:
         if len(ids) - held < short:
             raise InputError(
                 f"the text has {len(ids):,} tokens, of which {held:,} are held back to measure errors on, "
-                f"and a calibration sequence takes {short:,}: give more text, or a smaller length and "
-                "probe_length"
+                f"and a calibration sequence takes {short:,}: give more text, or a smaller length "
+                "(--length) and probe_length (--probe-length)"
             )
         return cls(path, ids[:-held], ids[-held:])
 

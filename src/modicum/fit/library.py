@@ -26,6 +26,7 @@ from modicum.fit.part import Part, held_nbytes, is_held_packed, itemsize_of, par
 from modicum.fit.probe import Errors, Probes
 from modicum.fit.settings import FitSettings
 from modicum.fit.weight_option import DENSE
+from modicum.search.noise import ErrorSums
 from modicum.weights.blocks import Block, Matrix, Passes, blocks_of
 from modicum.weights.packed import pack, unpack
 from modicum.weights.pattern import Pattern
@@ -266,16 +267,15 @@ class Library:
 
 
 def noise_to_signal(reference: list[Tensor], changed: list[Tensor]) -> float:
-    """Mean over channels of the noise's power by the reference's variance (DONNA's distance of blocks).
+    """The distance of blocks that DONNA has, in float64; NaN if an output is not finite.
 
     Args:
-        reference, changed: of each sequence, [1, T, C]. Channels that do not vary are left out.
+        reference, changed: of each sequence, [1, T, C]. Channels that hardly vary are left out.
     """
-    whole = torch.cat([x.flatten(0, -2) for x in reference]).double()
-    noise = whole - torch.cat([x.flatten(0, -2) for x in changed]).double()
-    power, variance = noise.square().mean(0), whole.var(0, unbiased=False)
-    varies = variance > 0
-    return float((power[varies] / variance[varies]).mean()) if bool(varies.any()) else 0.0
+    sums = ErrorSums(reference[0].shape[-1])
+    for expected, found in zip(reference, changed, strict=True):
+        sums.add(expected, found)
+    return sums.value
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> None:

@@ -166,7 +166,9 @@ def hear_words(
             f"nothing was heard in {len(recordings):,} recordings: {listed(faults) or 'give speech'}"
         )
     if faults:
-        warnings.warn(f"{len(faults):,} recordings left out: {listed(faults)}", stacklevel=2)
+        warnings.warn(
+            f"{len(faults):,} of {len(recordings):,} recordings left out: {listed(faults)}", stacklevel=2
+        )
     return found
 
 

@@ -89,7 +89,9 @@ def readable(
     if not kept:
         raise InputError(f"none of {len(recordings):,} recordings can be used: {listed(faults)}")
     if faults:
-        warnings.warn(f"{len(faults):,} recordings left out: {listed(faults)}", stacklevel=2)
+        warnings.warn(
+            f"{len(faults):,} of {len(recordings):,} recordings left out: {listed(faults)}", stacklevel=2
+        )
     return kept
 
 
