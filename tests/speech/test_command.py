@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from modicum.cli import app
+from modicum.packages import import_package
 from modicum.speech import Recognizer, load_audio, save_audio
-from modicum.speech.packages import import_package
 from tests.speech.conftest import Tones
 
 FILES = ["model.safetensors", "recognizer.json"]
@@ -298,7 +298,7 @@ def test_ctrl_c_while_a_package_loads_is_no_missing_package(
     (tmp_path / "slow_package.py").write_text(source if is_hidden else "raise KeyboardInterrupt")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        import_package("slow_package")
+        import_package("slow_package", "speech")
 
 
 def test_a_missing_package_says_what_to_install(

@@ -331,7 +331,7 @@ def test_folders_without_a_scene_are_named_and_the_table_comes_before_the_page(
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
 
-    from modicum.stereo.packages import import_package
+    from modicum.packages import import_package
 
     for module, package, extra in (
         ("amaranth", "amaranth", "hdl"),
@@ -341,5 +341,5 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     ):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(InputError, match=rf"needs the package {package} .*modicum\[{extra}\]"):
-            import_package(module)
+            import_package(module, extra)
     assert "modicum[hdl]" in refused("rtl", "-o", tmp_path, "-d", 16, "--width", 16, "--height", 4)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from modicum.errors import InputError
-from modicum.search.packages import import_package
+from modicum.packages import import_package
 
 _SPAN = 1e4
 """To which the losses are scaled: HiGHS stops at an absolute gap of 1e-6."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError
+from modicum.packages import import_package
 from modicum.speech.faults import is_full
-from modicum.speech.packages import import_package
 
 SAMPLE_RATE = 16_000
 """Samples per second of a model's input, unless it says otherwise."""
@@ -51,7 +51,7 @@ def audio_info(path: str | Path) -> AudioInfo:
     Raises:
         InputError: it is missing or no audio file.
     """
-    soundfile = import_package("soundfile")
+    soundfile = import_package("soundfile", "speech")
     try:
         info = soundfile.info(_name(path))
     except (OSError, RuntimeError) as error:
@@ -74,7 +74,7 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
     Raises:
         InputError: the file is missing, unreadable or empty, or holds samples that are not numbers.
     """
-    soundfile = import_package("soundfile")
+    soundfile = import_package("soundfile", "speech")
     try:
         samples, rate = soundfile.read(_name(path), dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
@@ -119,7 +119,7 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int = SAMPLE_RAT
         InputError: the samples are of another shape or not numbers, or the suffix is none of audio.
         OSError: the file cannot be written.
     """
-    soundfile = import_package("soundfile")
+    soundfile = import_package("soundfile", "speech")
     check_samples(samples)
     path = Path(path)
     kind = path.suffix[1:].upper()
@@ -154,7 +154,7 @@ def resample(samples: Tensor, rate: int, wanted: int) -> Tensor:
             raise InputError(f"the sample rate is {one}: give samples per second, such as 16000")
     if rate == wanted:
         return samples.float()
-    soxr = import_package("soxr")
+    soxr = import_package("soxr", "speech")
     return torch.from_numpy(soxr.resample(samples.float().numpy(), rate, wanted, quality="HQ"))
 
 

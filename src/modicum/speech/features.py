@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError
+from modicum.packages import import_package
 from modicum.speech.audio import SAMPLE_RATE, check_samples
-from modicum.speech.packages import import_package
 
 Normalization = Literal["utterance", "none"]
 """Of each mel channel: to mean 0 and variance 1 over the utterance's frames, or none."""
@@ -109,7 +109,7 @@ class Fbank:
 
     def __init__(self, settings: FeatureSettings | None = None) -> None:
         self.settings = FeatureSettings() if settings is None else settings
-        self._knf = import_package("kaldi_native_fbank")
+        self._knf = import_package("kaldi_native_fbank", "speech")
         self._options = self._knf.FbankOptions()
         frames, mels = self._options.frame_opts, self._options.mel_opts
         frames.samp_freq = self.settings.sample_rate

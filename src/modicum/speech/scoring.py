@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modicum.errors import InputError
-from modicum.speech.packages import import_package
+from modicum.packages import import_package
 
 _RESAMPLES = 1000
 
@@ -57,7 +57,7 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Rat
     Raises:
         InputError: there are not as many hypotheses as references, or the references hold no word.
     """
-    jiwer = import_package("jiwer")
+    jiwer = import_package("jiwer", "speech")
     _check(references, hypotheses)
     pairs = [(" ".join(r.split()), " ".join(h.split())) for r, h in zip(references, hypotheses, strict=True)]
     errors = [_errors(jiwer.process_words(r, h)) if r else len(h.split()) for r, h in pairs]
@@ -70,7 +70,7 @@ def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -
     Raises:
         InputError: as `word_error_rate`.
     """
-    jiwer = import_package("jiwer")
+    jiwer = import_package("jiwer", "speech")
     _check(references, hypotheses)
     pairs = [(" ".join(r.split()), " ".join(h.split())) for r, h in zip(references, hypotheses, strict=True)]
     errors = [_errors(jiwer.process_characters(r, h)) if r else len(h) for r, h in pairs]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modicum.stereo.packages import import_package
+from modicum.packages import import_package
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
 _made: list[Any] = []
@@ -21,7 +21,7 @@ def compiled(function: Kernel) -> Kernel:
     Raises:
         InputError: numba is not installed.
     """
-    numba = import_package("numba")
+    numba = import_package("numba", "stereo")
     made: Kernel = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     _made.append(made)
     return made

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modicum.errors import InputError
+from modicum.packages import import_package
 from modicum.stereo.images import MAX_PIXELS
-from modicum.stereo.packages import import_package
 
 KITTI_SCALE = 256
 MAX_PNG = (2**16 - 1) / KITTI_SCALE
@@ -66,7 +66,7 @@ def read_disparity(path: Path | str, scale: float | None = None) -> NDArray[np.f
         raise InputError(f"scale is {scale}: give a number above 0")
     if path.suffix.lower() == ".pfm":
         return _read_pfm(path)
-    pictures = import_package("PIL.Image")
+    pictures = import_package("PIL.Image", "stereo")
     try:
         with pictures.open(path) as picture:
             values = np.asarray(picture)
@@ -85,7 +85,7 @@ def read_disparity(path: Path | str, scale: float | None = None) -> NDArray[np.f
 
 def png(values: NDArray[Any]) -> bytes:
     """A PNG file of grey numbers [H, W], uint8 or uint16, or of colours uint8 [H, W, 3]."""
-    pictures = import_package("PIL.Image")
+    pictures = import_package("PIL.Image", "stereo")
     file = io.BytesIO()
     pictures.fromarray(values).save(file, format="PNG")
     return file.getvalue()

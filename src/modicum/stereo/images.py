@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modicum.errors import InputError
-from modicum.stereo.packages import import_package
+from modicum.packages import import_package
 
 MAX_PIXELS = 2**27
 
@@ -22,7 +22,7 @@ def read_image(path: Path | str) -> tuple[NDArray[Any], bool]:
     Raises:
         InputError: it is missing or no picture, or of a kind that is not read.
     """
-    pictures = import_package("PIL.Image")
+    pictures = import_package("PIL.Image", "stereo")
     try:
         with pictures.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:

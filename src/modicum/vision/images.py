@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError
-from modicum.search.packages import import_package
+from modicum.packages import import_package
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MAX_NBYTES = 4 * 2**30
@@ -137,7 +137,7 @@ def load_images(
     path = Path(path)
     if size < 1 or (most is not None and most < 1):
         raise InputError(f"the size is {size}, and at most {most} images of a class: give 1 or more")
-    image_module = import_package("PIL.Image", "vision", "pillow")
+    image_module = import_package("PIL.Image", "vision")
     with _opened(path) as source:
         named = _by_class(source.names, most)
         classes = tuple(sorted(named))
@@ -178,7 +178,7 @@ def read_image(path: str | Path, size: int) -> Tensor:
     Raises:
         InputError: it cannot be read, or pillow is missing.
     """
-    image_module = import_package("PIL.Image", "vision", "pillow")
+    image_module = import_package("PIL.Image", "vision")
     try:
         return _decoded(image_module, Path(path).read_bytes(), size)[None]
     except Exception as error:  # pillow raises many kinds for damaged files

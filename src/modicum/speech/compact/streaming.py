@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError, ModelError
+from modicum.packages import import_package
 from modicum.speech.acoustic_model import AcousticModel, ModelSettings
 from modicum.speech.audio import audio_info
 from modicum.speech.compact.context import model_context
 from modicum.speech.compact.sanm import SanmSettings
 from modicum.speech.features import SHERPA_HIGH_FREQUENCY, Fbank, FeatureSettings
-from modicum.speech.packages import import_package
 from modicum.speech.recognizer import Recognizer
 from modicum.speech.tokens import BLANK
 
@@ -187,11 +187,13 @@ def read_blocks(path: str | Path, sample_rate: int, seconds: float = 0.1) -> Ite
     Raises:
         InputError: the file cannot be read.
     """
-    soundfile = import_package("soundfile")
+    soundfile = import_package("soundfile", "speech")
     info = audio_info(path)
     change: Any = None
     if info.sample_rate != sample_rate:
-        change = import_package("soxr").ResampleStream(info.sample_rate, sample_rate, 1, dtype="float32")
+        change = import_package("soxr", "speech").ResampleStream(
+            info.sample_rate, sample_rate, 1, dtype="float32"
+        )
     size = max(1, int(seconds * info.sample_rate))
     for block in soundfile.blocks(str(path), size, dtype="float32", always_2d=True):
         mono = block.mean(1, dtype=np.float64).astype(np.float32)

@@ -15,7 +15,6 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from modicum.errors import InputError, ModelError
+from modicum.packages import import_package
 from modicum.speech.grammar.command_model import SPHINX, Form, Heard
 from modicum.speech.grammar.letter_to_sound import letter_to_sound
 from modicum.speech.grammar.phone_scores import free_score, phone_scores
@@ -43,12 +43,7 @@ def import_pocketsphinx() -> Any:
     Raises:
         InputError: it is not installed.
     """
-    try:
-        return import_module("pocketsphinx")
-    except (ImportError, OSError) as error:
-        raise InputError(
-            f"this needs the package pocketsphinx ({error}): pip install 'modicum[grammar]'"
-        ) from error
+    return import_package("pocketsphinx", "grammar")
 
 
 class SphinxModel:

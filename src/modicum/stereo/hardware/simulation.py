@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modicum.errors import InputError
+from modicum.packages import import_package
 from modicum.stereo.hardware.settings import HardwareSettings
-from modicum.stereo.packages import import_package
 
 
 def simulate(
@@ -28,7 +28,7 @@ def simulate(
     Raises:
         InputError: amaranth is not installed, or a frame is of another size.
     """
-    import_package("amaranth")
+    import_package("amaranth", "hdl")
     from amaranth.sim import Simulator
 
     from modicum.stereo.hardware.core import StereoCore

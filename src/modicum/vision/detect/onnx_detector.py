@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError, ModelError
+from modicum.packages import import_package
 from modicum.vision.detect.detector import in_image
 from modicum.vision.detect.image import letterboxed
 from modicum.vision.detect.nms import Detections, NmsSettings
-from modicum.vision.detect.packages import import_package
 from modicum.vision.detect.ssd_settings import SSDSettings
 
 
@@ -40,7 +40,7 @@ class OnnxDetector:
         """
         if not Path(path).is_file():
             raise InputError(f"there is no detector {path}: give a file that modicum detect export wrote")
-        runtime = import_package("onnxruntime")
+        runtime = import_package("onnxruntime", "detect")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = 3

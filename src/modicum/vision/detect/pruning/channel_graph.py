@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from modicum.errors import ModelError
+from modicum.packages import import_package
 from modicum.vision.detect.conv_norm import ConvNorm
 from modicum.vision.detect.detector_file import check_shapes
-from modicum.vision.detect.packages import import_package
 from modicum.vision.detect.ssd import SSD
 
 _PRUNABLE = {
@@ -141,7 +141,7 @@ def _example(network: SSD) -> Tensor:
 
 
 def _dependency_graph(network: SSD) -> Any:
-    pruning = import_package("torch_pruning")
+    pruning = import_package("torch_pruning", "detect")
     with _evaluating(network), torch.enable_grad():
         return pruning.DependencyGraph().build_dependency(
             network,
@@ -152,7 +152,7 @@ def _dependency_graph(network: SSD) -> Any:
 
 
 def _group(graph: Any, root: nn.Conv2d, cut: list[int]) -> Any:
-    pruning = import_package("torch_pruning")
+    pruning = import_package("torch_pruning", "detect")
     return graph.get_pruning_group(root, pruning.prune_conv_out_channels, cut)
 
 

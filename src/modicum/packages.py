@@ -1,4 +1,4 @@
-"""Packages of the extra "speech", imported when they are first needed."""
+"""Packages of extras, imported when they are first needed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ from typing import Any
 
 from modicum.errors import InputError
 
+_USES = {
+    "detect": "detection",
+    "grammar": "pocketsphinx's model",
+    "hdl": "the hardware generator",
+    "search": "the search",
+    "speech": "speech",
+    "stereo": "stereo matching",
+    "vision": "reading images",
+}
+"""What needs each extra."""
 
-def import_package(name: str) -> Any:
-    """The module of a package of the extra "speech".
+
+def import_package(name: str, extra: str) -> Any:
+    """The module of a package that an extra brings.
 
     Args:
-        name: as it is imported: "soundfile".
+        name: as it is imported: "scipy.optimize".
+        extra: that installs it: "search".
 
     Raises:
         InputError: it is not installed, or a library that it loads is missing.
@@ -22,8 +34,10 @@ def import_package(name: str) -> Any:
     except (ImportError, OSError) as error:
         if _is_interrupt(error):
             raise KeyboardInterrupt from error
+        root = name.partition(".")[0]
+        package = {"PIL": "pillow"}.get(root, root.replace("_", "-"))
         raise InputError(
-            f"speech needs the package {name.replace('_', '-')} ({error}): pip install 'modicum[speech]'"
+            f"{_USES[extra]} needs the package {package} ({error}): pip install 'modicum[{extra}]'"
         ) from error
 
 
