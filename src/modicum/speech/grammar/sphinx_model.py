@@ -33,8 +33,7 @@ _LOG_STEP = math.log(1.0001) * 1024
 """A step of the whole numbers in which pocketsphinx keeps likelihoods: log base 1.0001, 10 bits shifted."""
 
 _FREE = {"lw": 2.0, "beam": 1e-20, "pbeam": 1e-20, "cmn": "batch", "compallsen": True}
-"""Of the phone decoder: the first three as its documentation has them; batch normalisation, so that a
-recording's scores do not depend on those before."""
+"""Of the phone decoder: the first three as its documentation has them; normalisation over the recording."""
 
 
 def import_pocketsphinx() -> Any:
@@ -128,6 +127,7 @@ class SphinxModel:
 
     def _run(self, data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
         decoder, log = self._decoder
+        decoder.reinit_feat()  # else what it keeps of the recording before changes the scores of this one
         decoder.start_utt()
         decoder.process_raw(data, full_utt=True)
         decoder.end_utt()
