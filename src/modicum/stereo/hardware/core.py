@@ -104,7 +104,7 @@ class StereoCore(Elaboratable):
             paths.append(made)
         penalties: list[Any] = [s.lengths.p2] * 4
         if s.path.contrast:
-            m.submodules.penalties = unit = PenaltyUnit(s, step, tick, restart, position)
+            m.submodules.penalties = unit = PenaltyUnit(s, step, tick, position)
             m.d.comb += unit.pixel.eq(self.middle)
             penalties = unit.p2
         for path, p2 in zip(paths, penalties, strict=True):

@@ -162,7 +162,7 @@ class RowPath(Elaboratable):
         m.submodules.values = values = Memory(shape=bits * s.num_lanes, depth=depth * s.groups, init=[])
         m.submodules.minima = minima = Memory(shape=bits, depth=depth, init=[])
         reading = position("reading", schedule.cost - lead)
-        read_at = self.pointer(m, "read", reading, -s.width + self.offset, depth)
+        read_at = reading.pointer(m, "read", -s.width + self.offset, depth)
         data, minimum_data = values.read_port(), minima.read_port()
         m.d.comb += [
             data.en.eq(self.tick),
@@ -193,22 +193,12 @@ class RowPath(Elaboratable):
         self.store(m, (values, minima), position, depth)
         return m
 
-    def pointer(self, m: Any, name: str, at: Position, start: int, depth: int) -> Any:
-        """Counts pixels modulo `depth` along with a position; `start` at the first."""
-        found = Signal(range(depth), init=start % depth, name=f"{name}_pointer")
-        with m.If(self.tick):
-            with m.If(at.is_active & at.is_last_group):
-                m.d.sync += found.eq(Mux(found == depth - 1, 0, found + 1))
-            with m.If(self.restart):
-                m.d.sync += found.eq(start % depth)
-        return found
-
     def store(self, m: Any, memories: tuple[Any, Any], position: Any, depth: int) -> None:
         """Write L one clock after it was computed, and its minimum when the tree has it."""
         s, schedule = self.settings, self.settings.schedule
         write, write_minimum = (memory.write_port() for memory in memories)
         writing = position("writing", schedule.cost + 1)
-        write_at = self.pointer(m, "write", writing, 0, depth)
+        write_at = writing.pointer(m, "write", 0, depth)
         m.d.comb += [
             write.en.eq(self.tick & writing.is_active),
             write.addr.eq(write_at * s.groups + writing.group),
@@ -217,7 +207,7 @@ class RowPath(Elaboratable):
         m.submodules.tree = tree = MinimumTree(s.lengths.path_bits, s.num_lanes, self.tick)
         m.d.comb += [term.eq(value) for term, value in zip(tree.terms, self.values, strict=True)]
         finding = position("finding", schedule.cost + 1 + schedule.tree)
-        found_at = self.pointer(m, "found", finding, 0, depth)
+        found_at = finding.pointer(m, "found", 0, depth)
         found: Any = tree.value
         if s.groups > 1:
             held = Signal(s.lengths.path_bits)

@@ -22,7 +22,6 @@ class PenaltyUnit(Elaboratable):
         settings: of the core.
         step: the clock counts for whole pixels.
         tick: the clock counts.
-        restart: the last clock of a frame.
         position: makes a Position, given a name and a delay.
 
     Attributes:
@@ -35,10 +34,9 @@ class PenaltyUnit(Elaboratable):
         settings: HardwareSettings,
         step: Any,
         tick: Any,
-        restart: Any,
         position: Callable[[str, int], Position],
     ) -> None:
-        self.settings, self.step, self.tick, self.restart = settings, step, tick, restart
+        self.settings, self.step, self.tick = settings, step, tick
         schedule = settings.schedule
         self.arriving = position("penalty_arriving", schedule.window)
         self.reading = position("penalty_reading", schedule.cost - LEAD)
@@ -54,12 +52,12 @@ class PenaltyUnit(Elaboratable):
         write, own, above = ring.write_port(), ring.read_port(), ring.read_port()
         m.d.comb += [
             write.en.eq(self.step),
-            write.addr.eq(self.pointer(m, "write", self.arriving, 0, depth)),
+            write.addr.eq(self.arriving.pointer(m, "write", 0, depth)),
             write.data.eq(self.pixel),
             own.en.eq(self.tick),
-            own.addr.eq(self.pointer(m, "own", self.reading, 0, depth)),
+            own.addr.eq(self.reading.pointer(m, "own", 0, depth)),
             above.en.eq(self.tick),
-            above.addr.eq(self.pointer(m, "above", self.reading, 1 - s.width, depth)),
+            above.addr.eq(self.reading.pointer(m, "above", 1 - s.width, depth)),
         ]
         # The pixel, the one before, and above to the right, above, above to the left.
         names = ("here", "left", "above_right", "above", "above_left")
@@ -79,13 +77,3 @@ class PenaltyUnit(Elaboratable):
             port = table.read_port()
             m.d.comb += [port.en.eq(self.tick), port.addr.eq(change), self.p2[k].eq(port.data)]
         return m
-
-    def pointer(self, m: Any, name: str, at: Position, start: int, depth: int) -> Any:
-        """Counts pixels modulo `depth` along with a position; `start` at the first."""
-        found = Signal(range(depth), init=start % depth, name=f"{name}_pointer")
-        with m.If(self.tick):
-            with m.If(at.is_active & at.is_last_group):
-                m.d.sync += found.eq(Mux(found == depth - 1, 0, found + 1))
-            with m.If(self.restart):
-                m.d.sync += found.eq(start % depth)
-        return found

@@ -53,3 +53,13 @@ class Position(Elaboratable):
                 m.d.sync += [self.x.eq(0), self.y.eq(0), self.group.eq(0), is_over.eq(0)]
                 m.d.sync += runs.eq(int(self.delay == 0))
         return m
+
+    def pointer(self, m: Any, name: str, start: int, depth: int) -> Any:
+        """Counts pixels modulo `depth` along with the position, in a module; `start` at the first."""
+        found = Signal(range(depth), init=start % depth, name=f"{name}_pointer")
+        with m.If(self.tick):
+            with m.If(self.is_active & self.is_last_group):
+                m.d.sync += found.eq(Mux(found == depth - 1, 0, found + 1))
+            with m.If(self.restart):
+                m.d.sync += found.eq(start % depth)
+        return found
