@@ -13,6 +13,7 @@ from modicum.kv.cache_settings import CacheSettings, use_cache_settings
 from modicum.kv.fingerprint import weights_digest
 from modicum.kv.head_profile import HeadProfile
 from modicum.kv.head_store import use_profile
+from modicum.whole_file import write_json
 
 FILE, PROFILE = "modicum.json", "heads.safetensors"
 _FORMAT = 1
@@ -54,9 +55,7 @@ class RunSettings:
 
     def write(self, folder: Path) -> None:
         """Write it; the file appears whole or not at all."""
-        part = folder / f"{FILE}.part"
-        part.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-        part.replace(folder / FILE)
+        write_json(folder / FILE, {"format": _FORMAT, **asdict(self)})
 
     def apply(self, model: PreTrainedModel, folder: Path) -> None:
         """Let the model's caches be made so, with the folder's head profile.

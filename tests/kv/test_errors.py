@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import pickle
 import random
 import struct
@@ -724,16 +726,25 @@ def test_a_policy_of_the_users_own_is_named_when_it_is_not_there(tmp_path: Path,
         BudgetCache.load(path, model)
 
 
-def test_saving_where_one_cannot_is_an_error_and_leaves_the_old_file(tmp_path: Path) -> None:
+def test_saving_where_one_cannot_is_an_error_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, cache = used()
     with pytest.raises(SnapshotError, match="cannot write"):
         cache.save(tmp_path / "missing" / "cache.safetensors")
     path = tmp_path / "cache.safetensors"
     cache.save(path)
     whole = path.read_bytes()
-    path.with_name(path.name + ".part").mkdir()  # what is written first cannot be
-    with pytest.raises(SnapshotError, match="cannot write"):
-        cache.save(path)
+
+    def half(tensors: object, part: Path, metadata: object) -> None:
+        part.write_bytes(whole[: len(whole) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr("modicum.kv.snapshot.save_file", half)
+        with pytest.raises(SnapshotError, match=r"cannot write .*No space left"):
+            cache.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == whole
     assert same(state(BudgetCache.load(path, model)), state(cache))
 

@@ -23,7 +23,7 @@ def quantize(
     """Store weights in int8, and round the inputs of convolutions to int8."""
     import torch
 
-    from modicum.vision.detect.detector_file import load_detector, write_whole
+    from modicum.vision.detect.detector_file import load_detector, write_file
     from modicum.vision.detect.entry import check_new_file
     from modicum.vision.detect.image import images_in, letterboxed, open_image
     from modicum.vision.detect.quantization import quantized_bytes, quantized_detector
@@ -46,7 +46,7 @@ def quantize(
             progress("reading images", done + 1, len(paths))
     batches = [torch.stack(inputs[k : k + _BATCH]) for k in range(0, len(inputs), _BATCH)]
     data = quantized_bytes(quantized_detector(detector, batches))
-    write_whole(out, data)
+    write_file(out, data)
     print(f"{model.stat().st_size / 1e3:,.0f} KB before, {len(data) / 1e3:,.0f} KB after: {out}")
 
 

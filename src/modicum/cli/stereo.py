@@ -137,7 +137,7 @@ def _match(
     import numpy as np
 
     from modicum.stereo import pictures
-    from modicum.stereo.disparity_file import png, read_disparity, write_disparity, write_whole
+    from modicum.stereo.disparity_file import png, read_disparity, write_disparity, write_file
     from modicum.stereo.evaluation import measure, visible
     from modicum.stereo.matcher import StereoMatcher
 
@@ -170,7 +170,7 @@ def _match(
         write_disparity(out, found)
     colours = pictures.disparity_picture(found, float(np.nanmax(found)) if has.any() else 1.0)
     if picture is not None:
-        write_whole(picture, png(colours))
+        write_file(picture, png(colours))
     if page is not None:
         figures = [
             pictures.Figure(left, f"left: {files[0].name}"),
@@ -183,5 +183,5 @@ def _match(
             figures.append(
                 pictures.Figure(pictures.error_picture(found, exact), "error: white 0, red 4 pixels")
             )
-        write_whole(page, pictures.page("modicum stereo", [(files[0].name, figures)]).encode())
+        write_file(page, pictures.page("modicum stereo", [(files[0].name, figures)]).encode())
     return told

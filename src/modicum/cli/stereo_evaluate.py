@@ -79,9 +79,9 @@ def evaluate(
     _show(rows, scenes[0].is_kitti, as_json)
     if page is not None:
         from modicum.stereo import pictures
-        from modicum.stereo.disparity_file import write_whole
+        from modicum.stereo.disparity_file import write_file
 
-        write_whole(page, pictures.page(f"modicum stereo: {folder.name}", sections).encode())
+        write_file(page, pictures.page(f"modicum stereo: {folder.name}", sections).encode())
 
 
 def _show(rows: list[dict[str, Any]], is_kitti: bool, as_json: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modicum.errors import InputError, ModelError
+from modicum.whole_file import whole_file
 
 _KEY = "modicum"
 
@@ -54,18 +54,12 @@ class TrainingCheckpoint:
                 tensors[f"{name}.{key}"] = value
         tensors |= {f"{name}.buffer": buffer for name, buffer in _saved_buffers(model)}
         told = {"digest": self.digest, "step": progressed.step, "losses": progressed.losses}
-        part = self.path.with_suffix(".part")
+        on_cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: value.cpu().contiguous() for name, value in tensors.items()},
-                part,
-                metadata={_KEY: json.dumps(told)},
-            )
-            part.replace(self.path)
+            with whole_file(self.path) as part:
+                save_file(on_cpu, part, metadata={_KEY: json.dumps(told)})
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
             raise ModelError(
                 f"cannot write {self.path}: {error}; make room and run the same again, which goes on from "
                 "the last checkpoint"

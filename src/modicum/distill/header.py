@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from modicum.distill.code import ProbabilityCode
 from modicum.errors import InputError, TargetsError
+from modicum.whole_file import write_whole
 
 FILE = "targets.json"
 FORMAT = 1
@@ -83,12 +83,7 @@ def write_header(folder: Path, header: TargetsHeader, num_frames: int | None) ->
         OSError: it cannot be written.
     """
     text = json.dumps({"format": FORMAT, "num_frames": num_frames, "header": asdict(header)}, indent=1)
-    part = folder / f"{FILE}.part"
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / FILE)
+    write_whole(folder / FILE, text + "\n", is_durable=True)
 
 
 def read_header(folder: Path) -> tuple[TargetsHeader, int | None]:

@@ -8,7 +8,6 @@ uint16 or uint32 [frames].
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from modicum.errors import TargetsError
+from modicum.whole_file import whole_file
 
 _KEY = "modicum"
 _SMALL = 2**16
@@ -68,11 +68,8 @@ def write_shard(
         width = 0
         arrays["counts"] = content.counts.astype(np.uint16 if num_classes < _SMALL else np.uint32)
     told = {"digest": digest, "width": width, "checksum": _checksum(arrays), **asdict(statistics)}
-    part = path.with_suffix(".part")
-    save_file(arrays, part, metadata={_KEY: json.dumps(told)})
-    with open(part, "rb") as file:  # or a power cut may leave the name without the content
-        os.fsync(file.fileno())
-    part.replace(path)
+    with whole_file(path, is_durable=True) as part:
+        save_file(arrays, part, metadata={_KEY: json.dumps(told)})
 
 
 class Shard:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -137,7 +136,7 @@ class TargetsWriter:
             self.is_complete = num_frames is not None
         else:
             foreign = [path.name for path in sorted(self.folder.iterdir()) if not path.name.startswith(".")]
-            if foreign := [name for name in foreign if name != f"{FILE}.part"]:
+            if foreign:
                 raise InputError(
                     f"{self.folder} holds {foreign[0]} and no recording: give another folder for the targets"
                 )
@@ -164,8 +163,6 @@ class TargetsWriter:
         try:
             write_shard(path, content, statistics, self.header.num_classes, self.header.digest)
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                path.with_suffix(".part").unlink(missing_ok=True)
             raise self._full(error) from error
         self._pending = []
         self._num_shards += 1

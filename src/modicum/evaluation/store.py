@@ -12,6 +12,7 @@ from typing import IO, Any, Self
 
 from modicum.errors import InputError
 from modicum.evaluation.row import Cell, Row
+from modicum.whole_file import write_whole
 
 if sys.platform != "win32":
     import fcntl
@@ -182,13 +183,8 @@ class Store:
 
     def _write(self, text: str) -> None:
         """grid.json, whole at any moment."""
-        new = self.folder / (GRID + ".new")
         try:
-            with open(new, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self.folder / GRID)
+            write_whole(self.folder / GRID, text, is_durable=True)
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -34,6 +34,7 @@ from modicum.weights.plan import Plan
 from modicum.weights.progress import Progress
 from modicum.weights.statistics import Statistics
 from modicum.weights.walk import gather, prune_matrix
+from modicum.whole_file import whole_file, write_whole
 
 FORMAT = 1
 _RUN, _CACHE, _SAMPLES = "library.json", "cache.jsonl", "samples.jsonl"
@@ -250,16 +251,14 @@ class Library:
 
     def _write(self, number: int, tensors: dict[str, Tensor], variants: list[Variant]) -> None:
         path = self._path(number)
-        part = path.with_suffix(".part")
         rows = [
             {"part": v.part, "option": v.option, "nbytes": v.nbytes, "errors": v.errors.to_dict()}
             for v in variants
         ]
         try:
-            save_file(tensors, part, metadata={"variants": json.dumps(rows)})
-            part.replace(path)
+            with whole_file(path) as part:
+                save_file(tensors, part, metadata={"variants": json.dumps(rows)})
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
             raise ModelError(
                 f"cannot write {path}: {error}; make room and run the same again, which goes on from the "
                 f"{number} layers that are done"
@@ -285,9 +284,7 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
     try:
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+            write_whole(path, text)
             return
         known = json.loads(path.read_text(encoding="utf-8"))
         other = {} if not isinstance(known, dict) else known

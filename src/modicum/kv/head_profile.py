@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +23,7 @@ from torch import Tensor
 from modicum.errors import BudgetError, InputError, SnapshotError
 from modicum.kv.few_sizes import few_sizes
 from modicum.kv.token_regression import TokenRegression
+from modicum.whole_file import whole_file
 
 SUFFIX = ".safetensors"
 _FORMAT, _VERSION, _KEY = "modicum head profile", 2, "modicum"
@@ -163,13 +162,10 @@ class HeadProfile:
         if self.regression is not None:
             header["regression"] = {"is_unrotated": self.regression.is_unrotated}
             tensors |= self.regression.tensors
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            save_file(tensors, part, metadata={_KEY: json.dumps(header)})
-            part.replace(path)
+            with whole_file(path) as part:
+                save_file(tensors, part, metadata={_KEY: json.dumps(header)})
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
             reason = getattr(error, "strerror", None) or error
             raise SnapshotError(f"cannot write the head profile to {path}: {reason}") from error
 

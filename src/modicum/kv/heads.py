@@ -28,6 +28,7 @@ from modicum.kv.precision import without_autocast
 from modicum.kv.shape import Shape
 from modicum.kv.unwrap import unwrap
 from modicum.progress import Progress, reporting
+from modicum.whole_file import write_json
 
 _FORMAT, _VERSION = "modicum head scores", 1
 
@@ -82,11 +83,7 @@ class HeadScores:
 
     def save(self, path: str | Path) -> None:
         """Write the scores as JSON, whole or not at all."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        text = json.dumps({"format": _FORMAT, "version": _VERSION, **asdict(self)}, indent=1)
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_json(path, {"format": _FORMAT, "version": _VERSION, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

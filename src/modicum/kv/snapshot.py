@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +25,7 @@ from modicum.kv.recurrent import RecurrentLayer
 from modicum.kv.shape import Shape
 from modicum.kv.unwrap import unwrap
 from modicum.kv.window import WindowLayer
+from modicum.whole_file import whole_file
 
 if TYPE_CHECKING:
     from modicum.kv.bank import Bank
@@ -85,13 +85,10 @@ def save(cache: BudgetCache, path: Path) -> None:
         header["regression"] = cache.shared.scorer.regression.checksum
     header["checksum"] = _checksum(header, tensors)
     tensors = tensors or {"empty": torch.zeros(1)}
-    temporary = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
-        temporary.replace(path)
+        with whole_file(path) as part:
+            save_file(tensors, part, metadata={_KEY: json.dumps(header)})
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise SnapshotError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +19,7 @@ from modicum.errors import InputError
 from modicum.measure.processor import processor_name
 from modicum.measure.runtimes import Runtime, onnx_bytes
 from modicum.measure.timing import Spread, TimingSettings, interleaved
+from modicum.whole_file import write_json
 
 FORMAT = 1
 _AT_ONCE = 16
@@ -102,19 +101,10 @@ class BlockTable:
             "runtime": self.runtime,
             "seconds": {key: asdict(spread) for key, spread in self.seconds.items()},
         }
-        part = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(json.dumps(told, indent=1) + "\n")
-            os.chmod(part, 0o644)
-            os.replace(part, path)
-        except BaseException as error:
-            if part is not None:
-                Path(part).unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
+            write_json(path, told)
+        except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}; give another file") from error
 
     @classmethod

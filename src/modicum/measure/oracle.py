@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +17,7 @@ from modicum.cache_folder import cache_folder
 from modicum.errors import InputError
 from modicum.measure.processor import processor_name
 from modicum.measure.timing import Spread, TimingSettings, interleaved
+from modicum.whole_file import write_json
 
 Shape = TypeVar("Shape")
 FORMAT = 1
@@ -175,16 +174,9 @@ class LatencyOracle(Generic[Shape]):
                 key: {name: asdict(latency) for name, latency in row.items()} for key, row in results.items()
             },
         }
-        part = None
-        try:
+        with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".part")
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(json.dumps(told, indent=1) + "\n")
-            os.replace(part, path)
-        except OSError:
-            if part is not None:
-                Path(part).unlink(missing_ok=True)
+            write_json(path, told)
 
 
 def _spread(stored: dict[str, Any]) -> Spread:

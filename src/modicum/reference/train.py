@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
 from collections import defaultdict, deque
@@ -33,6 +32,7 @@ from modicum.reference.recipe import Recipe, Stage
 from modicum.reference.start import prepare
 from modicum.reference.tokenizer import train_tokenizer, wrap
 from modicum.tasks.words import listed
+from modicum.whole_file import whole_file
 
 _LATEST = "checkpoint.pt"
 _WINDOW = 40  # steps over which a stage's answers are judged
@@ -329,8 +329,8 @@ class Training:
             "right": {kind: list(window) for kind, window in self.right.items()},
         }
         path = self.out / _LATEST
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with whole_file(path) as part:
+            torch.save(state, part)
 
     def _resume(self) -> None:
         path = self.out / _LATEST

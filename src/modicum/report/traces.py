@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from modicum.errors import SnapshotError
 from modicum.report.trace import Trace
+from modicum.whole_file import whole_file
 
 TRACES = "traces.npz"
 _FORMAT, _VERSION = "modicum traces", 1
@@ -34,11 +34,9 @@ def save_traces(path: str | Path, traces: Sequence[Trace]) -> None:
             arrays[f"kept_{number}_{layer}"] = np.packbits(kept, axis=1)
             arrays[f"mass_{number}_{layer}"] = mass
     text = json.dumps({"format": _FORMAT, "version": _VERSION, "traces": header})
-    part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
+        with whole_file(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, header=np.frombuffer(text.encode(), np.uint8), **arrays)
-        os.replace(part, path)
     except OSError as error:
         raise SnapshotError(f"cannot write {path}: {error.strerror or error}; make room") from error
 

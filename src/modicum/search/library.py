@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,9 @@ from modicum.search.blockwise import (
     train_block,
 )
 from modicum.search.costs import num_macs, num_parameters
-from modicum.search.json_file import write_json
 from modicum.search.network import fingerprint
 from modicum.search.space import ReferenceBlock, SearchSpace
+from modicum.whole_file import whole_file, write_json
 
 FORMAT = 1
 HEADER = "library.json"
@@ -291,6 +290,7 @@ def _claim(
             )
         return
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / HEADER, told)
     except OSError as error:
         raise InputError(
@@ -300,18 +300,12 @@ def _claim(
 
 def _write_entry(path: Path, entry: BlockEntry, weights: Mapping[str, Tensor]) -> None:
     told = asdict(entry) | {"error": entry.error if entry.is_usable else None}
-    part = path.with_suffix(".part")
+    tensors = {name: value.contiguous() for name, value in weights.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: value.contiguous() for name, value in weights.items()},
-            part,
-            metadata={_KEY: json.dumps(told)},
-        )
-        part.replace(path)
+        with whole_file(path) as part:
+            save_file(tensors, part, metadata={_KEY: json.dumps(told)})
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise ModelError(f"cannot write {path}: {error}; make room and run the same again") from error
 
 

@@ -6,7 +6,6 @@ import io
 import os
 import sys
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from modicum.errors import InputError
 from modicum.packages import import_package
 from modicum.speech.faults import is_full
+from modicum.whole_file import write_whole
 
 SAMPLE_RATE = 16_000
 """Samples per second of a model's input, unless it says otherwise."""
@@ -125,7 +125,6 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int = SAMPLE_RAT
     kind = path.suffix[1:].upper()
     if kind not in soundfile.available_formats():
         raise InputError(f"{path} has the suffix {path.suffix!r}: give .wav, .flac or .ogg")
-    part = path.with_suffix(f"{path.suffix}.part")
     # libsndfile rounds down in some formats and to nearest in others.
     steps = samples.detach().double().mul(_STEPS).round().clamp(-_STEPS, _STEPS - 1)
     quantized: Any = steps.to(torch.int16).cpu().numpy()
@@ -134,13 +133,7 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int = SAMPLE_RAT
         soundfile.write(data, quantized, sample_rate, format=kind)
     except RuntimeError as error:
         raise InputError(f"cannot write {path}: {error}; give .wav, .flac or .ogg") from error
-    try:
-        part.write_bytes(data.getbuffer())
-        os.replace(part, path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
+    write_whole(path, data.getbuffer())
 
 
 def resample(samples: Tensor, rate: int, wanted: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +21,7 @@ from modicum.speech.faults import is_full, listed
 from modicum.speech.features import Fbank, FeatureSettings
 from modicum.speech.manifest import PhoneInterval, Utterance
 from modicum.speech.noise import AddNoise, NoiseSettings
+from modicum.whole_file import whole_file, write_whole
 
 FILE = "corpus.json"
 _FEATURES = "features.f32"
@@ -139,7 +139,7 @@ def build_corpus(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             saved = _write(utterances, folder, settings, progress or (lambda *_: None)) | {"source": source}
-            _write_text(folder / FILE, json.dumps(saved))
+            write_whole(folder / FILE, json.dumps(saved))
         except OSError as error:
             remedy = "make room, or give another folder" if is_full(error) else "give one that can be written"
             raise InputError(
@@ -188,17 +188,12 @@ def _write(
     utterances: Sequence[Utterance], folder: Path, settings: CorpusSettings, tell: Progress
 ) -> dict[str, Any]:
     """Write the features; what is to be told of them."""
-    # Named by the process, as several trainings may begin with the same folder.
-    part = folder / f"{_FEATURES}.{os.getpid()}.part"
-    try:
+    with whole_file(folder / _FEATURES) as part:
         with open(part, "wb") as file:
             rows, digest, faults = _append_all(utterances, file, settings, tell)
         if not rows:
             reason = listed(faults) or "there is none"
             raise InputError(f"no utterance can be used ({reason}): give audio with speech")
-        os.replace(part, folder / _FEATURES)
-    finally:
-        part.unlink(missing_ok=True)
     if faults:
         warnings.warn(f"{len(faults):,} utterances left out: {listed(faults)}", stacklevel=3)
     return {"format": _FORMAT, "digest": digest, "num_skipped": len(faults), "utterances": rows}
@@ -280,9 +275,3 @@ def _source(utterances: Sequence[Utterance], settings: CorpusSettings) -> str:
         stat = utterance.audio.stat() if utterance.audio.exists() else None
         rows.append([row, stat and [stat.st_size, stat.st_mtime_ns]])
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

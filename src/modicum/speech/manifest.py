@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from modicum.errors import InputError
 from modicum.speech.audio import AUDIO_SUFFIXES
 from modicum.speech.faults import is_full
+from modicum.whole_file import write_whole
 
 MANIFEST = "manifest.jsonl"
 _NAMED = 5
@@ -111,17 +111,14 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
         InputError: it cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.part")
     text = "".join(manifest_line(utterance, path.parent) + "\n" for utterance in utterances)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, text)
     except OSError as error:
         remedy = "make room" if is_full(error) else "give a folder that can be written"
         raise InputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     except UnicodeEncodeError as error:
-        part.unlink(missing_ok=True)
         raise InputError(
             f"cannot write {path}: a name or text has {error.object[error.start]!a}, which is no Unicode; "
             "rename the file, or leave that row out"

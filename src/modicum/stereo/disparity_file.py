@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from modicum.errors import InputError
 from modicum.packages import import_package
 from modicum.stereo.images import MAX_PIXELS
+from modicum.whole_file import write_whole
 
 KITTI_SCALE = 256
 MAX_PNG = (2**16 - 1) / KITTI_SCALE
@@ -36,7 +35,7 @@ def write_disparity(path: Path | str, pixels: NDArray[np.float32]) -> None:
     if path.suffix.lower() == ".pfm":
         rows = np.where(np.isfinite(pixels), pixels, np.inf).astype("<f4")[::-1]
         head = f"Pf\n{pixels.shape[1]} {pixels.shape[0]}\n-1.0\n".encode()
-        write_whole(path, head + rows.tobytes())
+        write_file(path, head + rows.tobytes())
     elif path.suffix.lower() == ".png":
         known = np.where(np.isfinite(pixels), pixels, 0)
         if known.max(initial=0) > MAX_PNG:
@@ -46,7 +45,7 @@ def write_disparity(path: Path | str, pixels: NDArray[np.float32]) -> None:
             )
         scaled = np.maximum(np.rint(known * KITTI_SCALE), 1)
         values = np.where(np.isfinite(pixels), scaled, 0).astype(np.uint16)
-        write_whole(path, png(values))
+        write_file(path, png(values))
     else:
         raise InputError(f"{path} is no disparity file that can be written: give a name in .png or .pfm")
 
@@ -91,26 +90,18 @@ def png(values: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def write_whole(path: Path | str, data: bytes) -> None:
-    """Write a file that appears whole or not at all.
+def write_file(path: Path | str, data: bytes) -> None:
+    """Write a file, whole or not at all; folders are made.
 
     Raises:
         InputError: it cannot be written.
     """
     path = Path(path)
-    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
-        with open(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        write_whole(path, data)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}): give another place") from error
-    finally:
-        if part is not None and os.path.exists(part):
-            os.unlink(part)
 
 
 def _read_pfm(path: Path) -> NDArray[np.float32]:

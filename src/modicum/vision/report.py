@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from modicum.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,5 @@ def draw_front(report: SearchReport, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part.png")
-    figure.savefig(part, dpi=130)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=130, format="png")

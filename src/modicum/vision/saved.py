@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from modicum.errors import InputError, ModelError
-from modicum.search.json_file import write_json
 from modicum.search.network import BlockNetwork
 from modicum.search.space import ReferenceBlock, SearchSpace, Variant
 from modicum.vision.conv import ConvVariant
 from modicum.vision.images import ImageSet, read_image
 from modicum.vision.reference import ReferenceSettings
 from modicum.vision.transformer import TransformerVariant
+from modicum.whole_file import whole_file, write_json
 
 FORMAT = 1
 CONFIG, WEIGHTS = "network.json", "network.safetensors"
@@ -94,16 +93,13 @@ class VisionNetwork:
             "deviation": self.deviation,
             "about": self.about,
         }
-        part = folder / f".{WEIGHTS}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / CONFIG).unlink(missing_ok=True)
-            save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, part)
-            part.replace(folder / WEIGHTS)
+            with whole_file(folder / WEIGHTS) as part:
+                save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, part)
             write_json(folder / CONFIG, told)
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
             raise ModelError(
                 f"cannot write to {folder}: {error}; make room, or give another folder"
             ) from error

@@ -25,7 +25,6 @@ from modicum.measure.block_table import BlockTable, measure_blocks
 from modicum.search.batchnorm import reset_statistics
 from modicum.search.categories import predicted_errors
 from modicum.search.costs import num_macs, num_parameters
-from modicum.search.json_file import write_json
 from modicum.search.latency import block_seconds, network_seconds, timed_blocks
 from modicum.search.library import BlockLibrary
 from modicum.search.milp import Option
@@ -41,6 +40,7 @@ from modicum.vision.saved import CONFIG, VisionNetwork
 from modicum.vision.search_images import SearchImages
 from modicum.vision.settings import VisionSearchSettings, digest_of
 from modicum.vision.training import accuracy, statistics_batches, train
+from modicum.whole_file import write_json
 
 Progress = Callable[[str, int, int], object]
 
@@ -101,6 +101,7 @@ class VisionSearch:
             front = self._with_winners(front)
         report = self.report(front)
         try:
+            self.out.mkdir(parents=True, exist_ok=True)
             write_json(self.out / "search.json", report.to_dict())
             draw_front(report, self.out / "front.png")
         except OSError as error:

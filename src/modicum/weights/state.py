@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from modicum.errors import InputError, ModelError
 from modicum.weights.layer import Layer
 from modicum.weights.packed import pack, unpack
+from modicum.whole_file import whole_file, write_whole
 
 if TYPE_CHECKING:
     from modicum.weights.blocks import Matrix
@@ -47,11 +47,9 @@ class State:
                     "go on, give another folder, or remove it to begin anew"
                 )
             return
-        part = run.with_suffix(".part")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({"digest": told, "about": text}), encoding="utf-8")
-            part.replace(run)
+            write_whole(run, json.dumps({"digest": told, "about": text}))
         except OSError as error:
             raise InputError(
                 f"cannot write {folder}: {error.strerror or error}; give a folder that can be written"
@@ -90,13 +88,11 @@ class State:
             tensors[f"{index}.mask"], tensors[f"{index}.values"] = pack(kept), matrix.weight.cpu()[kept]
             if matrix.bias is not None:
                 tensors[f"{index}.bias"] = matrix.bias.data.cpu().contiguous()
-        part = self._path(number).with_suffix(".part")
+        rows = json.dumps([asdict(row) for row, _ in done])
         try:
-            save_file(tensors, part, metadata={"rows": json.dumps([asdict(row) for row, _ in done])})
-            part.replace(self._path(number))
+            with whole_file(self._path(number)) as part:
+                save_file(tensors, part, metadata={"rows": rows})
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
             raise ModelError(
                 f"cannot write {self._path(number)}: {error}; make room and run the same again, which goes "
                 f"on from the {number} blocks that are done"

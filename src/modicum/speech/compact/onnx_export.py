@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from modicum.errors import InputError, ModelError
 from modicum.speech.features import SHERPA_HIGH_FREQUENCY
 from modicum.speech.frame_norm import FrameNorm
 from modicum.speech.recognizer import Recognizer
+from modicum.whole_file import write_whole
 
 OPSET = 18
 _LEAST_STANDARD_DEVIATION = 1e-3
@@ -61,8 +61,8 @@ def export_onnx(recognizer: Recognizer, folder: str | Path) -> OnnxFiles:
     files = OnnxFiles(folder / "model.onnx", folder / "tokens.txt", _is_for_sherpa(recognizer))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(files.tokens, tokens_txt(recognizer).encode())
-        _write(files.model, proto.SerializeToString())
+        write_whole(files.tokens, tokens_txt(recognizer))
+        write_whole(files.model, proto.SerializeToString())
     except OSError as error:
         raise InputError(
             f"cannot write to {folder}: {error.strerror or error}; give a folder that can be written"
@@ -187,9 +187,3 @@ def _onnx() -> Any:
             f"the export to ONNX needs onnx and onnxscript ({error}): pip install 'modicum[speech-export]'"
         ) from error
     return onnx
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)

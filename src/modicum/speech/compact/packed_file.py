@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from modicum.speech.compact.pruning import expand_blocks, num_blocks
 from modicum.speech.features import FeatureSettings
 from modicum.speech.recognizer import Recognizer
 from modicum.speech.tokens import TokenSet
+from modicum.whole_file import whole_file
 
 _KEY = "modicum"
 _FORMAT = 1
@@ -46,19 +45,13 @@ def save_packed(compact: CompactRecognizer, path: str | Path) -> int:
     parts = _encoded(compact)
     counted = sections(compact)
     metadata = packed_metadata(compact, _digest(parts.values()))
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with whole_file(path, is_durable=True) as part, open(part, "wb") as file:
             file.write(file_header(counted, metadata))
             for name in counted:
                 file.write(parts[name])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise ModelError(f"cannot write {path}: {error.strerror or error}; give another place") from error
     return path.stat().st_size
 

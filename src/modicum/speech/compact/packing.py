@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from modicum.speech.recognizer import Recognizer
 from modicum.speech.scoring import Rate
 from modicum.speech.teaching import TeachingSettings, record_targets
 from modicum.speech.training import train
+from modicum.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ class _Search:
         digest = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / "search.txt"
         if not path.exists():
-            _write(path, digest)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, digest)
         if path.read_text(encoding="utf-8") != digest:
             raise InputError(
                 f"{self.folder} holds trials of another model, other data or recipes: repeat those to go "
@@ -168,7 +169,7 @@ class _Search:
             found = evaluate([compact.recognizer], self.test, progress=self.progress)
             rate = found.character_error_rate or found.phone_error_rate
             assert rate is not None
-            _write(told, json.dumps({"nbytes": nbytes, "error_rate": vars(rate)}))
+            write_whole(told, json.dumps({"nbytes": nbytes, "error_rate": vars(rate)}))
         saved = json.loads(told.read_text(encoding="utf-8"))
         return Trial(candidate, saved["nbytes"], Rate(**saved["error_rate"]), path)
 
@@ -216,10 +217,3 @@ def _split(
     num = min(len(rows) - 1, max(1, round(settings.held_out * len(rows))))
     held = {id(row) for row in order[:num]}
     return [row for row in rows if id(row) not in held], order[:num]
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

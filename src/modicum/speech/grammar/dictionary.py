@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from modicum.speech.grammar.alignment import heard_words
 from modicum.speech.grammar.command_model import CommandModel, Form
 from modicum.speech.grammar.recordings import Recording
 from modicum.speech.tokens import normalize_text
+from modicum.whole_file import write_whole
 
 _FORMAT = 1
 
@@ -194,11 +194,9 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; give another place") from error
 

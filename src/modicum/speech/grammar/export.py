@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from modicum.speech.grammar.command_model import Form
 from modicum.speech.grammar.grammar_file import Grammar
 from modicum.speech.grammar.letter_to_sound import letter_to_sound
 from modicum.speech.grammar.sphinx_model import SphinxModel
+from modicum.whole_file import write_whole
 
 JSGF, DICTIONARY, KEYWORDS = "grammar.jsgf", "grammar.dict", "keywords.txt"
 
@@ -116,10 +116,8 @@ def _tokens(text: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, text)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; give another folder") from error

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -21,6 +19,7 @@ from modicum.speech.faults import listed
 from modicum.speech.grammar.candidates import Expression
 from modicum.speech.grammar.command_model import CommandModel
 from modicum.speech.grammar.recordings import Recording
+from modicum.whole_file import write_whole
 
 _FORMAT = 1
 
@@ -174,12 +173,8 @@ def _write(path: Path, table: ScoreTable) -> None:
     """Whole or not at all; a folder that cannot be written costs time in the next run and nothing else."""
     data = io.BytesIO()
     np.savez(data, scores=table.scores, reference=table.reference)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data.getbuffer())
-        os.replace(part, path)
+        write_whole(path, data.getbuffer())
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         warnings.warn(f"the scores are not kept in {path.parent}: {error.strerror or error}", stacklevel=3)

@@ -20,6 +20,7 @@ from modicum.speech.noise import AddNoise, NoiseSettings
 from modicum.speech.synthesis.sentences import DOMAINS, check_domains, sentence
 from modicum.speech.synthesis.synthesizer import Synthesizer
 from modicum.speech.synthesis.voice import Voice, split_voices
+from modicum.whole_file import write_json, write_whole
 
 FILE = "synthesis.json"
 _FORMAT = 1
@@ -156,7 +157,7 @@ class _Split:
         changed = self._repair(rows, synthesizer)
         seconds = sum(row["duration"] for row in rows)
         if changed or seconds < wanted or not whole.exists():
-            _write_whole(part, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_whole(part, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             with open(part, "a", encoding="utf-8") as file:
                 while seconds < wanted:
                     tell(f"speech to {self.name} with", int(seconds), int(wanted))
@@ -233,9 +234,9 @@ def _claim(out: Path, settings: SynthesisSettings) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if other := next((x.name for x in out.iterdir() if x.name != f"{FILE}.part"), None):
+            if other := next((x.name for x in out.iterdir() if not x.name.startswith(".")), None):
                 raise InputError(f"{out} holds {other} and no synthetic speech: give a new or empty folder")
-            _write_whole(path, json.dumps(about, indent=1) + "\n")
+            write_json(path, about)
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         remedy = "make room" if is_full(error) else "give a folder that can be written"
@@ -254,9 +255,3 @@ def _claim(out: Path, settings: SynthesisSettings) -> None:
             f"{out} holds speech of another {name}, {old.get(name)} and not {new.get(name)}: repeat what it "
             "was begun with, or give another folder"
         )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.new")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

