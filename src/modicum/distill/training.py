@@ -16,6 +16,12 @@ from modicum.distill.student import Student
 from modicum.distill.targets import SparseTargets
 from modicum.errors import InputError, ModelError, TargetsError
 
+_HIGHEST = 1e30
+"""Far above any rate that learns; a step of Adam must be a number of float32."""
+
+_MOST_SEEDS = 2**63
+"""What torch's generators take."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -54,8 +60,11 @@ class TrainingSettings:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
         for name in ("learning_rate", "max_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}: give a number above 0")
+            if not 0 < getattr(self, name) <= _HIGHEST:
+                value = getattr(self, name)
+                raise InputError(f"{name} is {value}: give a number above 0 and at most {_HIGHEST:g}")
+        if not 0 <= self.seed < _MOST_SEEDS:
+            raise InputError(f"seed is {self.seed}: give a whole number from 0 to {_MOST_SEEDS - 1:,}")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"warmup is {self.warmup}: give a share from 0 to 1")
 
@@ -75,9 +84,13 @@ class TrainingSettings:
         """The sequences [b] of a step: each epoch has them in an order of its own."""
         steps = math.ceil(num_sequences / self.batch)
         epoch, number = divmod(step, steps)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(num_sequences, generator=generator)
+        order = torch.randperm(num_sequences, generator=generator(self.seed, epoch))
         return order[number * self.batch : (number + 1) * self.batch]
+
+
+def generator(seed: int, number: int) -> torch.Generator:
+    """Of one epoch or step: what is random there depends on the seed and its number only."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) % _MOST_SEEDS)
 
 
 class _LossError(ModelError):

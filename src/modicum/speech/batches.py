@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from modicum.distill.training import generator
 from modicum.errors import InputError
 
 _POOL = 32
@@ -48,14 +49,14 @@ class BatchPlan:
             copies = [utterance * self.copies + copy for copy in range(self.copies)]
             copies = [row for row in copies if row in usable]
             chosen.append(copies[(epoch + utterance) % len(copies)])
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        order = [chosen[index] for index in torch.randperm(len(chosen), generator=generator).tolist()]
+        chance = generator(self.seed, epoch)
+        order = [chosen[index] for index in torch.randperm(len(chosen), generator=chance).tolist()]
         mean = sum(self.lengths[row] for row in order) / len(order)
         pool = max(1, int(_POOL * self.max_frames / mean))
         batches: list[list[int]] = []
         for start in range(0, len(order), pool):
             batches += self._cut(sorted(order[start : start + pool], key=lambda row: self.lengths[row]))
-        return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+        return [batches[index] for index in torch.randperm(len(batches), generator=chance).tolist()]
 
     def _cut(self, rows: Sequence[int]) -> list[list[int]]:
         batches: list[list[int]] = []

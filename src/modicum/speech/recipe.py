@@ -14,9 +14,6 @@ from modicum.speech.conv_ctc import ConvCtcSettings
 _MOST_SECONDS = 10_000_000
 """Of a batch: more than any corpus has."""
 
-_HIGHEST_RATE = 1e30
-"""Far above any that learns; a step of Adam must be a number of float32."""
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -59,8 +56,6 @@ class Recipe:
             raise InputError(
                 f"batch_seconds is {self.batch_seconds:g}: give seconds above 0 and at most {_MOST_SECONDS:,}"
             )
-        if self.learning_rate > _HIGHEST_RATE:
-            raise InputError(f"learning_rate is {self.learning_rate:g}: give at most {_HIGHEST_RATE:g}")
         if self.neighbours < 0:
             raise InputError(f"neighbours is {self.neighbours}: give 0 or more frames")
         self.schedule  # noqa: B018  # checks the rest

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modicum.distill.checkpoint import Progressed, TrainingCheckpoint
+from modicum.distill.training import generator
 from modicum.errors import ModelError
 from modicum.search.batchnorm import reset_statistics
 from modicum.search.blockwise import chunks
@@ -69,8 +70,7 @@ def train(
         step = progressed.step
         rows = schedule.rows(step, len(images))
         # What is random in a step depends on its number only, so that a resumed run repeats it.
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        inputs = augmented(images[rows], generator, flip=recipe.flip, shift=recipe.shift)
+        inputs = augmented(images[rows], generator(recipe.seed, step), flip=recipe.flip, shift=recipe.shift)
         network.train(len(rows) > 1)  # one image alone has no variance to normalise by
         loss = _loss(network, teacher, inputs, images.labels[rows], recipe)
         value = float(loss.detach())

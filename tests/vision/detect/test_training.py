@@ -132,7 +132,7 @@ def test_recipes_out_of_range_are_one_line(options: dict[str, Any], told: str) -
 
 
 def test_each_epoch_sees_every_image_once() -> None:
-    recipe = Recipe(epochs=2, batch=3)
+    recipe = Recipe(epochs=2, batch=3).schedule
     assert recipe.num_steps(8) == 6
     first = torch.cat([recipe.rows(step, 8) for step in range(3)])
     second = torch.cat([recipe.rows(step, 8) for step in range(3, 6)])

@@ -62,7 +62,7 @@ class DetectorTraining:
             model["guide"] = self.guide
         optimizer = torch.optim.Adam(model.parameters(), lr=self.recipe.learning_rate)
         progressed = Progressed() if self.checkpoint is None else self.checkpoint.load(model, optimizer)
-        total, saved = self.recipe.num_steps(len(self.images)), progressed.step
+        total, saved = self.recipe.schedule.num_steps(len(self.images)), progressed.step
         tell = progress or (lambda *_: None)
         tell(self.doing, progressed.step, total)
         is_whole = True  # but while weights move
@@ -72,7 +72,7 @@ class DetectorTraining:
                 loss = self._backward(progressed.step)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), self.recipe.max_norm)
                 for group in optimizer.param_groups:
-                    group["lr"] = self.recipe.rate(progressed.step, total)
+                    group["lr"] = self.recipe.schedule.rate(progressed.step, total)
                 is_whole = False
                 optimizer.step()
                 optimizer.zero_grad()
@@ -119,10 +119,10 @@ class DetectorTraining:
 
     def batch(self, step: int) -> tuple[Tensor, Targets]:
         """Images [B, 3, H, W] of a step, and what they should give."""
-        generator = self.recipe.generator(step)
+        generator = self.recipe.step_generator(step)
         settings = self.network.settings
         target = (settings.height, settings.width)
-        rows = self.recipe.rows(step, len(self.images)).tolist()
+        rows = self.recipe.schedule.rows(step, len(self.images)).tolist()
         made = [augmented(self.images[row], target, self.recipe.augment, generator) for row in rows]
         pixels, boxes, labels = ([one[part] for one in made] for part in range(3))
         return torch.stack(pixels), make_targets(boxes, labels, self.network.anchors)
