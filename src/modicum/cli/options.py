@@ -34,7 +34,7 @@ BudgetOption = Annotated[
 ChunkOption = Annotated[int, typer.Option(help="Tokens of the prompt taken in at a time.")]
 SinkOption = Annotated[int, typer.Option("--n-sink", help="First tokens that always stay.")]
 RecentOption = Annotated[int, typer.Option(help="Newest tokens that always stay.")]
-EvictEveryOption = Annotated[int, typer.Option("--evict-every", help="Tokens let go at a time in decode.")]
+EvictEveryOption = Annotated[int, typer.Option("--evict-every", help="Tokens evicted at a time in decode.")]
 PositionsOption = Annotated[
     str,
     typer.Option(

@@ -34,7 +34,7 @@ class Budget:
     recent: int = 32
     """Newest tokens that always stay."""
     evict_every: int = 1
-    """Tokens let go at a time in decode; the slack comes out of the budget."""
+    """Tokens evicted at a time in decode; the slack comes out of the budget."""
     share: float | None = None
     """Part of the text's tokens, above 0 and up to 1, for a cache that is told the text's length."""
 

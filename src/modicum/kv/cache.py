@@ -65,7 +65,7 @@ class BudgetCache(Cache):  # type: ignore[misc]  # transformers is not typed
         chunk: tokens taken in at a time; one layer holds that many beyond its budget while it works.
         n_sink: first tokens of a sequence that always stay.
         recent: newest tokens that always stay.
-        evict_every: tokens let go at a time in decode; the slack comes out of the budget.
+        evict_every: tokens evicted at a time in decode; the slack comes out of the budget.
         positions: "original", where the model saw each token; or "renumbered", the rank of each token among
             those held, in every head, so that no distance grows beyond the budget and a chunk, however long
             the stream (rotary models only).
