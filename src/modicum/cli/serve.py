@@ -35,7 +35,9 @@ def serve(
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", help="Requests that run at once.")] = 64,
     n_sink: SinkOption = 4,
     recent: RecentOption = 32,
-    evict_every: Annotated[int, typer.Option("--evict-every", help="Tokens evicted at a time in decode.")] = 1,
+    evict_every: Annotated[
+        int, typer.Option("--evict-every", help="Tokens evicted at a time in decode.")
+    ] = 1,
     block_size: Annotated[int, typer.Option("--block-size", help="Tokens in a page.")] = BLOCK,
 ) -> None:
     """Start vLLM's server; whatever else it takes is passed on, such as --port 8000.

@@ -7,7 +7,6 @@ library's weights. Each step leaves files, so that a stopped run goes on.
 
 from __future__ import annotations
 
-import math
 import random
 import shutil
 import time
@@ -25,12 +24,10 @@ from modicum.measure.block_table import BlockTable, measure_blocks
 from modicum.search.batchnorm import reset_statistics
 from modicum.search.categories import predicted_errors
 from modicum.search.costs import num_macs, num_parameters
+from modicum.search.front import predicted_front
 from modicum.search.latency import block_seconds, network_seconds, timed_blocks
 from modicum.search.library import BlockLibrary
-from modicum.search.milp import Option
 from modicum.search.network import BlockNetwork, fingerprint
-from modicum.search.nsga2 import NSGA2Settings, nsga2
-from modicum.search.pareto import exact_front
 from modicum.search.predictor import Predictor, kendall_tau
 from modicum.search.samples import Sample, SampleFile, draw
 from modicum.search.space import Picks, ReferenceBlock, SearchSpace
@@ -263,34 +260,18 @@ class VisionSearch:
 
     def front(self) -> list[FoundNetwork]:
         """The networks that none is predicted to beat in both accuracy and time, by rising time."""
-        predictor, seconds = self.predictor, block_seconds(self.space, self.table)
-        usable = [
-            [p for p, v in enumerate(own) if v.name in self.errors[n]]
-            for n, own in enumerate(self.space.variants)
-        ]
-        losses = [
-            [-predictor.weights[n] * self.errors[n][self.space.variants[n][p].name] for p in own]
-            for n, own in enumerate(usable)
-        ]
+        settings, predictor = self.settings, self.predictor
+        seconds = block_seconds(self.space, self.table)
         with self._timed("front"):
-            if self.settings.method == "milp":
-                groups = [
-                    [Option(loss, {"seconds": seconds[n][p]}) for loss, p in zip(losses[n], own, strict=True)]
-                    for n, own in enumerate(usable)
-                ]
-                chosen = [
-                    tuple(usable[n][place] for n, place in enumerate(choice.picks))
-                    for choice in exact_front(groups, "seconds", self.settings.front_points)
-                ]
-            else:
-                place_of = [{p: i for i, p in enumerate(own)} for own in usable]
-
-                def evaluate(picks: Picks) -> tuple[float, ...]:
-                    loss = math.fsum(losses[n][place_of[n][p]] for n, p in enumerate(picks))
-                    return loss, math.fsum(seconds[n][p] for n, p in enumerate(picks))
-
-                evolved = nsga2(usable, evaluate, NSGA2Settings(seed=self.settings.seed))
-                chosen = sorted(evolved, key=lambda picks: evolved[picks][1])
+            chosen = predicted_front(
+                self.space,
+                self.errors,
+                predictor,
+                seconds,
+                method=settings.method,
+                points=settings.front_points,
+                seed=settings.seed,
+            )
         return [self.found(picks) for picks in chosen]
 
     def found(self, picks: Picks) -> FoundNetwork:
