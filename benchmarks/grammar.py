@@ -26,7 +26,7 @@ import machine
 import numpy as np
 import report
 import torch
-from grammar_rivals import KeywordSpotting, SphinxGrammar
+from grammar_rivals import KeywordSpotting, PhoneLoop, SphinxGrammar
 from measured_rows import append_row, read_rows, write_docs
 from torch import Tensor
 
@@ -307,6 +307,9 @@ class Bench:
     def __init__(self, data: Path, work: Path, sizes: Sizes) -> None:
         self.data, self.work, self.sizes = data, work, sizes
         self.rows = read_rows(work)
+        self.phones: PhoneLoop | None = None
+        self.decided: dict[tuple[Any, ...], dict[tuple[Path, float], tuple[int, float]]] = {}
+        """What rivals decided, by grammar and by recording: seeds share most of it."""
 
     def has(self, **key: Any) -> bool:
         """Whether there is such a row."""
@@ -421,22 +424,26 @@ class Bench:
 
     def rivals(self, key: dict[str, Any], p: Prepared, chosen: list[Expression]) -> None:
         """pocketsphinx's own keyword spotting and JSGF, at thresholds set in the same two ways."""
-        makers: dict[str, Callable[[], Any]] = {
-            "keyword spotting": lambda: KeywordSpotting(p.trial.commands),
-            "JSGF": lambda: SphinxGrammar(p.trial.commands, p.expressions[: p.num_original]),
-            "JSGF, CEM, refit": lambda: SphinxGrammar(p.trial.commands, chosen),
+        self.phones = phones = self.phones or PhoneLoop()
+        commands, originals = tuple(p.trial.commands), p.expressions[: p.num_original]
+        makers: dict[str, tuple[tuple[Expression, ...], Callable[[], Any]]] = {
+            "keyword spotting": ((), lambda: KeywordSpotting(commands)),
+            "JSGF": (tuple(originals), lambda: SphinxGrammar(commands, originals, phones)),
+            "JSGF, CEM, refit": (tuple(chosen), lambda: SphinxGrammar(commands, chosen, phones)),
         }
-        for method, make in makers.items():
+        for method, (expressions, make) in makers.items():
             if self.has(**key, method=method):
                 continue
             rival = make()
+            known = self.decided.setdefault((method, commands, tuple(one.forms for one in expressions)), {})
 
-            def decide(part: str, rival: Any = rival, p: Prepared = p) -> Decisions:
-                found = []
-                for done, one in enumerate(getattr(p.trial, part)):
-                    tell("pocketsphinx itself", done, len(getattr(p.trial, part)))
-                    found.append(rival.decide(one.load(16_000)))
-                commands, confidence = zip(*found, strict=True)
+            def decide(part: str, rival: Any = rival, known: Any = known) -> Decisions:
+                recordings = getattr(p.trial, part)
+                for done, one in enumerate(recordings):
+                    tell("pocketsphinx itself", done, len(recordings))
+                    if (one.audio, one.start) not in known:
+                        known[one.audio, one.start] = rival.decide(one.load(16_000))
+                commands, confidence = zip(*(known[one.audio, one.start] for one in recordings), strict=True)
                 return Decisions(np.array(commands), np.array(confidence, dtype=np.float64))
 
             own, decided, others = (decide(part) for part in ("search_others", "test", "test_others"))

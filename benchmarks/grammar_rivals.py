@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,14 @@ def _decoder(**options: Any) -> Any:
     return pocketsphinx.Decoder(hmm=str(_FOLDER / "en-us"), cmn="batch", loglevel="FATAL", **options)
 
 
-def _run(decoder: Any, samples: Tensor) -> None:
+def _pcm(samples: Tensor) -> bytes:
+    return (samples * 32_767).round().numpy().astype(np.int16).tobytes()
+
+
+def _run(decoder: Any, pcm: bytes) -> None:
+    decoder.reinit_feat()  # else what it keeps of the recording before changes the scores of this one
     decoder.start_utt()
-    decoder.process_raw((samples * 32_767).round().numpy().astype(np.int16).tobytes(), full_utt=True)
+    decoder.process_raw(pcm, full_utt=True)
     decoder.end_utt()
 
 
@@ -47,12 +53,30 @@ class KeywordSpotting:
 
     def decide(self, samples: Tensor) -> tuple[int, float]:
         """The command and its log-score; -inf without a detection."""
-        _run(self._decoder, samples)
+        _run(self._decoder, _pcm(samples))
         found = [(segment.prob, segment.word) for segment in self._decoder.seg() or ()]
         if not found:
             return 0, -np.inf
         score, phrase = max(found)
         return self._commands.index(phrase.strip()), float(score)
+
+
+class PhoneLoop:
+    """pocketsphinx's phone decoder: the free decode of `modicum.speech.grammar`. Scores are remembered."""
+
+    def __init__(self) -> None:
+        self._decoder = _decoder(
+            allphone=str(_FOLDER / "en-us-phone.lm.bin"), lw=2.0, beam=1e-20, pbeam=1e-20
+        )
+        self._known: dict[bytes, float] = {}
+
+    def score(self, pcm: bytes) -> float:
+        """The log-score of the best path."""
+        key = hashlib.sha256(pcm).digest()
+        if key not in self._known:
+            _run(self._decoder, pcm)
+            self._known[key] = float(np.log(self._decoder.hyp().score))
+        return self._known[key]
 
 
 class SphinxGrammar:
@@ -62,20 +86,19 @@ class SphinxGrammar:
     the free decode of `modicum.speech.grammar`.
     """
 
-    def __init__(self, commands: Sequence[str], expressions: Sequence[Expression]) -> None:
-        self._commands = list(commands)
+    def __init__(self, commands: Sequence[str], expressions: Sequence[Expression], phones: PhoneLoop) -> None:
+        self._commands, self._phones = list(commands), phones
         grammar = Grammar("pocketsphinx", "arpabet", (), "", tuple(commands), tuple(expressions), 1, 0.0, 0.0)
         with tempfile.TemporaryDirectory() as folder:
             files = export_grammar(grammar, folder)
             self._decoder = _decoder(jsgf=str(files.jsgf), dict=str(files.dictionary))
-        self._free = _decoder(allphone=str(_FOLDER / "en-us-phone.lm.bin"), lw=2.0, beam=1e-20, pbeam=1e-20)
 
     def decide(self, samples: Tensor) -> tuple[int, float]:
         """The command and its log-score above the free decode; -inf where the grammar has no path."""
-        _run(self._decoder, samples)
+        pcm = _pcm(samples)
+        _run(self._decoder, pcm)
         hypothesis = self._decoder.hyp()
         command = "" if hypothesis is None else command_of(hypothesis.hypstr)
         if command not in self._commands:
             return 0, -np.inf
-        _run(self._free, samples)
-        return self._commands.index(command), float(np.log(hypothesis.score) - np.log(self._free.hyp().score))
+        return self._commands.index(command), float(np.log(hypothesis.score)) - self._phones.score(pcm)
