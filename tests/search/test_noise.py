@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modicum.search.batchnorm import reset_statistics
+from modicum.search.batchnorm import reset_statistics, statistics_rows
 from modicum.search.costs import num_macs, num_parameters
 from modicum.search.noise import ErrorSums, noise_to_signal
 from tests.bounds import gamma
@@ -98,6 +100,22 @@ def test_statistics_are_the_mean_over_batches() -> None:
     assert norm.momentum == 0.3
     assert network[0].training
     assert not network[2].training
+
+
+@given(num=st.integers(1, 200), size=st.integers(1, 20))
+def test_rows_for_statistics_are_of_all_inputs_and_no_row_twice(num: int, size: int) -> None:
+    batches = [rows.tolist() for rows in statistics_rows(num, size)]
+    rows = [row for batch in batches for row in batch]
+    assert len(set(rows)) == len(rows)
+    assert set(rows) <= set(range(num))
+    assert len(batches) == (1 if num < size else min(16, num // size))
+    assert all(len(batch) == min(size, num) for batch in batches)
+    assert rows == [row for batch in statistics_rows(num, size) for row in batch.tolist()]
+
+
+def test_rows_for_statistics_come_from_everywhere() -> None:
+    rows = torch.cat(list(statistics_rows(10_000, 10)))
+    assert min(torch.histc(rows.double(), 4, 0, 10_000).tolist()) > 20  # of 160, 40 in each quarter
 
 
 def test_costs_are_counted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from modicum.errors import InputError
 from modicum.search.costs import num_macs, num_parameters
+from modicum.search.latency import block_key
 from modicum.search.space import BlockSite, ReferenceBlock, SearchSpace, Variant
 from modicum.vision.conv import CONV_SPACES, ConvSpaceSettings, ConvVariant, InvertedResidual, rounded
 from modicum.vision.reference import ReferenceSettings
@@ -160,3 +162,12 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(InputError, match="is no saved network"):
         VisionNetwork.load(tmp_path)
+
+
+def test_blocks_of_other_heads_have_other_keys_in_a_table() -> None:
+    keys = set()
+    for heads in (1, 2, 4):
+        vit = replace(VIT, heads=heads)
+        space = SearchSpace(vit.build(3), vit.example, [ReferenceBlock()])
+        keys.add(block_key(space, 0, 0))
+    assert len(keys) == 3

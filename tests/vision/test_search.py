@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from modicum.search.library import BlockLibrary
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.reference import ReferenceSettings
 from modicum.vision.saved import VisionNetwork
-from modicum.vision.search import VisionSearch, search
+from modicum.vision.search import VisionSearch, evenly_spaced, search
 from modicum.vision.search_images import SearchImages
 from modicum.vision.settings import VisionSearchSettings
 from modicum.vision.training import accuracy
@@ -155,6 +156,73 @@ def test_untrained_variants_are_predicted_and_trained_when_they_win(tmp_path: Pa
             assert set(enumerate(one.variants)) <= set(everything)
     # What winners added does not change what a second run finds.
     assert run.front() == [replace(one, validation=None, test=None, folder=None) for one in report.front]
+
+
+def test_a_predicted_variant_that_fails_in_training_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(
+        SETTINGS, space="small", variants_per_block=6, winners=24, with_reference_blocks=False, samples=5
+    )
+    kept = VisionSearch(pictures(), tmp_path, settings).library.entries.keys()
+
+    def diverges(block: object, features: object, settings: object) -> bool:
+        return False
+
+    monkeypatch.setattr("modicum.search.library.train_block", diverges)  # of all that is trained from now on
+    report = search(pictures(), tmp_path, settings)
+    assert report.failed_variants
+    assert not {tuple(one.split("/")) for one in report.failed_variants} & {(str(n), v) for n, v in kept}
+    for one in report.front:
+        assert one.folder is not None
+        assert set(enumerate(one.variants)) <= kept
+
+
+def test_a_few_variants_are_few_without_the_references_own(tmp_path: Path) -> None:
+    chosen = [
+        VisionSearch(
+            pictures(), tmp_path, replace(SETTINGS, space="small", variants_per_block=4, seed=seed)
+        )._wanted()
+        for seed in range(4)
+    ]
+    for wanted in chosen:
+        for names in wanted.values():
+            assert names[0] == "reference"
+            assert len(set(names)) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "package"),
+    [({"runtime": Runtime("onnxruntime")}, "onnxruntime"), ({"method": "nsga2"}, "pymoo"), ({}, "scipy")],
+)
+def test_a_missing_package_is_told_before_anything_is_trained(
+    options: dict[str, object], package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=rf"needs the package {package}\b"):
+        search(pictures(), tmp_path / "out", replace(SETTINGS, **options))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("num", range(1, 9))
+def test_winners_are_spread_over_the_front(num: int) -> None:
+    assert evenly_spaced(num, 1) == [num - 1]
+    for count in range(2, 10):
+        found = evenly_spaced(num, count)
+        assert found == sorted(set(found))
+        assert len(found) == min(num, count)
+        assert {0, num - 1} >= {found[0], found[-1]}
+
+
+def test_images_are_normalised_by_those_that_are_learnt_from(tmp_path: Path) -> None:
+    folder, test = write_folder(tmp_path / "images", 60), write_folder(tmp_path / "test", 30, seed=1)
+    for images in (SearchImages.load(folder, SETTINGS), SearchImages.load(folder, SETTINGS, test)):
+        scaled = images.train.pixels.double() / 255
+        for one in (images.train, images.validation, images.test):
+            torch.testing.assert_close(one.mean.double(), scaled.mean((0, 2, 3)), rtol=1e-5, atol=0)
+            deviation = scaled.var((0, 2, 3), unbiased=False).sqrt()
+            torch.testing.assert_close(one.deviation.double(), deviation, rtol=1e-4, atol=0)
 
 
 def test_the_commands(tmp_path: Path) -> None:

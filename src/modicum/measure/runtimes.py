@@ -49,6 +49,16 @@ class Runtime:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
 
+    def check_packages(self) -> None:
+        """Raise if a package is missing that runs or exports blocks.
+
+        Raises:
+            InputError: it is not installed.
+        """
+        if self.name != "torch":
+            _package("onnx")
+            _package("onnxruntime")
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """torch with this number of threads, and as it was afterwards."""

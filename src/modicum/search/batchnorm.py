@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+_BATCHES = 16
+
+
+def statistics_rows(num: int, size: int) -> Iterator[Tensor]:
+    """Rows of inputs for `reset_statistics`: at most 16 batches, drawn from all inputs.
+
+    Inputs are often sorted by class, so the first batches would not stand for the others.
+
+    Args:
+        num: inputs there are.
+        size: inputs of a batch. All batches are whole, unless there are fewer inputs.
+
+    Yields:
+        [size] int64; no row twice, and the same rows in each call.
+    """
+    order = torch.randperm(num, generator=torch.Generator().manual_seed(0))
+    for number in range(max(1, min(_BATCHES, num // size))):
+        yield order[number * size : (number + 1) * size]
 
 
 @torch.no_grad()

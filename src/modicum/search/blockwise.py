@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modicum.distill.training import TrainingSettings
 from modicum.errors import InputError
-from modicum.search.batchnorm import reset_statistics
+from modicum.search.batchnorm import reset_statistics, statistics_rows
 from modicum.search.network import BlockNetwork, is_finite
 from modicum.search.noise import ErrorSums, channel_last, noise_to_signal
 
@@ -154,16 +154,9 @@ def train_block(block: nn.Module, features: BlockFeatures, settings: BlockwiseSe
         block.eval()
     if not is_finite(block):
         return False
-    reset_statistics(block, _some(features, settings.batch))
+    rows = statistics_rows(len(features), settings.batch)
+    reset_statistics(block, (features.pair(one)[0] for one in rows))
     return True
-
-
-def _some(features: BlockFeatures, size: int, count: int = 16) -> Iterator[Tensor]:
-    """Inputs of the block for its statistics: at most `count` whole batches."""
-    for number, (before, _) in enumerate(features.batches(size)):
-        if number == count or (number and len(before) < size):
-            return
-        yield before
 
 
 @torch.no_grad()

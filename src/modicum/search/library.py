@@ -30,7 +30,7 @@ from modicum.search.network import fingerprint
 from modicum.search.space import ReferenceBlock, SearchSpace
 from modicum.whole_file import whole_file, write_json
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "library.json"
 _KEY = "modicum"
 
@@ -258,7 +258,10 @@ def _header(folder: Path) -> dict[str, Any] | None:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         if header["format"] != FORMAT or not header["reference"]:
-            raise InputError(f"{path} has the format {header['format']}, and this version reads {FORMAT}")
+            raise InputError(
+                f"{path} has the format {header['format']}, and this version reads {FORMAT}: give another "
+                "folder, or remove this one to build it anew"
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise

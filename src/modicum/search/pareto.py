@@ -30,9 +30,8 @@ def front(points: Sequence[Point]) -> list[int]:
 def exact_front(groups: Groups, resource: str, num_points: int = 16) -> list[Choice]:
     """The choices with the least loss at evenly spaced limits of a resource, by mixed-integer programming.
 
-    Each is on the Pareto front of loss and cost. All of the front is found if `num_points` is at least as
-    large as the number of costs that occur; else limits are spaced evenly from the least cost to that of the
-    least loss.
+    Each is on the Pareto front of loss and cost. Limits are spaced evenly from the least cost to that of the
+    least loss, so a choice of the front is not found where the next limit allows a better one, too.
 
     Args:
         groups: the options of each group (see `modicum.search.milp`).

@@ -89,6 +89,11 @@ class ImageSet:
             held[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
         return self.subset(~held), self.subset(held)
 
+    def with_own_statistics(self) -> ImageSet:
+        """The same images, normalised by their own mean and deviation."""
+        mean, deviation = _statistics(self.pixels)
+        return replace(self, mean=mean, deviation=deviation)
+
     def with_statistics_of(self, other: ImageSet) -> ImageSet:
         """The same images, normalised as those of another set.
 

@@ -7,10 +7,11 @@ library's weights. Each step leaves files, so that a stopped run goes on.
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +22,7 @@ import torch
 from modicum.distill.checkpoint import TrainingCheckpoint
 from modicum.errors import InputError
 from modicum.measure.block_table import BlockTable, measure_blocks
+from modicum.packages import import_package
 from modicum.search.batchnorm import reset_statistics
 from modicum.search.categories import predicted_errors
 from modicum.search.costs import num_macs, num_parameters
@@ -89,13 +91,15 @@ class VisionSearch:
         self.images, self.out, self.settings = images, out, settings
         self.progress: Progress = progress or (lambda *_: None)
         self.seconds: dict[str, float] = {}
+        self._failed: set[tuple[int, str]] = set()
+        """Blocks and variants whose training failed after their errors had been predicted."""
 
     def run(self) -> SearchReport:
         """All steps; writes search.json and front.png."""
         self._check()
-        front = self.front()
+        self.table  # noqa: B018  # what is wrong with it should be told before all else is trained
         with self._timed("winners"):
-            front = self._with_winners(front)
+            front = self._with_winners()
         report = self.report(front)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -107,11 +111,13 @@ class VisionSearch:
         return report
 
     def _check(self) -> None:
-        """Raise for what else would only be found after training: a file in the folder's place, a table that
-        lacks a block.
+        """Raise for what else would only be found after training: a file in the folder's place, a missing
+        package, a table that lacks a block.
         """
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out} is a file: give a folder")
+        import_package("scipy.optimize" if self.settings.method == "milp" else "pymoo", "search")
+        self.settings.runtime.check_packages()
         if self.settings.table is None:
             return
         table = BlockTable.load(self.settings.table)
@@ -176,11 +182,11 @@ class VisionSearch:
         count = self.settings.variants_per_block
         wanted = {}
         for number, own in enumerate(self.space.variants):
-            names = [variant.name for variant in own]
+            # The reference's own block needs no training.
+            free = [variant.name for variant in own if isinstance(variant, ReferenceBlock)]
+            names = [variant.name for variant in own if variant.name not in free]
             kept = names if count is None or count >= len(names) else generator.sample(names, count)
-            if "reference" in names and "reference" not in kept:
-                kept = ["reference", *kept]
-            wanted[number] = tuple(kept)
+            wanted[number] = (*free, *kept)
         return wanted
 
     def _library(self, wanted: dict[int, tuple[str, ...]]) -> BlockLibrary:
@@ -245,6 +251,7 @@ class VisionSearch:
         found = []
         for number, own in enumerate(self.space.variants):
             known = {v: e.error for (n, v), e in self.library.entries.items() if n == number}
+            known |= {v: math.nan for n, v in self._failed if n == number}
             found.append(predicted_errors(own, known)[0])
         return found
 
@@ -286,16 +293,31 @@ class VisionSearch:
             predicted=self.predictor.predict(self.block_errors(names)),
         )
 
-    def _with_winners(self, front: list[FoundNetwork]) -> list[FoundNetwork]:
-        """Finetune some networks of the front, evenly spaced, and save them."""
-        count = min(self.settings.winners, len(front))
-        places = sorted({round(i * (len(front) - 1) / max(1, count - 1)) for i in range(count)})
-        if count == 1:
-            places = [len(front) - 1]
-        found = list(front)
+    def _with_winners(self) -> list[FoundNetwork]:
+        """The front, some of its networks, evenly spaced, finetuned and saved."""
+        while True:
+            found = self.front()
+            places = evenly_spaced(len(found), self.settings.winners)
+            if not self._failing(found[place].variants for place in places):
+                break
         for number, place in enumerate(places):
-            found[place] = self.winner(front[place], number)
+            found[place] = self.winner(found[place], number)
         return found
+
+    def _failing(self, networks: Iterable[Sequence[str]]) -> bool:
+        """Train the variants of networks that were only predicted so far; whether one failed.
+
+        A variant that failed is in no network of a later front.
+        """
+        wanted = {number: tuple(dict.fromkeys(own)) for number, own in enumerate(zip(*networks, strict=True))}
+        asked = {(number, name) for number, names in wanted.items() for name in names}
+        if asked <= self.library.entries.keys():
+            return False
+        failed = {(entry.block, entry.variant) for entry in self._library(wanted).failed} & asked
+        self._failed |= failed
+        if failed:
+            del self.errors
+        return bool(failed)
 
     def winner(self, one: FoundNetwork, number: int) -> FoundNetwork:
         """Finetune a network from the library's weights, measure it, and save it."""
@@ -352,7 +374,10 @@ class VisionSearch:
             runtime=self.table.runtime,
             num_networks=self.space.num_networks,
             reference=self._reference_found(),
-            failed_variants=tuple(f"{e.block}/{e.variant}" for e in self.library.failed),
+            failed_variants=tuple(
+                f"{block}/{name}"
+                for block, name in sorted({(e.block, e.variant) for e in self.library.failed} | self._failed)
+            ),
             kendall_tau=predictor.kendall_tau,
             kendall_tau_sum=kendall_tau([-sum(self.block_errors(s.variants)) for s in samples], scores),
             kendall_tau_assembled=kendall_tau([s.assembled for s in samples], scores),
@@ -386,3 +411,11 @@ class VisionSearch:
             yield
         finally:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+
+
+def evenly_spaced(num: int, count: int) -> list[int]:
+    """At most `count` of `num` places, the first and the last among them; of one place the last."""
+    count = min(count, num)
+    if count == 1:
+        return [num - 1]
+    return sorted({round(i * (num - 1) / (count - 1)) for i in range(count)})

@@ -49,9 +49,11 @@ class SearchImages:
         else:
             more = load_images(test, size, progress=progress)
             unreadable |= {f"{test}: {name}": reason for name, reason in more.unreadable.items()}
-            rest, tested = loaded.images, more.images.with_statistics_of(loaded.images)
-        train_images, validation = rest.split(settings.validation, settings.seed + 1)
-        return cls(train_images, validation, tested, unreadable)
+            rest, tested = loaded.images, more.images
+        learnt, validation = rest.split(settings.validation, settings.seed + 1)
+        learnt = learnt.with_own_statistics()
+        validation, tested = validation.with_statistics_of(learnt), tested.with_statistics_of(learnt)
+        return cls(learnt, validation, tested, unreadable)
 
     @property
     def digest(self) -> str:

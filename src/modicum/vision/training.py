@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from modicum.distill.checkpoint import Progressed, TrainingCheckpoint
 from modicum.distill.training import generator
 from modicum.errors import ModelError
-from modicum.search.batchnorm import reset_statistics
+from modicum.search.batchnorm import reset_statistics, statistics_rows
 from modicum.search.blockwise import chunks
 from modicum.search.network import is_finite
 from modicum.vision.augment import augmented
@@ -20,7 +20,6 @@ from modicum.vision.images import ImageSet
 from modicum.vision.recipe import ImageRecipe
 
 Progress = Callable[[str, int, int], object]
-_STATISTICS_BATCHES = 16
 
 
 def train(
@@ -98,11 +97,9 @@ def train(
 
 
 def statistics_batches(images: ImageSet, size: int) -> Iterator[Tensor]:
-    """Inputs for the statistics of batch normalisation: at most 16 batches, the last short one left out."""
-    count = max(1, min(_STATISTICS_BATCHES, len(images) // size))
-    for number, rows in enumerate(chunks(len(images), size)):
-        if number < count:
-            yield images[rows]
+    """Inputs for the statistics of batch normalisation (see `statistics_rows`)."""
+    for rows in statistics_rows(len(images), size):
+        yield images[rows]
 
 
 def _loss(

@@ -31,6 +31,10 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
+    def extra_repr(self) -> str:
+        """Tells blocks apart in tables of block times, as their layers have the same shapes."""
+        return f"heads={self.heads}"
+
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to the same."""
         batch, count, width = tokens.shape
