@@ -217,6 +217,16 @@ def test_other_speech_with_texts_is_held_out(spoken: list[Recording], others: li
         assert report.held_out
 
 
+def test_texts_of_recordings_are_taken_in_any_case(
+    spoken: list[Recording], others: list[Recording], found: GrammarReport
+) -> None:
+    titled = [replace(one, text=f" {one.text.title()}") for one in spoken]
+    assert [one.text for one in of_commands(titled, COMMANDS)] == [one.text for one in spoken]
+    assert search_grammar(LetterModel(), COMMANDS, titled, others, SETTINGS).grammar == found.grammar
+    rates = evaluate_grammar(LetterModel(), found.grammar, titled, others, 0.1)
+    assert rates[1].fixed.missed.total == len(spoken)
+
+
 def test_a_warning_says_that_nothing_could_be_held_out(
     spoken: list[Recording], others: list[Recording]
 ) -> None:
