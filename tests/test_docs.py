@@ -72,6 +72,15 @@ def test_readme_example_with_smollm2_runs() -> None:
     assert memory.nbytes < memory.full_nbytes * 0.13  # an eighth of the text, positions and a slot included
 
 
+def test_every_kind_of_recognizer_is_in_the_table_of_its_page() -> None:
+    from modicum.speech.sizes import SIZES
+
+    page = ROOT / "docs" / "speech.md"
+    rows = re.findall(r"^\| `(\w+)` \|", section(page, "## Models"), re.MULTILINE)
+    assert sorted(rows) == sorted(SIZES)
+    assert "no streaming" not in section(page, "## Limits")
+
+
 def test_readme_begins_with_two_commands_and_a_short_example() -> None:
     first = blocks(ROOT / "README.md", "sh")[0].split()
     assert first[:2] == ["make", "run"]

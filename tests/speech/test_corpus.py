@@ -164,6 +164,32 @@ def test_noise_is_drawn_anew_for_each_copy_and_the_same_for_each_build(tones: To
     assert other.digest != first.digest
 
 
+def test_features_with_noise_of_recordings_are_of_those_recordings(tones: Tones, tmp_path: Path) -> None:
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    save_audio(noise / "a.wav", 0.1 * torch.sin(torch.arange(4000) * 0.3))
+    settings = CorpusSettings(noise=NoiseSettings((0.0, 10.0), "folder", folder=noise))
+    first = build_corpus(tones.utterances[:1], tmp_path / "f", settings)
+    assert build_corpus(tones.utterances[:1], tmp_path / "f", settings).digest == first.digest
+
+    def check_refused() -> None:
+        with pytest.raises(InputError, match="holds features of other audio"):
+            build_corpus(tones.utterances[:1], tmp_path / "f", settings)
+
+    save_audio(noise / "b.wav", 0.1 * torch.sin(torch.arange(4000) * 0.4))
+    check_refused()  # one more
+    (noise / "b.wav").unlink()
+    build_corpus(tones.utterances[:1], tmp_path / "f", settings)
+    state = (noise / "a.wav").stat()
+    os.utime(noise / "a.wav", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    check_refused()  # written again
+    os.utime(noise / "a.wav", ns=(state.st_atime_ns, state.st_mtime_ns))
+    (noise / "a.wav").rename(noise / "c.wav")
+    check_refused()  # another name
+    (noise / "c.wav").unlink()
+    check_refused()  # none left
+
+
 def test_utterances_that_ctc_cannot_fit_or_spell_are_named(tones: Tones, tmp_path: Path) -> None:
     one = tones.utterances[0]
     frames = -(-tones.corpus.num_frames(0) // 2)

@@ -67,6 +67,7 @@ BAD = {
     '{"audio": "a.wav", "text": "go", "duration": "long"}': "could not convert",
     '{"audio": "a.wav", "text": "go", "phones": [["g", 1]]}': "not enough values",
     '{"audio": "a.wav", "text": "go", "phones": [["g", 1, 0.5]]}': "give an end after",
+    '{"audio": "a.wav", "text": "go", "phones": [["o", 2, 3], ["g", 1, 2]]}': "phone g at 1.0 seconds",
     '{"audio": "a.wav", "text": "go", "phones": 7}': "not iterable",
     "no tab": "neither JSON nor",
     '{"audio": "a.wav", "text": "go \\ud800"}': 'text" has U+D800, half of a surrogate pair',

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -260,7 +261,9 @@ def test_a_full_disk_is_told_from_a_folder_that_cannot_be_written(tmp_path, monk
     ):
         folder = tmp_path / str(code)
 
-        def fail(self, data, code=code):
+        def fail(self, data, code=code, write=Path.write_bytes):
+            if ".flac" not in self.name:
+                return write(self, data)
             raise OSError(code, os.strerror(code))
 
         with monkeypatch.context() as patched:
@@ -286,6 +289,40 @@ def test_another_folder_or_other_settings_are_refused(made, tmp_path):
         (tmp_path / "broken" / "synthesis.json").write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=r"^[^\n]*synthesis\.json cannot be read"):
             synthesize(tmp_path / "broken", SMALL)
+
+
+class Installed(Synthesizer):
+    """espeak-ng after a voice more was installed, which changes the order of all."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.variants = (*self.variants, "new")
+        return self
+
+
+@espeak
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_folder_keeps_its_voices(made, tmp_path, monkeypatch, is_old):
+    folder, reports = made
+    shutil.copytree(folder, tmp_path / "a")
+    path = tmp_path / "a" / "synthesis.json"
+    claim = json.loads(path.read_text(encoding="utf-8"))
+    for name, num in (("train", 4), ("test", 2)):
+        assert len(claim["voices"][name]) == num
+        assert set(reports[name].voices) <= set(claim["voices"][name])
+    if is_old:  # of a version that did not keep them
+        del claim["voices"]
+        path.write_text(json.dumps(claim), encoding="utf-8")
+    (tmp_path / "a" / "train" / "000001.flac").unlink()
+    before = contents(tmp_path / "a")
+    with monkeypatch.context() as patched:
+        patched.setattr("modicum.speech.synthesis.folder.Synthesizer", Installed)
+        message = "holds speech by .* none to train with" if is_old else "other voices of espeak-ng"
+        with pytest.raises(InputError, match=f"{message}.*: install the voices again"):
+            synthesize(tmp_path / "a", SMALL)
+    assert contents(tmp_path / "a") == before
+    synthesize(tmp_path / "a", SMALL)
+    assert contents(tmp_path / "a") == contents(folder)
 
 
 @espeak

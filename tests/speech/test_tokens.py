@@ -117,5 +117,7 @@ def test_bad_sets_and_texts_are_refused():
         thirds.encode("a")
     with pytest.raises(InputError, match="phone b is not among"):
         thirds.frame_labels([PhoneInterval("b", 0.0, 0.1)], 3, 0.01)
+    with pytest.raises(InputError, match="in the order of time"):
+        thirds.frame_labels([PhoneInterval("a", 0.05, 0.1), PhoneInterval("a", 0.0, 0.05)], 10, 0.01)
     with pytest.raises(InputError, match="is no token set"):
         TokenSet.from_json({"kind": "phones"})

@@ -16,6 +16,7 @@ from modicum.distill import CTCBatch, CTCFrames, SparseTargets, ctc_essence_loss
 from modicum.errors import InputError, ModelError, TargetsError
 from modicum.speech import (
     ConvCtcSettings,
+    CorpusSettings,
     FrameModelSettings,
     Recipe,
     Recognizer,
@@ -27,6 +28,7 @@ from modicum.speech import (
     record_targets,
     train,
     train_recognizer,
+    write_manifest,
 )
 from modicum.speech.examples import Examples, FrameRate, collate
 from modicum.speech.teaching import check_alike
@@ -435,3 +437,13 @@ def test_the_output_is_what_was_trained(tones: Tones, tmp_path: Path) -> None:
 def test_a_manifest_of_one_utterance_can_be_learned_from(tones: Tones, tmp_path: Path) -> None:
     corpus = build_corpus(tones.utterances[:1], tmp_path / "f")
     assert len(train(QUICK, corpus, TOKENS).losses) == QUICK.epochs
+
+
+def test_an_utterance_counts_though_some_of_its_copies_are_left_out(tones: Tones, tmp_path: Path) -> None:
+    # One output for two frames: the texts fit into the slow copies, and not into those at double speed.
+    rows = [replace(tones.utterances[row], text="ab" * (tones.corpus.num_frames(row) // 6)) for row in (0, 1)]
+    write_manifest(tmp_path / "m.jsonl", [*rows, tones.utterances[2]])
+    settings = TrainSettings(QUICK, CorpusSettings(copies=3, speeds=(1.0, 2.0, 2.0)))
+    with pytest.warns(UserWarning, match="4 of 9 utterances left out"):
+        report = train_recognizer(tmp_path / "m.jsonl", tmp_path / "out", settings)
+    assert report.num_utterances == report.result.num_utterances == 3

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def stream_text(recognizer: Recognizer, files: Sequence[Path]) -> None:
     """Print the text of each file, or without files that of the microphone until Ctrl-C, as it is recognised.
 
+    Ctrl-C ends a file early, with the text of what was heard; the files after it are left out.
+
     Raises:
         InputError: a file cannot be read, or there is no microphone.
         ModelError: the model cannot be streamed.
@@ -30,17 +32,21 @@ def stream_text(recognizer: Recognizer, files: Sequence[Path]) -> None:
         _print_stream(recognizer, microphone_blocks(rate))
         return
     for path in files:
-        _print_stream(recognizer, read_blocks(path, rate))
+        if not _print_stream(recognizer, read_blocks(path, rate)):
+            return
 
 
-def _print_stream(recognizer: Recognizer, blocks: Iterable[Tensor]) -> None:
+def _print_stream(recognizer: Recognizer, blocks: Iterable[Tensor]) -> bool:
+    """Print the text of a stream; whether it came to its end, not to Ctrl-C."""
     from modicum.speech.compact.streaming import StreamingRecognizer
 
     stream = StreamingRecognizer(recognizer)
+    is_whole = True
     try:
         for block in blocks:
             sys.stdout.write(stream.accept(block))
             sys.stdout.flush()
     except KeyboardInterrupt:
-        pass  # what was heard is written to its end
+        is_whole = False  # what was heard is written to its end
     print(stream.finish(), flush=True)
+    return is_whole

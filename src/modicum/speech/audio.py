@@ -53,7 +53,7 @@ def audio_info(path: str | Path) -> AudioInfo:
     """
     soundfile = import_package("soundfile", "speech")
     try:
-        info = soundfile.info(_name(path))
+        info = soundfile.info(soundfile_name(path))
     except (OSError, RuntimeError) as error:
         raise _unreadable(path, error) from error
     return AudioInfo(info.samplerate, info.frames, info.channels)
@@ -76,7 +76,7 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """
     soundfile = import_package("soundfile", "speech")
     try:
-        samples, rate = soundfile.read(_name(path), dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(soundfile_name(path), dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
         raise _unreadable(path, error) from error
     mono = samples.mean(1, dtype=np.float64).astype(np.float32)
@@ -170,8 +170,8 @@ def check_samples(samples: Tensor) -> None:
         raise InputError("samples hold numbers that are inf or nan: leave this recording out")
 
 
-def _name(path: str | Path) -> str | bytes:
-    """As soundfile takes it, which refuses names that are not UTF-8, unless they are bytes."""
+def soundfile_name(path: str | Path) -> str | bytes:
+    """A file's name as soundfile takes it, which refuses names that are not UTF-8, unless they are bytes."""
     name = str(path)
     try:
         name.encode()

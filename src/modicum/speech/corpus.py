@@ -20,7 +20,7 @@ from modicum.speech.augment import change_speed, check_speed
 from modicum.speech.faults import is_full, listed
 from modicum.speech.features import Fbank, FeatureSettings
 from modicum.speech.manifest import PhoneInterval, Utterance
-from modicum.speech.noise import AddNoise, NoiseSettings
+from modicum.speech.noise import AddNoise, NoiseSettings, noise_files
 from modicum.whole_file import whole_file, write_whole
 
 FILE = "corpus.json"
@@ -268,10 +268,20 @@ def _utterance(row: dict[str, Any]) -> Utterance:
 
 
 def _source(utterances: Sequence[Utterance], settings: CorpusSettings) -> str:
-    """16 hex digits that stand for the files, by name, size and time, for their rows and the settings."""
+    """16 hex digits that stand for the files, by name, size and time, for their rows and the settings.
+
+    The files are those of the utterances and of the noise.
+    """
     rows: list[Any] = [asdict(settings)]
     for utterance in utterances:
         row = _row(replace(utterance, audio=utterance.audio.resolve()), 1.0)
-        stat = utterance.audio.stat() if utterance.audio.exists() else None
-        rows.append([row, stat and [stat.st_size, stat.st_mtime_ns]])
+        rows.append([row, _state(utterance.audio)])
+    if settings.noise is not None and (folder := settings.noise.folder) is not None:
+        rows.append([[str(path.resolve()), _state(path)] for path in noise_files(folder)])
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _state(path: Path) -> list[int] | None:
+    """Changes when the file does; None where there is none."""
+    stat = path.stat() if path.exists() else None
+    return stat and [stat.st_size, stat.st_mtime_ns]

@@ -137,8 +137,7 @@ def train_recognizer(
     targets = _targets(loaded, corpus, settings.targets or out / STATE / "targets", settings, progress)
     statistics = None if targets is None else targets.statistics
     result = train(settings.recipe, corpus, tokens, out=out, targets=targets, progress=progress)
-    num = result.recognizer.about["data"]["rows"] // settings.corpus.copies
-    return TrainReport(result, num, corpus.num_skipped, corpus.seconds, statistics)
+    return TrainReport(result, result.num_utterances, corpus.num_skipped, corpus.seconds, statistics)
 
 
 def _check_places(out: Path, settings: TrainSettings) -> None:

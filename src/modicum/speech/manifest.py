@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Utterance:
     """One audio file and what is said in it.
 
     Raises:
-        InputError: the duration is below 0.
+        InputError: the duration is below 0, or the phones are not in the order of time.
     """
 
     audio: Path
@@ -58,11 +59,26 @@ class Utterance:
     duration: float = 0.0
     """Seconds; 0 where it is not known."""
     phones: tuple[PhoneInterval, ...] = ()
-    """In the order of time; empty where they are not known."""
+    """In the order of their starts; empty where they are not known."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.duration < math.inf:
             raise InputError(f"{self.audio} lasts {self.duration} seconds: give 0 where it is not known")
+        check_order(self.phones)
+
+
+def check_order(phones: Sequence[PhoneInterval]) -> None:
+    """Raise unless no phone starts before the one in front of it.
+
+    Raises:
+        InputError: one does.
+    """
+    for before, after in pairwise(phones):
+        if after.start < before.start:
+            raise InputError(
+                f"phone {after.phone} at {after.start} seconds is after {before.phone} at {before.start}: "
+                "give phones in the order of time"
+            )
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:

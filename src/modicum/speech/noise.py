@@ -60,7 +60,7 @@ class AddNoise:
         self.settings = NoiseSettings() if settings is None else settings
         self._files: list[Path] = []
         if (folder := self.settings.folder) is not None:
-            self._files = sorted(x for x in folder.rglob("*") if x.suffix.lower() in AUDIO_SUFFIXES)
+            self._files = noise_files(folder)
             if not self._files:
                 raise InputError(f"{folder} has no audio: give a folder with recordings of noise")
 
@@ -91,6 +91,11 @@ class AddNoise:
             raise InputError(f"the noise in {path} is silent: leave it out")
         start = int(torch.randint(len(recorded), (), generator=generator))
         return recorded.roll(-start).repeat(math.ceil(num_samples / len(recorded)))[:num_samples]
+
+
+def noise_files(folder: Path) -> list[Path]:
+    """The recordings of a folder of noise, at any depth, in the order in which `AddNoise` counts them."""
+    return sorted(x for x in folder.rglob("*") if x.suffix.lower() in AUDIO_SUFFIXES)
 
 
 def add_noise(samples: Tensor, noise: Tensor, snr: float) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError
-from modicum.speech.manifest import PhoneInterval
+from modicum.speech.manifest import PhoneInterval, check_order
 
 Kind = Literal["graphemes", "phones", "thirds"]
 """Letters, or phones, both with a blank for CTC; or the thirds of phones, one for each frame."""
@@ -143,10 +143,12 @@ class TokenSet:
             [N] int64. Silence, given or not, has the thirds of the stretch between its neighbours.
 
         Raises:
-            InputError: a phone is not among the symbols and has no label, or the classes are not thirds.
+            InputError: a phone is not among the symbols and has no label, phones are not in the order of
+                time, or the classes are not thirds.
         """
         if self.kind != "thirds":
             raise InputError(f"frames are labelled by thirds of phones, and the classes are {self.kind}")
+        check_order(phones)
         intervals = self._filled(phones, num_frames * frame_shift)
         unknown = next((phone for phone, _, _ in intervals if phone not in self._index), None)
         if unknown is not None and unknown_label is None:

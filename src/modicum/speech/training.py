@@ -43,6 +43,8 @@ class TrainingResult:
     """Of each step, in nats."""
     seconds: float
     """Of this run."""
+    num_utterances: int
+    """Of which at least one copy was learned from."""
 
 
 def train(
@@ -101,7 +103,8 @@ def train(
     if folder is not None:
         recognizer.save(folder)
         shutil.rmtree(folder / STATE, ignore_errors=True)
-    return TrainingResult(recognizer, losses, seconds)
+    num_utterances = len({row // corpus.settings.copies for row in examples.rows})
+    return TrainingResult(recognizer, losses, seconds, num_utterances)
 
 
 class _LossError(ModelError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from modicum.cli.speech_stream import stream_text
 from modicum.errors import InputError, ModelError
 from modicum.speech import (
     ConvCtcSettings,
@@ -132,6 +135,69 @@ def test_memory_does_not_grow_with_the_audio(streamed: Recognizer) -> None:
     context = model_context(streamed.model.settings)
     assert max(kept) <= context.left + context.right + 20 + 10 + 2 * SANM.subsampling
     assert max(kept[50:]) == max(kept[20:50])
+
+
+def test_memory_does_not_grow_with_what_comes_at_once(streamed: Recognizer) -> None:
+    torch.manual_seed(0)
+    samples = 0.1 * torch.randn(16_000 * 20)
+    frames: list[int] = []
+    hook = streamed.model.register_forward_pre_hook(lambda _, given: frames.append(given[0].shape[1]))
+    texts = []
+    try:
+        for size in (len(samples), 1600):
+            stream = StreamingRecognizer(streamed, chunk_seconds=0.2)
+            for block in samples.split(size):
+                stream.accept(block)
+            stream.finish()
+            texts.append(stream.text)
+    finally:
+        hook.remove()
+    context = model_context(streamed.model.settings)
+    assert max(frames) <= context.left + context.right + 20 + 2 * SANM.subsampling
+    assert texts[0] == texts[1]
+
+
+@given(cuts=st.lists(st.integers(0, 90), max_size=6), chunk=st.integers(1, 9))
+@settings(max_examples=25)
+def test_logits_are_the_same_numbers_however_features_come(cuts: list[int], chunk: int) -> None:
+    recognizer = built(LIMITED[1])
+    features = torch.randn(90, 6)
+    divided, at = _Chunks(recognizer.model, chunk), 0
+    parts = []
+    for cut in [*sorted(cuts), 90]:
+        parts.append(divided.add(features[at:cut], is_last=False))
+        at = cut
+    parts.append(divided.add(features[90:], is_last=True))
+    assert torch.equal(torch.cat(parts), _Chunks(recognizer.model, chunk).add(features, is_last=True))
+
+
+def test_ctrl_c_in_a_file_leaves_out_the_files_after_it(
+    streamed: Recognizer, tones: Tones, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (load_audio(one.audio) for one in tones.test.utterances[:2])
+    opened: list[str] = []
+
+    def blocks(path: Path, rate: int) -> Iterator[torch.Tensor]:
+        opened.append(path.name)
+        yield first[:8000] if path.name == "one" else second
+        if path.name == "one":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("modicum.speech.compact.streaming.read_blocks", blocks)
+    stream_text(streamed, [Path("one"), Path("two")])
+    assert opened == ["one"]
+    assert capsys.readouterr().out == streamed.transcribe(first[:8000]).text + "\n"
+    stream_text(streamed, [Path("two"), Path("two")])
+    assert opened == ["one", "two", "two"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_unicode_is_streamed(tmp_path: Path) -> None:
+    samples = 0.1 * torch.sin(torch.arange(4000) * 0.2)
+    save_audio(tmp_path / "a.wav", samples)
+    path = tmp_path / os.fsdecode(b"\xff.wav")
+    (tmp_path / "a.wav").rename(path)
+    assert torch.equal(torch.cat(list(read_blocks(path, 16_000))), load_audio(path))
 
 
 def test_streams_are_refused_where_they_cannot_be(streamed: Recognizer) -> None:

@@ -34,7 +34,6 @@ from modicum.speech.grammar import (
     write_search_page,
 )
 from modicum.speech.grammar.dictionary import hear_words
-from modicum.speech.grammar.entry import divide
 from modicum.speech.grammar.leave_one_out import leave_one_out
 from modicum.speech.grammar.recordings import of_commands
 from modicum.speech.grammar.score_table import readable
@@ -191,19 +190,9 @@ def test_scores_equal_a_new_decode(found: GrammarReport, spoken: list[Recording]
         assert np.array_equal(table.scores[row], scores)
 
 
-def test_no_speaker_is_searched_and_measured_with(spoken: list[Recording]) -> None:
-    seen, kept = divide(spoken, 0.5, 0)
-    assert {spoken[row].speaker for row in seen}.isdisjoint(spoken[row].speaker for row in kept)
-    assert sorted([*seen, *kept]) == list(range(len(spoken)))
-    unnamed = [replace(one, speaker="") for one in spoken]
-    seen, kept = divide(unnamed, 0.5, 0)
-    assert {unnamed[row].audio for row in seen}.isdisjoint(unnamed[row].audio for row in kept)
-    for text in COMMANDS:
-        assert any(unnamed[row].text == text for row in kept)
-    assert len(divide(spoken, 0.0, 0)[1]) == 0
-
-
-def test_held_out_recordings_are_measured(spoken: list[Recording], others: list[Recording]) -> None:
+def test_held_out_recordings_are_measured(
+    spoken: list[Recording], others: list[Recording], tmp_path: Path
+) -> None:
     report = search_grammar(LetterModel(), COMMANDS, spoken, others, replace(SETTINGS, held_out=0.3))
     assert len(report.held_out) == 2
     seen, seen_others, kept, kept_others = report.num_recordings
@@ -211,6 +200,40 @@ def test_held_out_recordings_are_measured(spoken: list[Recording], others: list[
     assert report.held_out[0].fixed.missed.total == kept
     assert report.are_speakers_known
     json.dumps(report.to_dict())
+    unnamed = [replace(one, speaker="") for one in others]
+    report = search_grammar(LetterModel(), COMMANDS, spoken, unnamed, replace(SETTINGS, held_out=0.3))
+    assert not report.are_speakers_known
+    text = write_search_page(report, tmp_path / "report.html").page.read_text()
+    assert "No speaker is in both." not in text
+    assert "Not all speakers are known" in text
+
+
+def test_other_speech_with_texts_is_held_out(spoken: list[Recording], others: list[Recording]) -> None:
+    talk = [replace(one, text=f"sentence {row}", speaker="") for row, one in enumerate(others)]
+    settings = replace(SETTINGS, held_out=0.3)
+    for own in (spoken, [replace(one, speaker="") for one in spoken]):
+        report = search_grammar(LetterModel(), COMMANDS, own, talk, settings)
+        assert report.num_recordings[3] == round(0.3 * len(talk))
+        assert report.held_out
+
+
+def test_texts_of_recordings_are_taken_in_any_case(
+    spoken: list[Recording], others: list[Recording], found: GrammarReport
+) -> None:
+    titled = [replace(one, text=f" {one.text.title()}") for one in spoken]
+    assert [one.text for one in of_commands(titled, COMMANDS)] == [one.text for one in spoken]
+    assert search_grammar(LetterModel(), COMMANDS, titled, others, SETTINGS).grammar == found.grammar
+    rates = evaluate_grammar(LetterModel(), found.grammar, titled, others, 0.1)
+    assert rates[1].fixed.missed.total == len(spoken)
+
+
+def test_a_warning_says_that_nothing_could_be_held_out(
+    spoken: list[Recording], others: list[Recording]
+) -> None:
+    alone = [replace(one, speaker="one") for one in spoken]
+    with pytest.warns(UserWarning, match=r"none of 35 recordings of commands is: .* give recordings of more"):
+        report = search_grammar(LetterModel(), COMMANDS, alone, others, replace(SETTINGS, held_out=0.3))
+    assert report.held_out == ()
 
 
 def test_a_grammar_on_disk_is_the_same_and_is_checked(

@@ -19,7 +19,7 @@ from torch import Tensor
 from modicum.errors import InputError, ModelError
 from modicum.packages import import_package
 from modicum.speech.acoustic_model import AcousticModel, ModelSettings
-from modicum.speech.audio import audio_info
+from modicum.speech.audio import audio_info, soundfile_name
 from modicum.speech.compact.context import model_context
 from modicum.speech.compact.sanm import SanmSettings
 from modicum.speech.features import SHERPA_HIGH_FREQUENCY, Fbank, FeatureSettings
@@ -47,20 +47,33 @@ class _Chunks:
         return len(self._features)
 
     def add(self, features: Tensor, is_last: bool) -> Tensor:
-        """Logits [frames, C], none or more, that features [T, F] have made computable."""
-        stride = self.model.subsampling
+        """Logits [frames, C], none or more, that features [T, F] have made computable.
+
+        The model is run on one chunk after another, so its memory does not depend on T, and the logits do
+        not depend on how the features are divided.
+        """
         self._features = torch.cat([self._features, features])
+        made = [torch.empty(0, self.model.num_classes)]
+        while num_frames := self._num_ready(is_last):
+            made.append(self._run(num_frames))
+        return torch.cat(made)
+
+    def _num_ready(self, is_last: bool) -> int:
+        """Output frames to compute next: a chunk, or what is left at the end; 0 for none."""
+        stride = self.model.subsampling
         end = self._start + len(self._features)
-        if is_last:
-            ready = -(-end // stride)
-        else:
-            # Output o needs the features up to o·stride + right.
-            ready = max(self._next, (end - 1 - self._context.right) // stride + 1)
-        if ready == self._next or (ready - self._next < self.chunk and not is_last):
-            return torch.empty(0, self.model.num_classes)
+        # Output o needs the features up to o·stride + right.
+        if (end - 1 - self._context.right) // stride + 1 - self._next >= self.chunk:
+            return self.chunk
+        return -(-end // stride) - self._next if is_last else 0
+
+    def _run(self, num_frames: int) -> Tensor:
+        """Logits [num_frames, C] of the next output frames."""
+        stride, first = self.model.subsampling, self._start // self.model.subsampling
+        ready = self._next + num_frames
+        window = self._features[: (ready - 1) * stride + self._context.right + 1 - self._start]
         with torch.no_grad():
-            logits: Tensor = self.model(self._features[None], torch.tensor([len(self._features)]))[0]
-        first = self._start // stride
+            logits: Tensor = self.model(window[None], torch.tensor([len(window)]))[0]
         made = logits[self._next - first : ready - first]
         self._next = ready
         start = max(self._start, (ready * stride - self._context.left) // stride * stride)
@@ -99,6 +112,7 @@ class StreamingRecognizer:
             )
         self.recognizer = recognizer
         self._chunks = _Chunks(recognizer.model, chunk)
+        self._chunk_samples = max(1, int(chunk_seconds * recognizer.features.sample_rate))
         self._online = Fbank(recognizer.features).online()
         self._num_samples = self._num_frames = 0
         self._last = BLANK
@@ -125,10 +139,14 @@ class StreamingRecognizer:
             raise InputError("the stream has ended: make a new StreamingRecognizer for another recording")
         if samples.dim() != 1 or not bool(samples.isfinite().all()):
             raise InputError("samples of a stream are one row of numbers: leave out what is inf or nan")
-        if len(samples):
-            self._online.accept_waveform(self.recognizer.features.sample_rate, samples.float().numpy())
-        self._num_samples += len(samples)
-        return self._advance(is_last=False)
+        added = []
+        # A chunk after another, so that memory does not depend on how much comes at once.
+        for start in range(0, len(samples), self._chunk_samples):
+            block = samples[start : start + self._chunk_samples].float()
+            self._online.accept_waveform(self.recognizer.features.sample_rate, block.numpy())
+            self._num_samples += len(block)
+            added.append(self._advance(is_last=False))
+        return "".join(added)
 
     def finish(self) -> str:
         """End the stream; the text that this adds.
@@ -195,7 +213,7 @@ def read_blocks(path: str | Path, sample_rate: int, seconds: float = 0.1) -> Ite
             info.sample_rate, sample_rate, 1, dtype="float32"
         )
     size = max(1, int(seconds * info.sample_rate))
-    for block in soundfile.blocks(str(path), size, dtype="float32", always_2d=True):
+    for block in soundfile.blocks(soundfile_name(path), size, dtype="float32", always_2d=True):
         mono = block.mean(1, dtype=np.float64).astype(np.float32)
         yield torch.from_numpy(mono if change is None else change.resample_chunk(mono))
     if change is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from modicum.speech.grammar.decision import (
     threshold_for,
 )
 from modicum.speech.grammar.dictionary import PronunciationDictionary, count_words, hear_words
+from modicum.speech.grammar.division import Division, divide
 from modicum.speech.grammar.evaluation import GrammarRates, LabelledScores, grammar_rates
 from modicum.speech.grammar.grammar_file import Grammar
 from modicum.speech.grammar.leave_one_out import leave_one_out
@@ -64,8 +64,8 @@ class GrammarSettings:
         method: see `Method`.
         threshold: see `Threshold`.
         max_added: expressions added at most; None for no limit.
-        held_out: share of the recordings, by speaker where all are known, that is kept from the search to
-            measure with; 0 for none.
+        held_out: share of the speakers, or of the files whose speaker is not known, that is kept from the
+            search to measure with; 0 for none.
         num_best: decodes of each recording from which a dictionary is learned.
         candidates: see `CandidateSettings`.
         objective: weights of errors; its ceiling and threshold are set from the above.
@@ -114,7 +114,8 @@ class GrammarReport:
         held_out: rates on those that it did not see; empty where none were held out.
         num_candidates: that were searched.
         num_recordings: of commands and of other speech, for the search and held out.
-        are_speakers_known: whether the division is by speaker.
+        are_speakers_known: whether every recording, of commands and of other speech, names a speaker, so that
+            no speaker is in both parts.
         seconds: that the search itself took.
     """
 
@@ -181,10 +182,10 @@ def search_grammar(
         dictionary.check(model)
     chosen = readable(model, of_commands(recordings, commands), progress)
     others = readable(model, others, progress)
-    are_known = all(one.speaker for one in chosen)
-    seen, kept = divide(chosen, settings.held_out, settings.seed)
-    seen_others, kept_others = divide(others, settings.held_out, settings.seed)
-    check_enough(len(seen_others), settings.false_alarm_rate)
+    parts = divide(chosen, others, settings.held_out, settings.seed)
+    seen, kept = parts.seen, parts.kept
+    check_enough(len(parts.seen_others), settings.false_alarm_rate)
+    _check_held_out(parts, settings.held_out)
     labels = np.array([commands.index(one.text) for one in chosen], dtype=np.int64)
     _check_enough(commands, labels[seen])
     heard = None
@@ -199,7 +200,7 @@ def search_grammar(
         labels,
         compute_scores(model, others, expressions, progress=progress),
     )
-    searched = scores.rows(seen, seen_others)
+    searched = scores.rows(seen, parts.seen_others)
     judged = searched
     if heard is not None:
         left = leave_one_out(searched.commands, heard, expressions, commands, len(originals))
@@ -225,15 +226,15 @@ def search_grammar(
     def both(part: LabelledScores) -> tuple[GrammarRates, ...]:
         return compare(part.columns(columns), grammar, settings.false_alarm_rate)
 
-    has_kept = bool(len(kept)) and bool(len(kept_others))
+    has_kept = bool(len(kept)) and bool(len(parts.kept_others))
     return GrammarReport(
         grammar,
         result,
         both(judged),
-        both(scores.rows(kept, kept_others)) if has_kept else (),
+        both(scores.rows(kept, parts.kept_others)) if has_kept else (),
         len(candidates),
-        (len(seen), len(seen_others), len(kept), len(kept_others)),
-        are_known,
+        (len(seen), len(parts.seen_others), len(kept), len(parts.kept_others)),
+        parts.are_speakers_known,
         seconds,
     )
 
@@ -322,27 +323,22 @@ def search(
     return found, threshold, time.process_time() - started
 
 
-def divide(recordings: Sequence[Recording], held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to search with and rows that are held out.
-
-    No speaker is in both where every recording names one; else no file is, and each text is divided alike.
-    """
-    chance = random.Random(seed)
-    if all(one.speaker for one in recordings):
-        groups = [[one.speaker for one in recordings]]
-        members = [range(len(recordings))]
-    else:
-        texts = sorted({one.text for one in recordings})
-        members = [[row for row, one in enumerate(recordings) if one.text == text] for text in texts]  # type: ignore[misc]
-        groups = [[str(recordings[row].audio) for row in rows] for rows in members]
-    kept: set[int] = set()
-    for names, rows in zip(groups, members, strict=True):
-        order = sorted(set(names))
-        chance.shuffle(order)
-        taken = set(order[: round(held_out * len(order))])
-        kept |= {row for name, row in zip(names, rows, strict=True) if name in taken}
-    seen = [row for row in range(len(recordings)) if row not in kept]
-    return np.array(seen, dtype=np.int64), np.array(sorted(kept), dtype=np.int64)
+def _check_held_out(parts: Division, held_out: float) -> None:
+    """Warn where a share is to be held out and nothing is, so that the rates are of what the search saw."""
+    empty = [
+        f"none of {len(seen):,} recordings of {what}"
+        for what, seen, kept in (
+            ("commands", parts.seen, parts.kept),
+            ("other speech", parts.seen_others, parts.kept_others),
+        )
+        if not len(kept)
+    ]
+    if held_out and empty:
+        warnings.warn(
+            f"a share of {held_out:g} is to be held out, and {' and '.join(empty)} is: the rates are of "
+            "recordings that the search has seen; give recordings of more speakers, or a larger share",
+            stacklevel=3,
+        )
 
 
 def _check_enough(commands: Sequence[str], labels: np.ndarray) -> None:

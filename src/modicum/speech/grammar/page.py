@@ -28,7 +28,11 @@ def write_search_page(report: GrammarReport, out: str | Path) -> Report:
     rate = report.grammar.about["settings"]["false_alarm_rate"]
     sections = []
     if report.held_out:
-        whose = "No speaker is in both." if report.are_speakers_known else "Speakers are not known."
+        whose = (
+            "No speaker is in both."
+            if report.are_speakers_known
+            else "Not all speakers are known, so some may be in both."
+        )
         text = (
             f"{kept:,} recordings of commands and {kept_others:,} of other speech, not seen by the search. "
         )

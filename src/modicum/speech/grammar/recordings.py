@@ -110,13 +110,14 @@ def read_other_speech(path: str | Path, piece_seconds: float | None = None) -> l
 
 
 def of_commands(recordings: Sequence[Recording], commands: Sequence[str]) -> list[Recording]:
-    """Those whose text is a command; the others are counted in a warning.
+    """Those whose text is a command, with that command as their text; the others are counted in a warning.
 
     Raises:
         InputError: a command has none.
     """
-    kept = [one for one in recordings if normalize_text(one.text) in commands]
-    texts = {normalize_text(one.text) for one in recordings}
+    recordings = [replace(one, text=normalize_text(one.text)) for one in recordings]
+    kept = [one for one in recordings if one.text in commands]
+    texts = {one.text for one in recordings}
     missing = [command for command in commands if command not in texts]
     if missing:
         raise InputError(

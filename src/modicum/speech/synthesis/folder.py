@@ -14,7 +14,7 @@ import torch
 
 from modicum.errors import InputError
 from modicum.speech.audio import SAMPLE_RATE, resample, write_audio
-from modicum.speech.faults import is_full
+from modicum.speech.faults import is_full, listed
 from modicum.speech.manifest import MANIFEST, Utterance, manifest_line
 from modicum.speech.noise import AddNoise, NoiseSettings
 from modicum.speech.synthesis.sentences import DOMAINS, check_domains, sentence
@@ -27,6 +27,8 @@ _FORMAT = 1
 _PART = f"{MANIFEST}.part"
 _PITCH, _RATE = 8, 15
 """An utterance's pitch and rate are off from its voice's by so much at most."""
+
+_REMEDY = "install the voices again that it was begun with, or give another folder"
 
 Progress = Callable[[str, int, int], object]
 """Called with what is made, seconds of speech done, and in all."""
@@ -113,28 +115,31 @@ def synthesize(
         Of "train" and, if it is there, "test".
 
     Raises:
-        InputError: espeak-ng is not installed, there are too few voices, the folder holds something else, or
-            it cannot be written.
+        InputError: espeak-ng is not installed, there are too few voices, the folder holds something else or
+            was begun with other voices of espeak-ng, or it cannot be written.
     """
     out, settings = Path(out), settings or SynthesisSettings()
     with Synthesizer() as synthesizer:
         voices = split_voices(synthesizer.variants, settings.num_voices, settings.held_out_voices)
-        _claim(out, settings)
+        splits = [
+            _Split(name, hours, own, out / name, settings)
+            for name, hours, own in (
+                ("train", settings.hours, voices.train),
+                ("test", settings.test_hours, voices.held_out),
+            )
+            if hours
+        ]
+        _claim(out, settings, splits)
         reports = {}
-        for name, hours, own in (
-            ("train", settings.hours, voices.train),
-            ("test", settings.test_hours, voices.held_out),
-        ):
-            if hours:
-                split = _Split(name, hours, own, out / name, settings)
-                try:
-                    reports[name] = split.write(synthesizer, progress or (lambda *_: None))
-                except OSError as error:
-                    remedy = "make room" if is_full(error) else "see that the folder can be written"
-                    raise InputError(
-                        f"cannot write to {out / name}: {error.strerror or error}; {remedy} and run the same "
-                        "again, which goes on where it stopped"
-                    ) from error
+        for split in splits:
+            try:
+                reports[split.name] = split.write(synthesizer, progress or (lambda *_: None))
+            except OSError as error:
+                remedy = "make room" if is_full(error) else "see that the folder can be written"
+                raise InputError(
+                    f"cannot write to {split.folder}: {error.strerror or error}; {remedy} and run the same "
+                    "again, which goes on where it stopped"
+                ) from error
         return reports
 
 
@@ -153,7 +158,7 @@ class _Split:
         self.folder.mkdir(parents=True, exist_ok=True)
         whole, part = self.folder / MANIFEST, self.folder / _PART
         wanted = self.hours * 3600
-        rows = self._rows(whole if whole.exists() else part)
+        rows = self._rows()
         changed = self._repair(rows, synthesizer)
         seconds = sum(row["duration"] for row in rows)
         if changed or seconds < wanted or not whole.exists():
@@ -172,8 +177,20 @@ class _Split:
         tell(f"speech to {self.name} with", int(wanted), int(wanted))
         return SplitReport(whole, len(rows), seconds, tuple(sorted({row["speaker"] for row in rows})))
 
-    def _rows(self, path: Path) -> list[dict[str, Any]]:
-        """The rows of a manifest up to the first that is not as `write` makes it."""
+    def check_speakers(self) -> None:
+        """Raise if a voice speaks in the folder that is none of this split's."""
+        others = {str(row["speaker"]) for row in self._rows()} - {voice.name for voice in self.voices}
+        if others:
+            raise InputError(
+                f"{self.folder} holds speech by {listed(sorted(others))}, and with the voices of espeak-ng "
+                f"that are installed now these are none to {self.name} with: {_REMEDY}"
+            )
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The rows of the manifest, whole or not, up to the first that is not as `write` makes it."""
+        path = self.folder / MANIFEST
+        if not path.exists():
+            path = self.folder / _PART
         rows: list[dict[str, Any]] = []
         try:
             # Not splitlines, which also divides at what JSON leaves inside a line, as U+2028.
@@ -227,9 +244,14 @@ class _Split:
         return Utterance(path, text, voice.name, duration, speech.phones)
 
 
-def _claim(out: Path, settings: SynthesisSettings) -> None:
-    """Make the folder one of these settings, or check that it is."""
-    about = json.loads(json.dumps({"format": _FORMAT, "settings": asdict(settings)}))
+def _claim(out: Path, settings: SynthesisSettings, splits: Sequence[_Split]) -> None:
+    """Make the folder one of these settings and voices, or check that it is.
+
+    A folder of an earlier version does not hold its voices: those that speak in it are checked, and the
+    present ones are kept from then on.
+    """
+    voices = {split.name: [voice.name for voice in split.voices] for split in splits}
+    about = json.loads(json.dumps({"format": _FORMAT, "settings": asdict(settings), "voices": voices}))
     path = out / FILE
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -237,21 +259,36 @@ def _claim(out: Path, settings: SynthesisSettings) -> None:
             if other := next((x.name for x in out.iterdir() if not x.name.startswith(".")), None):
                 raise InputError(f"{out} holds {other} and no synthetic speech: give a new or empty folder")
             write_json(path, about)
-        text = path.read_text(encoding="utf-8")
+        known = _read_claim(path)
+        _check_claim(out, known, about)
+        if "voices" not in known:
+            for split in splits:
+                split.check_speakers()
+            write_json(path, about)
     except OSError as error:
         remedy = "make room" if is_full(error) else "give a folder that can be written"
         raise InputError(f"cannot write to {out}: {error.strerror or error}; {remedy}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} cannot be read ({error}): give a new or empty folder") from error
+
+
+def _read_claim(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(text)
-        old = dict(known["settings"])
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {**known, "settings": dict(known["settings"])}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): give a new or empty folder") from error
-    if known != about:
-        new = about["settings"]
+
+
+def _check_claim(out: Path, known: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raise if the folder was begun with other settings or voices."""
+    old, new = known["settings"], about["settings"]
+    if {**known, "voices": None} != {**about, "voices": None}:
         name = next((x for x in new if old.get(x) != new[x]), "format")
         raise InputError(
             f"{out} holds speech of another {name}, {old.get(name)} and not {new.get(name)}: repeat what it "
             "was begun with, or give another folder"
+        )
+    if known.get("voices", about["voices"]) != about["voices"]:
+        raise InputError(
+            f"{out} was begun with other voices of espeak-ng than are installed now, listed in {out / FILE}, "
+            f"and those to test with would not be others than those to train with: {_REMEDY}"
         )
