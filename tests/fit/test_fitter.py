@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from modicum.errors import ModelError
+from modicum.fit import fitter as module
 from modicum.fit.fit_plan import FitPlan
 from modicum.fit.fitter import Fitter
 from modicum.fit.probe import Errors
 from modicum.fit.settings import Target
-from tests.fit.fitting import CONTEXT, QUICK, fitter
+from modicum.kv.fingerprint import weights_digest
+from modicum.kv.head_profile import HeadProfile
+from modicum.kv.head_store import use_profile
+from tests.fit.fitting import CONTEXT, QUICK, fitter, tiny
 
 pytest.importorskip("scipy")
 
@@ -77,3 +83,29 @@ def test_a_form_of_slots_that_gives_no_numbers_is_left_out(tmp_path: Path) -> No
     (tmp_path / "cache.jsonl").unlink()
     with pytest.raises(ModelError, match="not numbers"), pytest.warns(UserWarning, match="left out"):
         own.build()
+
+
+def test_errors_that_were_measured_with_another_head_profile_are_not_taken(tmp_path: Path) -> None:
+    model, _ = tiny()
+    settings = replace(QUICK, policy="calibrated+keydiff", probes=1)
+    heads = []
+    for seed in (0, 1, 0):
+        tables = torch.rand(1, 5, 4, generator=torch.Generator().manual_seed(seed)).tolist()
+        use_profile(model, HeadProfile((0.5,), tables, weights=weights_digest(model)))
+        library = fitter(tmp_path, settings, model).library
+        heads.append(library.heads)
+        assert ("x" in library.rows("cache")) == (len(heads) == 3)
+        if len(heads) == 1:
+            library.keep("cache", "x", Errors(0.1, 0.1, 1.0))
+    assert heads[0] == heads[2] != heads[1]
+
+
+def test_a_finetuned_model_whose_loss_is_not_a_number_is_not_taken(
+    made: Fitter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, _ = tiny()
+    report: Any = SimpleNamespace(masks={}, plan=SimpleNamespace(cache=None), loss=0.5)
+    monkeypatch.setattr(module, "finetune", lambda *_: trained)
+    monkeypatch.setattr(made, "measure_model", lambda *_: Errors(math.nan, math.nan, 0.0))
+    assert made.finetuned(report, "teacher", tmp_path) is made.model
+    assert report.loss == 0.5
