@@ -19,7 +19,7 @@ QUICK = FitSettings(
     sequences=3,
     length=64,
     probes=2,
-    probe_length=96,
+    probe_length=128,
     samples=5,
     candidates=3,
 )

@@ -19,7 +19,7 @@ from tests.fit.fitting import tiny
 @pytest.mark.parametrize("policy", ["keydiff", "snapkv(window=8)"])
 def test_bytes_are_those_that_a_cache_is_planned_for(store: str, policy: str) -> None:
     model, _ = tiny()
-    sizes = CacheSizes(model, policy)
+    sizes = CacheSizes(model, policy, 256, 256)
     for tokens in (sizes.least, 100):
         cache = BudgetCache(model, policy, Budget(tokens=tokens), store=store, length=256)
         assert sizes.nbytes(CacheOption(store, tokens, 256)) == cache.plan.nbytes
@@ -27,17 +27,44 @@ def test_bytes_are_those_that_a_cache_is_planned_for(store: str, policy: str) ->
 
 def test_a_full_cache_is_that_of_transformers() -> None:
     model, _ = tiny()
-    assert CacheSizes(model, "keydiff").full_nbytes(10) == 10 * 5 * 4 * (8 + 8) * 4
+    assert CacheSizes(model, "keydiff", 64, 64).full_nbytes(10) == 10 * 5 * 4 * (8 + 8) * 4
 
 
 def test_the_grid_runs_from_all_tokens_to_the_least() -> None:
     model, _ = tiny()
-    sizes = CacheSizes(model, "keydiff")
+    sizes = CacheSizes(model, "keydiff", 4096, 4096)
     grid = sizes.grid(["int8"], 4096)
     tokens = [option.tokens for option in grid]
     assert tokens[0] == 4096
     assert tokens[-1] == sizes.least
     assert tokens == sorted(set(tokens), reverse=True)
+
+
+@pytest.mark.parametrize(("length", "read"), [(2048, 2048), (2048, 1790), (96, 47), (64, 20)])
+@pytest.mark.parametrize("context", [64, 96, 2048, 8192, 100_003])
+def test_every_size_that_is_offered_is_measured_at_its_own_share(
+    length: int, read: int, context: int
+) -> None:
+    model, _ = tiny()
+    sizes = CacheSizes(model, "keydiff", length, read)
+    measured = sizes.measured(["int8"])
+    shares = [option.share for option in measured]
+    assert shares == sorted(set(shares), reverse=True)
+    assert shares[0] == 1
+    for option in sizes.grid(["int8"], context):
+        assert option.share >= shares[-1] or option.tokens == context
+        # A probe's cache of that share, to within its rounding to slots, is one that a cache can be.
+        for tokens in (read, length):
+            on_probe = option.at(tokens)
+            assert abs(on_probe.tokens - option.share * tokens) <= 0.5
+            assert on_probe.tokens >= min(sizes.least, tokens)
+
+
+def test_a_longer_probe_offers_smaller_caches() -> None:
+    model, _ = tiny()
+    least = CacheSizes(model, "keydiff", 1024, 1024).least
+    assert CacheSizes(model, "keydiff", 1024, 1024).smallest(8192) == 8 * least
+    assert CacheSizes(model, "keydiff", 8192, 8192).smallest(8192) == least
 
 
 MEASURED = {

@@ -90,14 +90,14 @@ def test_the_command_goes_on_from_the_library(fitted: tuple[FitReport, Path, Pat
     settings = [
         "--context", str(CONTEXT), "--weights", ",".join(QUICK.weights), "--stores", ",".join(QUICK.stores),
         "--policy", "keydiff", "--tasks", "", "--sequences", "3", "--length", "64", "--probes", "2",
-        "--probe-length", "96", "--samples", "5", "--candidates", "3", "--library", str(library),
+        "--probe-length", "128", "--samples", "5", "--candidates", "3", "--library", str(library),
     ]  # fmt: skip
     out = tmp_path / "out"
-    command = ["fit", str(TINY_MODEL), "--memory", "670kB", "--out", str(out), *settings]
+    command = ["fit", str(TINY_MODEL), "--memory", "690kB", "--out", str(out), *settings]
     before = {path.name: path.stat().st_mtime_ns for path in library.glob("layer-*")}
     done = CliRunner().invoke(app, [*command, "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["bytes"] <= 670_000
+    assert json.loads(done.stdout)["bytes"] <= 690_000
     assert {path.name: path.stat().st_mtime_ns for path in library.glob("layer-*")} == before
     page = (out / "fit.html").read_text(encoding="utf-8")
     assert "What each layer gave up" in page

@@ -27,7 +27,10 @@ PARTS = ("0.attention", "0.mlp", "1.attention", "1.mlp")
 class Sizes:
     """Caches of 8 bytes a slot, or 4 in int8."""
 
-    least = 8
+    least, length = 8, CONTEXT
+
+    def smallest(self, context: int) -> int:
+        return self.least
 
     def nbytes(self, option: CacheOption) -> int:
         return option.tokens * (8 if option.store == "model" else 4)
@@ -104,6 +107,48 @@ def test_what_is_left_goes_to_the_cache() -> None:
     one_more = CacheOption(filled.cache.store, filled.cache.tokens + 1, CONTEXT)
     assert filled.cache.tokens == CONTEXT or filled.weights_nbytes + plans.sizes.nbytes(one_more) > 1737
     assert filled.predicted <= plan.predicted
+
+
+FITTED = Loss(0.25, (0.5, 2.0, 1.5), (1.5, 1.0, 0.5), (0.03, 0.07))
+INTERCEPT = 0.75 * 0.03 + 0.25 * 0.07
+
+
+@pytest.mark.parametrize("memory", [1500, 1700, 2000])
+def test_a_predicted_loss_is_the_predictors_with_its_intercept(memory: int) -> None:
+    plans, target = planner(), Target(memory, CONTEXT)
+    uniform = plans.uniform(target, FITTED, "70%", "int8")
+    assert uniform is not None
+    best = plans.best(target, FITTED)
+    for plan in (best, uniform, plans.filled(best, target, FITTED)):
+        total = INTERCEPT
+        kinds = {"attention": 0, "mlp": 1}
+        for part, option in plan.options.items():
+            errors = plans.library.variants[part, option].errors
+            kind = kinds[part.split(".")[1]]
+            total += 0.75 * FITTED.text[kind] * errors.text + 0.25 * FITTED.answers[kind] * errors.answers
+        errors = plans.errors.of(plan.cache)
+        total += 0.75 * FITTED.text[2] * errors.text + 0.25 * FITTED.answers[2] * errors.answers
+        assert plan.predicted == pytest.approx(total, rel=1e-9)
+
+
+def test_the_loss_of_the_least_plan_has_the_intercept() -> None:
+    plans = planner()
+    least = min(nbytes for nbytes, _ in every(plans, 1))
+    told = f"{plans.best(Target(least, CONTEXT), FITTED).predicted:.3g}"
+    with pytest.raises(InputError, match=rf"a predicted loss of {told} nats"):
+        plans.best(Target(least - 1, CONTEXT), FITTED)
+
+
+def test_a_memory_below_what_probes_can_show_is_told_of_longer_ones() -> None:
+    plans = planner()
+    shown: Any = plans.sizes
+    shown.least, shown.length = 4, CONTEXT // 2
+    shown.smallest = lambda context: 8
+    with pytest.raises(InputError, match="a longer probe_length"):
+        plans.best(Target(1001, CONTEXT), Loss())
+    shown.length = CONTEXT
+    with pytest.raises(InputError, match="a shorter context, or more options"):
+        plans.best(Target(1001, CONTEXT), Loss())
 
 
 def test_a_uniform_plan_has_one_option_and_the_largest_cache() -> None:

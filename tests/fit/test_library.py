@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +119,38 @@ def test_the_library_of_another_reference_is_refused(made: Fitter) -> None:
         fitter(made.library.folder, model=other)
     with pytest.raises(InputError, match="method"):
         fitter(made.library.folder, replace(QUICK, method="sparsegpt"))
+
+
+def test_a_run_that_is_stopped_leaves_the_reference_as_it_was(tmp_path: Path) -> None:
+    own = fitter(tmp_path / "own", replace(QUICK, weights=("dense", "50%"), probes=1))
+    before = {name: value.clone() for name, value in own.model.state_dict().items()}
+    measured = 0
+
+    class Stopped:
+        def measure(self, model: Any) -> Errors:
+            nonlocal measured
+            measured += 1
+            if measured == 2:
+                raise KeyboardInterrupt
+            return Errors(0.1, 0.0, 1.0)
+
+    stopped: Any = Stopped()
+    with pytest.raises(KeyboardInterrupt):
+        own.library.build(stopped)
+    for name, value in own.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_rows_are_of_the_heads_that_they_were_measured_with(made: Fitter, tmp_path: Path) -> None:
+    first, second = copy.copy(made.library), copy.copy(made.library)
+    first.folder = second.folder = tmp_path
+    first.heads, second.heads = "a" * 16, "b" * 16
+    for kind in ("cache", "samples"):
+        first.keep(kind, "x", Errors(0.25, 0.5, 1.0))
+        assert first.rows(kind) == {"x": Errors(0.25, 0.5, 1.0, pytest.approx(math.nan, nan_ok=True))}
+        assert second.rows(kind) == {}
+        second.keep(kind, "x", Errors(0.5, 0.75, 1.0))
+        assert (first.rows(kind)["x"].text, second.rows(kind)["x"].text) == (0.25, 0.5)
 
 
 def test_in_order_and_from_the_library_have_the_masks_that_were_chosen(tmp_path: Path) -> None:

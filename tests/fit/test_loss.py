@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -56,3 +57,40 @@ def test_a_fit_with_a_factor_below_0_is_not_taken() -> None:
     loss, check = fit_loss(samples, measured, 0.5)
     assert loss == Loss(0.5)
     assert not check.is_fitted
+
+
+def test_a_fitted_loss_predicts_what_was_measured_with_its_intercept() -> None:
+    rng = random.Random(4)
+    samples = [sums(rng) for _ in range(15)]
+    factors = {"attention": 0.2, "mlp": 0.9, "cache": 2.0}
+    measured = [
+        Errors(
+            0.3 + sum(factors[k] * x[k].text for k in KINDS),
+            0.8 + sum(factors[k] * x[k].answers for k in KINDS),
+            1.0,
+        )
+        for x in samples
+    ]
+    loss, check = fit_loss(samples, measured, 0.25)
+    assert check.is_fitted
+    # The residuals of a ridge regression with an unpenalised intercept sum to 0.
+    predicted = sum(loss.of(x) for x in samples)
+    assert predicted == pytest.approx(sum(e.loss(0.25) for e in measured), rel=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_samples_that_are_not_numbers_are_left_out_with_a_warning(wrong: float) -> None:
+    rng = random.Random(1)
+    samples = [sums(rng) for _ in range(15)]
+    measured = [
+        Errors(sum((i + 1) * x[k].text for i, k in enumerate(KINDS)), sum(x[k].answers for k in KINDS), 1.0)
+        for x in samples
+    ]
+    expected = fit_loss(samples, measured, 0.5)
+    samples[7:7] = [sums(rng), sums(rng)]
+    measured[7:7] = [Errors(wrong, 0.1, 1.0), Errors(0.1, wrong, 0.0)]
+    with pytest.warns(UserWarning, match="2 of 17 assembled models"):
+        assert fit_loss(samples, measured, 0.5) == expected
+    with pytest.warns(UserWarning, match="3 of 3"):
+        loss, check = fit_loss(samples[:3], [Errors(wrong, wrong, 0.0)] * 3, 0.5)
+    assert (loss, check.samples, check.is_fitted) == (Loss(0.5), 0, False)

@@ -16,8 +16,6 @@ from modicum.kv.head_store import find_profile
 from modicum.kv.plan import fewest, plan
 from modicum.kv.store import Store
 
-SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
-"""Of a text's tokens: where errors are measured."""
 _STEPS = 8
 """Sizes to choose from for each halving of the slots."""
 _FLOOR = 1e-7
@@ -48,25 +46,38 @@ class CacheOption:
         """Such as "int8@0.125"."""
         return f"{self.store}@{self.share:.6g}"
 
-    def at(self, context: int, least: int) -> CacheOption:
-        """The same share of another text, but for what every cache needs."""
-        return replace(self, tokens=max(least, round(self.share * context)), context=context)
+    def at(self, context: int) -> CacheOption:
+        """The same share of another text."""
+        return replace(self, tokens=round(self.share * context), context=context)
 
 
 class CacheSizes:
-    """What a model's cache takes, for one policy.
+    """What a model's cache takes, for one policy, and which sizes may be chosen.
+
+    A size is measured at the same share of a probe. A cache needs some slots for any text, so that a probe
+    cannot show shares below `least` slots of its own tokens: such sizes are not offered.
 
     Args:
         model: whose head profile is known, where the policy reads one.
         policy: as `BudgetCache` takes it.
+        length: tokens of the probes that caches are measured on.
+        read: the fewest of them that are read into a cache, as the rest are question or tail.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: str) -> None:
+    def __init__(self, model: PreTrainedModel, policy: str, length: int, read: int) -> None:
         made = BudgetCache(model, policy, Budget(tokens=2**20), length=2**20)
         self.shape, self.policy = made.shape, made.policy
         self._profile = find_profile(model)
         self.least = fewest(self.policy, Budget(tokens=2**20))
         """Slots per KV head that a cache needs."""
+        self.length = length
+        self._measured = min(length, -(-self.least * length // read))
+        """The fewest slots of a text of `length` tokens of which a probe has the same share."""
+
+    def smallest(self, context: int) -> int:
+        """The fewest slots per KV head that may be chosen for a text of so many tokens."""
+        shown = -(-self._measured * context // self.length)
+        return min(context, max(self.least, shown))
 
     def nbytes(self, option: CacheOption) -> int:
         """Bytes of one sequence between calls: keys, values, positions and what the policy keeps.
@@ -87,30 +98,31 @@ class CacheSizes:
         return total
 
     def grid(self, stores: Sequence[str], context: int) -> list[CacheOption]:
-        """Sizes to choose from: from all tokens down to what a cache needs, in equal ratios."""
-        sizes = []
+        """Sizes to choose from: from all tokens down to the smallest, in equal ratios."""
+        sizes, smallest = [], self.smallest(context)
         for step in range(64 * _STEPS):
             tokens = int(context * 2 ** (-step / _STEPS))
-            if tokens <= self.least:
+            if tokens <= smallest:
                 break
             sizes.append(tokens)
-        sizes.append(min(self.least, context))
+        sizes.append(smallest)
         return [CacheOption(store, tokens, context) for store in stores for tokens in dict.fromkeys(sizes)]
 
-    def measured(self, stores: Sequence[str], length: int) -> list[CacheOption]:
-        """Where errors are measured: at `SHARES` of a text of so many tokens, and at the least."""
-        found = []
-        for store in stores:
-            sizes = [max(min(self.least, length), int(share * length)) for share in SHARES]
-            found += [CacheOption(store, tokens, length) for tokens in dict.fromkeys(sizes)]
-        return found
+    def measured(self, stores: Sequence[str]) -> list[CacheOption]:
+        """Where errors are measured: at 1, 1/2, 1/4, … of a probe's tokens, and at the smallest size."""
+        sizes, smallest, tokens = [], self.smallest(self.length), self.length
+        while tokens > smallest:
+            sizes.append(tokens)
+            tokens //= 2
+        sizes.append(smallest)
+        return [CacheOption(store, tokens, self.length) for store in stores for tokens in sizes]
 
 
 class CacheErrors:
     """Errors of any size of cache, by those that were measured.
 
     Between two measured shares the logarithm of the error is linear in the logarithm of the share; an error
-    never falls as slots go. Below the least share measured it is the error there.
+    never falls as slots go. Below the least share measured it is the error there: `CacheSizes` offers none.
     """
 
     def __init__(self, measured: Mapping[CacheOption, Errors]) -> None:

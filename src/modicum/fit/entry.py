@@ -45,8 +45,10 @@ def fit(
 
     Raises:
         InputError: a setting or the text cannot be used; nothing fits (names the least that can be, and what
-            it would lose); the library is of another reference.
-        ModelError: the model cannot be pruned or its cache budgeted, or a file cannot be written.
+            it would lose); the library is of another reference; `out` holds the distillation of another
+            plan, teacher, text or settings.
+        ModelError: the model cannot be pruned or its cache budgeted, no candidate's loss is a number, or a
+            file cannot be written.
     """
     started = time.perf_counter()
     check_new(Path(out))

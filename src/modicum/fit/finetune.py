@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from modicum.distill.entry import DistillSettings, distill
 from modicum.distill.training import TrainingSettings
+from modicum.fit.haystack_questions import in_haystack
 from modicum.fit.settings import FitSettings
 from modicum.loading import load
+from modicum.tasks.expression import parse_task
 from modicum.weights import packed
 from modicum.weights.checkpoint import write_model
 from modicum.weights.progress import Progress
+from modicum.weights.state import State
 
 
 def finetune(
@@ -35,18 +42,24 @@ def finetune(
         model: with its pruned weights unpacked.
         masks: by the parameters' names; they stay exactly what they are.
         teacher: as `modicum.load` takes it.
-        work: a folder for what is written on the way.
+        work: a folder for what is written on the way. What it holds of an earlier run is used only if that
+            run had the same weights, masks, teacher, texts and settings.
 
     Returns:
         The finetuned model, its weights unpacked, in the dtype that it had.
+
+    Raises:
+        InputError: the folder holds the state of another run, or cannot be written.
     """
-    before, after = work / "fitted", work / "finetuned"
+    folder = work / "distillation"
+    State(folder, _about(model, masks, teacher, texts, settings))
+    before, after = folder / "fitted", folder / "finetuned"
     if not (after / packed.FILE).is_file():
         if not (before / packed.FILE).is_file():
             shutil.rmtree(before, ignore_errors=True)
             before.mkdir(parents=True)
             write_model(before, model, tokenizer, "packed", masks, {"method": "fit"})
-        tasks = settings.tasks.replace(",each=true", "") if settings.task_share else ""
+        tasks = _tasks(settings, texts, folder / "learned.txt") if settings.task_share else ""
         how = DistillSettings(
             length=min(settings.length, 512),
             tasks=tasks,
@@ -58,3 +71,38 @@ def finetune(
         distill(before, [teacher], texts, after, how, progress=progress)
     found, _ = load(after, dtype=model.dtype, device=model.device, weights="dense")
     return found
+
+
+def _tasks(settings: FitSettings, texts: Sequence[str], haystack: Path) -> str:
+    """The tasks of the settings with one question a text and their needles in the texts, which are written
+    to a file.
+    """
+    if not settings.tasks:
+        return ""
+    haystack.write_text("\n\n".join(texts), encoding="utf-8")
+    tasks = [in_haystack(task, haystack) for task in parse_task(settings.tasks)]
+    return ",".join(
+        replace(task, each=False).name if getattr(task, "each", False) else task.name for task in tasks
+    )
+
+
+def _about(
+    model: PreTrainedModel,
+    masks: Mapping[str, Tensor],
+    teacher: str,
+    texts: Sequence[str],
+    settings: FitSettings,
+) -> dict[str, Any]:
+    """What a distillation depends on."""
+    told = sha256()
+    for tensors in (model.state_dict(), masks):
+        for name, tensor in sorted(tensors.items()):
+            told.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {
+        "method": "fit",
+        "weights": told.hexdigest(),
+        "teacher": teacher,
+        "texts": sha256(json.dumps(list(texts)).encode()).hexdigest(),
+        "settings": [settings.length, settings.tasks, settings.task_share, settings.seed],
+    }

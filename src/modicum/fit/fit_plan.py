@@ -26,7 +26,7 @@ class FitPlan:
         cache: slots and form.
         weights_nbytes: of all weights in memory.
         cache_nbytes: of one sequence.
-        predicted: loss.
+        predicted: loss, the predictor's intercept included.
         how: by what it was found: "optimum", "uniform", …
     """
 
@@ -142,7 +142,7 @@ class Planner:
         try:
             choice = choose(groups, {"bytes": target.nbytes - self.fixed_nbytes})
         except UnreachableError as error:
-            raise self._unreachable(error, target, variants, grid) from error
+            raise self._unreachable(error, target, variants, grid, loss) from error
         return self._plan(choice, names, variants, grid, loss, how)
 
     def uniform(self, target: Target, loss: Loss, option: str, store: str) -> FitPlan | None:
@@ -156,13 +156,15 @@ class Planner:
         cache = self.largest(target, store, target.nbytes - weights)
         if cache is None:
             return None
-        predicted = sum(loss.of_part(v.part, v.errors) for v in chosen) + loss.of_cache(self.errors.of(cache))
+        predicted = self._predicted(chosen, cache, loss)
         options = dict.fromkeys(names, option)
         return FitPlan(options, cache, weights, self.cache_nbytes(cache), predicted, "uniform")
 
     def largest(self, target: Target, store: str, room: int) -> CacheOption | None:
-        """The most slots of a form within the bytes for all sequences; None if the least do not fit."""
-        least = min(self.sizes.least, target.context)
+        """The most slots of a form within the bytes for all sequences; None if the smallest size does not
+        fit.
+        """
+        least = self.sizes.smallest(target.context)
         low, high = least, target.context + 1
         if self.cache_nbytes(CacheOption(store, low, target.context)) * target.batch > room:
             return None
@@ -187,6 +189,11 @@ class Planner:
             plan.how,
         )
 
+    def _predicted(self, chosen: Sequence[Variant], cache: CacheOption, loss: Loss) -> float:
+        """The loss of a whole plan."""
+        parts = sum(loss.of_part(variant.part, variant.errors) for variant in chosen)
+        return loss.intercept + parts + loss.of_cache(self.errors.of(cache))
+
     def _plan(
         self,
         choice: Choice,
@@ -199,7 +206,7 @@ class Planner:
         chosen = [some[pick] for some, pick in zip(variants, choice.picks[:-1], strict=True)]
         cache = grid[choice.picks[-1]]
         weights = self.fixed_nbytes + sum(variant.nbytes for variant in chosen)
-        predicted = sum(loss.of_part(v.part, v.errors) for v in chosen) + loss.of_cache(self.errors.of(cache))
+        predicted = self._predicted(chosen, cache, loss)
         options = {name: v.option for name, v in zip(names, chosen, strict=True)}
         return FitPlan(options, cache, weights, self.cache_nbytes(cache), predicted, how)
 
@@ -209,21 +216,24 @@ class Planner:
         target: Target,
         variants: Sequence[Sequence[Variant]],
         grid: Sequence[CacheOption],
+        loss: Loss,
     ) -> InputError:
         least = error.smallest["bytes"]
         names = [part.name for part in self.library.parts]
-        plan = self._plan(least, names, variants, grid, Loss(), "least")
-        return too_small(target, plan, f"a predicted loss of {least.loss:.3g}")
+        plan = self._plan(least, names, variants, grid, loss, "least")
+        return too_small(target, plan, f"a predicted loss of {plan.predicted:.3g}", self.sizes)
 
 
-def too_small(target: Target, least: FitPlan, loss: str) -> InputError:
+def too_small(target: Target, least: FitPlan, loss: str, sizes: CacheSizes) -> InputError:
     """Of a memory below that of the smallest plan."""
+    is_unmeasured = sizes.length < target.context and sizes.least < least.cache.tokens
+    longer = "a longer probe_length, on which smaller caches can be measured, " if is_unmeasured else ""
     total = least.nbytes(target.batch)
     chosen = ", ".join(sorted(set(least.options.values())))
     return InputError(
         f"a memory of {format_size(target.nbytes)} is too small for this model at a context of "
         f"{target.context:,} tokens and a batch of {target.batch}: the least is {format_size(total)} "
         f"({total} bytes), with weights at {chosen} and {least.cache.tokens} slots per head in "
-        f"{least.cache.store}, at {loss} nats per token; give at least that, a shorter context, or "
+        f"{least.cache.store}, at {loss} nats per token; give at least that, a shorter context, {longer}or "
         "more options"
     )

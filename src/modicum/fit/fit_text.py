@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modicum.distill.sequences import Questions, with_questions
+from modicum.distill.sequences import with_questions
 from modicum.errors import InputError
+from modicum.fit.haystack_questions import HaystackQuestions
 from modicum.fit.probe import Probes, windows
 from modicum.fit.settings import FitSettings
 from modicum.texts import sample_text
 from modicum.weights.calibration import texts_in
 
 _HELD_BACK = 4
-"""One part of so many of the text is for probes; what is pruned on is the rest."""
+"""One part of so many of the text is for probes, of running text and of questions; calibration sequences, of
+text and of questions, are of the rest."""
 Tell = Callable[[str, int, int], object]
 
 
@@ -27,12 +31,10 @@ class FitText:
     """A text, divided.
 
     Attributes:
-        path: a file, or a folder of .txt files; None for the sample text.
-        learned: tokens to calibrate and to train on.
-        held: tokens that nothing is learned from.
+        learned: tokens to calibrate and to train on; needles of questions to learn from stand in them.
+        held: tokens that nothing is learned from; needles of questions to measure on stand in them.
     """
 
-    path: Path | None
     learned: list[int]
     held: list[int]
 
@@ -41,6 +43,7 @@ class FitText:
         """Read and divide a text.
 
         Args:
+            path: a file, or a folder of .txt files; None for the sample text.
             short: tokens of a calibration sequence.
             length: tokens of the longest probe.
 
@@ -57,7 +60,7 @@ class FitText:
                 f"and a calibration sequence takes {short:,}: give more text, or a smaller length "
                 "(--length) and probe_length (--probe-length)"
             )
-        return cls(path, ids[:-held], ids[-held:])
+        return cls(ids[:-held], ids[-held:])
 
     def sequences(
         self,
@@ -73,14 +76,15 @@ class FitText:
         found = windows(self.learned, num, length)
         if not tasks or num < 2:
             return found
-        questions = Questions(tasks, settings.task_share, settings.seed)
 
         def answer(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
             return [_answer(model, prompt, most) for prompt in prompts]
 
-        return with_questions(
-            found, tokenizer, questions, answer, lambda done, total: tell("answering", done, total)
-        )
+        with _file(tokenizer, self.learned) as haystack:
+            questions = HaystackQuestions(tasks, settings.task_share, settings.seed, haystack)
+            return with_questions(
+                found, tokenizer, questions, answer, lambda done, total: tell("answering", done, total)
+            )
 
     def probes(
         self,
@@ -92,15 +96,25 @@ class FitText:
         tell: Tell,
     ) -> Probes:
         """Probes of so many tokens, with questions of their own for each length."""
-        return Probes(
-            model,
-            tokenizer,
-            windows(self.held, settings.probes, length),
-            tasks,
-            self.path,
-            settings.seed + length,
-            lambda done, total: tell("asking the reference", done, total),
-        )
+        with _file(tokenizer, self.held) as haystack:
+            return Probes(
+                model,
+                tokenizer,
+                windows(self.held, settings.probes, length),
+                tasks,
+                haystack,
+                settings.seed + length,
+                lambda done, total: tell("asking the reference", done, total),
+            )
+
+
+@contextmanager
+def _file(tokenizer: Any, ids: Sequence[int]) -> Iterator[Path]:
+    """A file of tokens' text, as tasks take it. Its name is new, as tasks remember texts by their names."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "text.txt"
+        path.write_text(tokenizer.decode(ids), encoding="utf-8")
+        yield path
 
 
 @torch.no_grad()

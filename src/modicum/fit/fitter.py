@@ -26,6 +26,7 @@ from modicum.fit.finetune import finetune
 from modicum.fit.fit_plan import FitPlan, Planner, too_small
 from modicum.fit.fit_report import FitReport, Measured
 from modicum.fit.fit_text import FitText
+from modicum.fit.heads_digest import heads_digest
 from modicum.fit.least import least_plan
 from modicum.fit.library import Library
 from modicum.fit.loss import Check, Loss, Sums, fit_loss
@@ -51,7 +52,8 @@ class Fitter:
 
     Args:
         model: the reference, its weights dense and in memory. `apply` changes it, nothing else does.
-        text: a file, or a folder of .txt files; None for the sample text. A quarter is held back for probes.
+        text: a file, or a folder of .txt files; None for the sample text. A quarter is held
+            back for probes, the text of their questions included.
         target: its context and batch; the memory may differ in `plan`.
         library: folder; None for one in the user's cache folder, by what it is made of.
         progress: called with what is done, how much of it, and of how much.
@@ -103,8 +105,9 @@ class Fitter:
             **how,
         }
         folder = library or cache_folder() / "fit" / _digest(about)
-        self.library = Library(folder, self.model, calibrating, self.settings, about)
-        self.sizes = CacheSizes(self.model, self.settings.policy)
+        self.sizes = CacheSizes(self.model, self.settings.policy, self.length, self.probes.read)
+        heads = heads_digest(self.model, self.sizes.policy)
+        self.library = Library(folder, self.model, calibrating, self.settings, about, heads)
         self.loss = Loss(self.settings.task_share if asks else 0.0)
         self.check = Check(0, math.nan, math.nan, False)
 
@@ -127,7 +130,8 @@ class Fitter:
             for part in self.library.parts:
                 for matrix in part.matrices:
                     matrix.weight.data.copy_(kept[matrix.name])
-        raise too_small(target, least, f"a loss of {errors.loss(self.loss.task_share):.3g}")
+        loss = f"a loss of {errors.loss(self.loss.task_share):.3g}"
+        raise too_small(target, least, loss, self.sizes)
 
     @property
     def _fixed_nbytes(self) -> int:
@@ -139,13 +143,10 @@ class Fitter:
         """Measure all variants, caches and samples that the library does not have."""
         with self._quiet():
             self.library.build(self.short, self.tell)
-            self.planner = Planner(
-                self.library,
-                self._fixed_nbytes,
-                self.sizes,
-                CacheErrors(self._caches()),
-                self.settings.stores,
-            )
+            caches = self._caches()
+            stores = list(dict.fromkeys(option.store for option in caches))
+            errors = CacheErrors(caches)
+            self.planner = Planner(self.library, self._fixed_nbytes, self.sizes, errors, stores)
             self._samples()
 
     def measure(self, plan: FitPlan) -> Errors:
@@ -167,10 +168,12 @@ class Fitter:
             return self.probes.measure(model, self._make_cache(model, cache))
 
     def plan(self, memory: int | str) -> list[Measured]:
-        """Plans within a memory, assembled and measured, the least loss first.
+        """Plans within a memory, assembled and measured, the least loss first, losses that are not numbers
+        last.
 
         Raises:
             InputError: nothing fits; names the least that can be, and what it would lose.
+            ModelError: no candidate's loss is a number.
         """
         target = Target(memory, self.target.context, self.target.batch)
         plans = self.candidates(target)
@@ -180,16 +183,23 @@ class Fitter:
             errors = self.measure(plan)
             found.append(Measured(plan, errors, errors.loss(self.loss.task_share)))
         self.tell("measuring candidates", len(plans), len(plans))
-        return sorted(found, key=lambda m: m.loss)
+        found.sort(key=lambda m: (math.isnan(m.loss), m.loss))
+        if not math.isfinite(found[0].loss):
+            raise ModelError(
+                f"none of the {len(found)} candidates has a loss that is a number: give a larger memory, "
+                "other weights or stores, or load the model in float32"
+            )
+        return found
 
     def candidates(self, target: Target) -> list[FitPlan]:
         """The optimum, the optimum for each form of slots and by the plain sum, and the best uniform plans;
-        of each what is left of the memory goes to the cache.
+        of each what is left of the memory goes to the cache. The optimum is the first; of equal plans the
+        first stands.
         """
         best = self.planner.best(target, self.loss)
         plans = [best]
         by_store = []
-        for store in self.settings.stores:
+        for store in self.planner.stores:
             try:
                 caches = self.sizes.grid([store], target.context)
                 by_store.append(self.planner.best(target, self.loss, caches=caches, how=f"optimum, {store}"))
@@ -199,12 +209,15 @@ class Fitter:
         tried = [
             self.planner.uniform(target, self.loss, option.name, store)
             for option in self.library.options
-            for store in self.settings.stores
+            for store in self.planner.stores
         ]
         uniform = sorted((p for p in tried if p is not None), key=lambda p: p.predicted)[:2]
         plans += [plain, *uniform[:1], *sorted(by_store, key=lambda p: p.predicted), *uniform[1:]]
         filled = [self.planner.filled(plan, target, self.loss) for plan in plans]
-        return list({plan.name: plan for plan in reversed(filled)}.values())[::-1][: self.settings.candidates]
+        different: dict[str, FitPlan] = {}
+        for plan in filled:
+            different.setdefault(plan.name, plan)
+        return list(different.values())[: self.settings.candidates]
 
     def apply(self, chosen: Measured, candidates: Sequence[Measured] = ()) -> FitReport:
         """Put a plan into the model, for good: the library's weights, or those of pruning in order, whichever
@@ -222,7 +235,8 @@ class Fitter:
                 masks = assembly.from_library(self.library, plan.options)
                 profile = self._calibrate(self.model)
                 errors = self.measure_model(self.model, plan.cache)
-            if masks and self.profile is not None and errors.loss(share) > chosen.loss:
+            # Not "larger": a loss that is not a number is none to keep either.
+            if masks and self.profile is not None and not errors.loss(share) <= chosen.loss:
                 # The reference's profile, with which the candidate was measured, divides the slots better.
                 profile, errors = replace(self.profile, weights=weights_digest(self.model)), chosen.errors
                 use_profile(self.model, profile)
@@ -267,15 +281,16 @@ class Fitter:
         errors = self.measure_model(trained, report.plan.cache)
         report.before_finetuning = report.loss
         report.after_finetuning = errors.loss(self.loss.task_share)
-        if report.after_finetuning >= report.loss:
+        if not report.after_finetuning < report.loss:  # as where it is not a number
             return self.model
         report.errors, report.loss, report.profile = errors, report.after_finetuning, profile
         return trained
 
     def _caches(self) -> dict[CacheOption, Errors]:
+        """Errors of caches alone. A form of slots with an error that is not a number is left out."""
         known = self.library.rows("cache")
         found = {}
-        options = self.sizes.measured(self.settings.stores, self.length)
+        options = self.sizes.measured(self.settings.stores)
         for number, option in enumerate(options):
             self.tell("measuring caches", number, len(options))
             if option.name not in known:
@@ -283,11 +298,23 @@ class Fitter:
                 self.library.keep("cache", option.name, known[option.name])
             found[option] = known[option.name]
         self.tell("measuring caches", len(options), len(options))
-        return found
+        wrong = {option.store: option for option, errors in found.items() if not errors.is_finite}
+        for store, option in wrong.items():
+            warnings.warn(
+                f"a cache of {option.tokens:,} slots in {store} gives values that are not numbers: {store} "
+                "is left out",
+                stacklevel=2,
+            )
+        if len(wrong) == len(self.settings.stores):
+            raise ModelError(
+                f"a cache in {', '.join(wrong)} gives values that are not numbers: load the model in "
+                "float32, or give other stores"
+            )
+        return {option: errors for option, errors in found.items() if option.store not in wrong}
 
     def _make_cache(self, model: PreTrainedModel, option: CacheOption) -> MakeCache:
         def make(length: int) -> BudgetCache:
-            own = option.at(length, min(self.sizes.least, length))
+            own = option.at(length)
             budget = Budget(tokens=max(own.tokens, self.sizes.least))
             return BudgetCache(model, self.sizes.policy, budget, store=own.store, length=length)
 

@@ -19,13 +19,15 @@ from modicum.weights import packed
 def least_plan(
     library: Library, fixed_nbytes: int, sizes: CacheSizes, stores: Sequence[str], target: Target
 ) -> FitPlan:
-    """The options that take the fewest bytes; of equal ones the first. Its loss is not known."""
+    """The options that take the fewest bytes that may be chosen; of equal ones the first. Its loss is not
+    known.
+    """
     options, weights = {}, fixed_nbytes
     for part in library.parts:
         took = {option.name: _nbytes(library, part, option.name) for option in library.options}
         options[part.name] = min(took, key=lambda name: took[name])
         weights += took[options[part.name]]
-    tokens = min(sizes.least, target.context)
+    tokens = sizes.smallest(target.context)
     caches = [CacheOption(store, tokens, target.context) for store in stores]
     cache = min(caches, key=sizes.nbytes)
     return FitPlan(options, cache, weights, sizes.nbytes(cache), math.nan, "least")

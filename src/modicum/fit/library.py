@@ -8,6 +8,7 @@ block's output and to the model's predictions are its errors.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,9 @@ class Library:
         folder: where they are kept; made if it is not there.
         model: the reference, its weights dense. It is the same before and after each call.
         ids: [n, T] calibration tokens.
+        about: what all that is kept depends on.
+        heads: digest of what the policy reads of the model's heads, on which errors of caches and of
+            assembled models depend, and the variants do not. Rows of other heads are not read.
 
     Raises:
         InputError: the folder holds the library of another reference, text or settings, or cannot be
@@ -77,8 +81,10 @@ class Library:
         ids: Tensor,
         settings: FitSettings,
         about: Mapping[str, Any],
+        heads: str = "",
     ) -> None:
         self.folder, self.model, self.ids, self.settings = folder, model, ids, settings
+        self.heads = heads
         self.blocks: list[Block] = blocks_of(model)
         self.parts: list[Part] = parts_of(self.blocks)
         self.options = settings.options()
@@ -142,7 +148,7 @@ class Library:
         return found
 
     def rows(self, kind: str) -> dict[str, Errors]:
-        """Errors of caches, or of assembled models, that were measured, by their names.
+        """Errors of caches, or of assembled models, that were measured with these heads, by their names.
 
         Raises:
             InputError: the file cannot be read.
@@ -156,10 +162,12 @@ class Library:
         for line in lines:
             try:
                 row = json.loads(line)
-                name = row.pop("name")
-                found[name] = Errors(**row)
+                name, heads = row.pop("name"), row.pop("heads", "")
+                errors = Errors(**row)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # cut by a kill, or damaged: measured again
+            if heads == self.heads:
+                found[name] = errors
         return found
 
     def keep(self, kind: str, name: str, errors: Errors) -> None:
@@ -169,7 +177,7 @@ class Library:
             ModelError: it cannot be written.
         """
         path = self.folder / {"cache": _CACHE, "samples": _SAMPLES}[kind]
-        line = json.dumps({"name": name, **errors.to_dict()}) + "\n"
+        line = json.dumps({"name": name, "heads": self.heads, **errors.to_dict()}) + "\n"
         try:
             if path.exists() and not path.read_bytes().endswith(b"\n"):
                 line = "\n" + line  # behind one that was cut by a kill
@@ -218,17 +226,19 @@ class Library:
             variants.append(Variant(part.name, DENSE, dense_nbytes, zero))
             for option, how in plans.items():
                 made, nbytes = {}, 0
-                for index, matrix in enumerate(part.matrices):
-                    mask = self._prune(matrix, found[matrix.name], how, how.pattern, number)
-                    values = matrix.weight[mask].cpu()
-                    made[f"{part.name}/{option}/{index}.mask"] = pack(mask.cpu())
-                    made[f"{part.name}/{option}/{index}.values"] = values
-                    nbytes += self._nbytes(matrix, values)
-                ratio = noise_to_signal(dense_out, passes.through(number))
-                errors = probes.measure(self.model)
-                for matrix, weight in zip(part.matrices, whole, strict=True):
-                    matrix.weight.copy_(weight)
-                if errors.text != errors.text or errors.answers != errors.answers or ratio != ratio:
+                try:
+                    for index, matrix in enumerate(part.matrices):
+                        mask = self._prune(matrix, found[matrix.name], how, how.pattern, number)
+                        values = matrix.weight[mask].cpu()
+                        made[f"{part.name}/{option}/{index}.mask"] = pack(mask.cpu())
+                        made[f"{part.name}/{option}/{index}.values"] = values
+                        nbytes += self._nbytes(matrix, values)
+                    ratio = noise_to_signal(dense_out, passes.through(number))
+                    errors = probes.measure(self.model)
+                finally:  # an error or Ctrl-C leaves the caller's model as it was, too
+                    for matrix, weight in zip(part.matrices, whole, strict=True):
+                        matrix.weight.copy_(weight)
+                if not errors.is_finite or not math.isfinite(ratio):
                     warnings.warn(
                         f"{part.name} at {option} gives values that are not numbers: left out", stacklevel=2
                     )

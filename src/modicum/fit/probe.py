@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from modicum.compat import cache_argument
 from modicum.errors import InputError
 from modicum.evaluation.runner import Prompt, max_positions
+from modicum.fit.haystack_questions import in_haystack
 from modicum.kv.cache import BudgetCache
 from modicum.kv.call import cuts
 from modicum.tasks.expression import parse_task
@@ -54,6 +56,11 @@ class Errors:
     def loss(self, task_share: float) -> float:
         """The weighted mean of the two errors."""
         return (1 - task_share) * self.text + task_share * self.answers
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether both errors are finite numbers."""
+        return math.isfinite(self.text) and math.isfinite(self.answers)
 
     def to_dict(self) -> dict[str, float]:
         """As JSON takes it."""
@@ -124,6 +131,11 @@ class Probes:
             tell(number + 1, len(self.items))
 
     @property
+    def read(self) -> int:
+        """The fewest tokens of a text that is read before its tail."""
+        return min(len(item.context) for item in self.items)
+
+    @property
     def digest(self) -> str:
         """16 hex digits that stand for all tokens, answers included."""
         found = hashlib.sha256()
@@ -162,8 +174,7 @@ def _asked(
             raise InputError(
                 f"{kind.name} asks no questions: give a task with answers, such as niah_single_2"
             )
-        if text is not None and getattr(kind, "haystack", "") is None:
-            kind = replace(kind, haystack=str(text))
+        kind = in_haystack(kind, text)
         questions = int(getattr(kind, "questions", 1))
         first = number // len(kinds) * questions
         samples = [kind.sample(first + i, length, tokenizer, seed + _SEED) for i in range(questions)]

@@ -15,7 +15,8 @@ _SEEDS = 2**62
 """Below it: what torch's generators take, with room for what is added."""
 METHODS = ("wanda", "sparsegpt", "alps")
 TASKS = "niah_single_2:max_new_tokens=24,niah_multikey_1:keys=8,each=true,max_new_tokens=24"
-"""Questions that a fitted model should still answer; each needle stands in the user's own text."""
+"""Questions that a fitted model should still answer; each needle stands in the user's own text: those that
+are measured on in what is held back, those that are learned from in the rest."""
 
 
 @dataclass(frozen=True)
