@@ -11,6 +11,7 @@ from typing import Any
 
 from modicum.distill.targets import SparseTargets
 from modicum.errors import InputError, ModelError
+from modicum.speech.acoustic_model import check_float
 from modicum.speech.compact.candidates import Candidate, fitting_candidates
 from modicum.speech.compact.compressed import CompactRecognizer
 from modicum.speech.compact.compression import compress_recognizer
@@ -102,10 +103,11 @@ def pack(
     Raises:
         InputError: nothing fits (the smallest that there can be is named), the data cannot be used, the two
             manifests share a file, or the folder is of another search.
-        ModelError: the recognizer is no CTC model, or a file cannot be written.
+        ModelError: the recognizer is no CTC model or an int8 one, or a file cannot be written.
     """
     if recognizer.model.criterion != "ctc":
         raise ModelError("only CTC models are packed: give a conv, dfsmn or sanm model")
+    check_float(recognizer.model)
     candidates = fitting_candidates(recognizer, settings.budget)[: settings.trials]
     out = Path(out)
     if out.is_dir():
