@@ -276,7 +276,7 @@ def test_targets_may_not_lie_among_the_files_of_the_student(students: Path, tmp_
     for place in (out, out / "targets", out / "state" / ".." / "targets"):
         settings = replace(FEW, targets=place)
         with pytest.raises(
-            InputError, match="of the targets is in .*out, which gets the model: give another"
+            InputError, match=r"of the targets is in .*out, which gets the model: give another"
         ):
             distill(tmp_path / "none", ["none"], [TEXT], out, settings)  # before anything is loaded
     assert not out.exists()

@@ -21,7 +21,8 @@ def model_digest(model: PreTrainedModel, masks: Mapping[str, Tensor] | None = No
     of the weights cannot be read here.
 
     Floating-point values are read as float32, so the digest is the same in the 16 bits that a model was saved
-    in. A layer that is held packed counts as its weights do unpacked. A weight that layers share is read once.
+    in. A layer that is held packed counts as its weights do unpacked. A weight of several layers is read
+    once.
 
     Args:
         model: on any device.
@@ -60,6 +61,6 @@ def _saved(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
 
 def _add(sha: Any, name: str, tensor: Tensor) -> None:
     sha.update(f"{name} {tuple(tensor.shape)} ".encode())
-    for part in tensor.detach().reshape(-1).split(_CHUNK):
+    for part in torch.split(tensor.detach().reshape(-1), _CHUNK):
         wide = part.to("cpu", torch.float32 if part.is_floating_point() else part.dtype)
         sha.update(wide.contiguous().view(torch.uint8).numpy())
