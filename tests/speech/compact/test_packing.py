@@ -72,6 +72,18 @@ def test_candidates_fit_when_they_are_written(settings: SanmSettings, budget: in
     assert len({one.label for one in candidates}) == len(candidates)
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.01, 0.3])
+def test_many_symbols_and_given_zeros_do_not_break_the_plan(sparsity: float, tmp_path: Path) -> None:
+    tokens = TokenSet("graphemes", tuple(chr(0x4E00 + index) for index in range(1000)))
+    model = ConvCtcSettings(width=40, num_blocks=6).build(40, tokens.num_classes)
+    apply_masks(model, make_masks(model, sparsity, PruningSettings(sparsity)))
+    about = {"sparsity": 0.25, "bits": 8, "steps": 10**9, "data": "0" * 16, "taught": True}
+    recognizer = Recognizer(model, tokens, FeatureSettings(), about)
+    given = next(one for one in fitting_candidates(recognizer, 10**6) if not one.is_new)
+    assert (given.bits, given.sparsity) == (8, 0.0)
+    assert save_packed(compress_weights(recognizer), tmp_path / "m.safetensors") <= given.nbytes
+
+
 def test_a_budget_that_nothing_reaches_names_the_smallest() -> None:
     recognizer = Recognizer(SANM.build(40, 4), TOKENS, FeatureSettings())
     with pytest.raises(InputError, match=r"into 1\.0 KiB: the smallest is (narrow|shared)-4-8bit"):
