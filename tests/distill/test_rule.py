@@ -109,7 +109,13 @@ def test_targets_are_distributions(seed: int, rule: str, tail: Tail) -> None:
 
 
 def test_rules_are_read_as_they_are_written() -> None:
-    for rule in (TopK(16), Threshold(0.01), Mass(0.95)):
+    for rule in (TopK(16), Threshold(0.01), Mass(0.95), Mass(0.9999996), Threshold(1 / 3), Mass(1)):
+        assert parse_rule(str(rule)) == rule
+
+
+@given(number=st.floats(0, 1, exclude_min=True))
+def test_no_digit_of_a_rule_is_lost(number: float) -> None:
+    for rule in (Threshold(number), Mass(number)):
         assert parse_rule(str(rule)) == rule
 
 

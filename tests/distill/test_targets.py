@@ -141,6 +141,19 @@ def test_an_interrupt_loses_nothing_and_a_second_run_goes_on(tmp_path: Path) -> 
             writer.append(frames)
 
 
+@pytest.mark.parametrize("rule", ["topk=4", "mass=0.9"])
+def test_a_run_that_stopped_before_the_end_was_marked_has_nothing_to_add(rule: str, tmp_path: Path) -> None:
+    frames, header = posteriors(12), header_of(rule)
+    with TargetsWriter(tmp_path, header) as writer:
+        writer.append(frames)
+    with TargetsWriter(tmp_path, header) as writer:
+        writer.append(frames[writer.num_frames :])
+        writer.finish()
+    targets = SparseTargets(tmp_path)
+    assert len(targets) == 12
+    assert_read_back(targets.read(0, 12), parse_rule(rule).select(frames), 16)
+
+
 _ENDLESS = """
 import sys
 from tests.distill.test_targets import TargetsWriter, header_of, posteriors

@@ -246,6 +246,46 @@ def test_a_state_of_other_settings_is_refused(students: Path, tmp_path: Path) ->
         distill(*arguments, FEW)
 
 
+def with_another_norm(source: Path, folder: Path) -> Path:
+    """A dense model whose matrices are those of another and whose last norm is not."""
+    model, tokenizer = modicum.load(source, device="cpu")
+    with torch.no_grad():
+        model.get_parameter("model.norm.weight")[-1] *= 2
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_no_weight_of_a_teacher_or_student_may_be_another(students: Path, tmp_path: Path) -> None:
+    teacher, student, out = str(TINY_MODEL), students / "dense", tmp_path / "out"
+    settings = replace(FEW, targets=tmp_path / "targets")
+    with pytest.raises(Stopped):
+        distill(student, [teacher], [TEXT], out, settings, progress=stop_at("training", 2))
+    other_teacher = with_another_norm(TINY_MODEL, tmp_path / "teacher")
+    with pytest.raises(TargetsError, match="holds targets with another teacher"):
+        distill(student, [str(other_teacher)], [TEXT], tmp_path / "other", settings)
+    other_student = with_another_norm(student, tmp_path / "student")
+    with pytest.raises(InputError, match="is of a training with another student"):
+        distill(other_student, [teacher], [TEXT], out, settings)
+    assert len(distill(student, [teacher], [TEXT], out, settings).losses) == 4
+
+
+def test_targets_may_not_lie_among_the_files_of_the_student(students: Path, tmp_path: Path) -> None:
+    """They would be in the way of the student when it is written, after all the training."""
+    out = tmp_path / "out"
+    for place in (out, out / "targets", out / "state" / ".." / "targets"):
+        settings = replace(FEW, targets=place)
+        with pytest.raises(
+            InputError, match=r"of the targets is in .*out, which gets the model: give another"
+        ):
+            distill(tmp_path / "none", ["none"], [TEXT], out, settings)  # before anything is loaded
+    assert not out.exists()
+    distill(
+        students / "packed", [str(TINY_MODEL)], [TEXT], out, replace(FEW, targets=out / "state" / "targets")
+    )
+    assert not (out / "state").exists()
+
+
 def test_questions_are_mixed_in(tmp_path: Path) -> None:
     settings = replace(
         FEW,

@@ -184,6 +184,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tones: Tones, t
         (["--teacher", "{a}", "--targets", "{out}/a/../t"], "of the targets is in "),
         (["--features", "{out}/../f", "--targets", "{out}/../f"], "is given for features and targets"),
         (["--hard-weight", "2"], "--hard-weight is 2"),
+        (["--model", "wav2letter", "--streamable"], "the context of wav2letter models is not known"),
         (["--mels", "2"], "--mels is 2"),
         (["--copies", "0"], "there are 0 copies"),
         (["--speeds", "9"], "the speed is 9"),

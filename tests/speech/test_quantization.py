@@ -25,6 +25,7 @@ from modicum.quant.integer_model import describe_layers, integer_layers
 from modicum.speech import (
     ConvCtcSettings,
     ConvDfsmnCtcSettings,
+    FeatureSettings,
     ModelSettings,
     QuantizationSettings,
     Recognizer,
@@ -33,8 +34,14 @@ from modicum.speech import (
     quantize,
     train,
 )
+from modicum.speech.compact.compressed import compress_weights
+from modicum.speech.compact.compression import compress_recognizer
+from modicum.speech.compact.onnx_export import export_onnx
+from modicum.speech.compact.packed_file import save_packed
+from modicum.speech.compact.packing import PackSettings, pack
 from modicum.speech.examples import Examples, FrameRate, collate
 from modicum.speech.quantization import SCHEMES, float_model
+from modicum.speech.quantize_entry import quantize_recognizer
 from modicum.speech.rsq_training import RSQTraining
 from tests.bounds import FUNCTION, gamma
 from tests.speech.conftest import QUICK, TOKENS, Stop, Tones
@@ -300,6 +307,30 @@ def test_what_cannot_be_quantised_is_refused(
         quantize(floats["wav2letter"], tones.corpus, UNTRAINED, out=tmp_path)
 
 
+def test_what_needs_float_weights_refuses_int8_ones(
+    tones: Tones, floats: dict[str, Recognizer], tmp_path: Path
+) -> None:
+    int8, out = int8_of("wav2letter", "rsq", tones, floats), tmp_path / "out"
+    for refused in (
+        lambda: pack(int8, tones.folder, out, PackSettings(10**6), test=tones.test_folder),
+        lambda: compress_recognizer(int8, tones.corpus),
+        lambda: compress_weights(int8),
+        lambda: export_onnx(int8, out),
+    ):
+        with pytest.raises(ModelError, match="is quantised already: give the float one"):
+            refused()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_packed_file_is_quantised(tones: Tones, tmp_path: Path) -> None:
+    recognizer = Recognizer(MODELS["wav2letter"].build(40, 4).eval(), TOKENS, FeatureSettings())
+    packed = tmp_path / "packed.safetensors"
+    nbytes = save_packed(compress_weights(recognizer), packed)
+    report = quantize_recognizer(packed, tones.folder, tmp_path / "int8", UNTRAINED)
+    assert report.float_nbytes == nbytes
+    assert report.nbytes == (tmp_path / "int8" / "model.safetensors").stat().st_size
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -361,6 +392,8 @@ def test_the_command_quantises_and_its_folder_is_used(
         told["nbytes"] == (tmp_path / "json" / "model.safetensors").stat().st_size < told["float_nbytes"] / 2
     )
     assert told["layers"]["layers.1.conv"]["scheme"] == "limited"
+    code, _, err = command(*quick, "--out", tmp_path / "a", "--features", tmp_path / "a" / "features")
+    assert (code, "of the features is in " in err) == (2, True)
     audio = tones.test.utterances[0].audio
     code, out, err = command("transcribe", audio, "--model", tmp_path / "int8")
     assert (code, out) == (0, Recognizer.load(tmp_path / "int8").transcribe(audio).text + "\n")

@@ -119,6 +119,7 @@ def train(
     """
     with _settings_as_options():
         from modicum.distill.essence import check_tail
+        from modicum.speech.compact.context import model_context
         from modicum.speech.compact.streaming import streamable_features, streamable_model
         from modicum.speech.corpus import CorpusSettings
         from modicum.speech.entry import TrainSettings, check_units, train_recognizer
@@ -129,8 +130,11 @@ def train(
         from modicum.speech.teaching import TeachingSettings
 
         sizes = model_settings(model, size)
+        if streamable:
+            sizes = streamable_model(sizes)
+            model_context(sizes)  # refuses what could not be streamed after the training
         recipe = Recipe(
-            model=streamable_model(sizes) if streamable else sizes,
+            model=sizes,
             epochs=epochs,
             batch_seconds=batch_seconds,
             learning_rate=rate,

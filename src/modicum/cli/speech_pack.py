@@ -28,13 +28,12 @@ def pack(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the file goes.", metavar="FILE")],
     test: Annotated[
-        Path | None,
+        Path,
         typer.Option(
-            help="Compare candidates on this; by default on a tenth of the data.",
+            help="Compare candidates on this: speech that neither MODEL nor they learned from.",
             metavar="MANIFEST",
-            show_default=False,
         ),
-    ] = None,
+    ],
     trials: Annotated[int, typer.Option(help="Candidates that are trained.")] = 4,
     epochs: Annotated[int, typer.Option(help="Of a candidate that begins from nothing.")] = 10,
     refine_epochs: Annotated[int, typer.Option(help="Of pruning and rounding, for each candidate.")] = 4,
@@ -45,7 +44,8 @@ def pack(
 ) -> None:
     """Fit a recognizer into a number of bytes: few bits, zeros, less width, shared layers.
 
-    A few candidates are trained, with the model as their teacher, and the most accurate is written. A run
+    A few candidates are trained, with the model as their teacher, and the most accurate is written. Some
+    begin with its weights, so what they are compared on must be new to it: --test is always needed. A run
     that is stopped goes on if it is started again; its trials are kept in FILE.trials.
     """
     from modicum.kv.budget import parse_size

@@ -82,5 +82,5 @@ def quantize(
             f"{report.num_utterances:,} utterances, {len(losses):,} steps in {report.result.seconds:.0f} s; "
             f"loss {losses[0]:.3f} at the first, {losses[-1]:.3f} at the last"
         )
-    print(f"{format_size(report.float_nbytes)} of float weights, {format_size(report.nbytes)} now: {out}")
+    print(f"{format_size(report.float_nbytes)} before, {format_size(report.nbytes)} now: {out}")
     complain(f"use it as --model {out}")

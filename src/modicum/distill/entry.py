@@ -16,6 +16,7 @@ from torch import Tensor
 from modicum.distill import sequences
 from modicum.distill.checkpoint import TrainingCheckpoint
 from modicum.distill.header import TargetsHeader
+from modicum.distill.model_digest import model_digest
 from modicum.distill.recording import record
 from modicum.distill.rule import parse_rule
 from modicum.distill.sequences import Questions
@@ -25,9 +26,8 @@ from modicum.distill.teachers import about, open_teachers
 from modicum.distill.training import TrainingSettings, train
 from modicum.distill.writer import TargetsWriter
 from modicum.errors import InputError, ModelError
-from modicum.kv.fingerprint import weights_digest
 from modicum.weights.calibration import length_for
-from modicum.weights.new_folder import STATE, check_new
+from modicum.weights.new_folder import STATE, check_new, check_places
 from modicum.weights.perplexity import perplexity
 from modicum.weights.progress import Progress
 
@@ -47,7 +47,8 @@ class DistillSettings:
         tasks: generated questions to mix in, such as "niah_single_2,vt" (see `modicum.tasks`); "" for none.
         task_share: share of the sequences that are questions.
         seed: which sequences, and their order.
-        targets: a folder for the targets, kept for other students; None for one that is removed at the end.
+        targets: a folder for the targets, kept for other students, and not in that of the student; None for
+            one that is removed at the end.
         device: of teachers and student.
         training: of the student.
     """
@@ -129,7 +130,8 @@ def distill(
         much.
 
     Raises:
-        InputError: a setting or the text cannot be used, or the folder is of another run.
+        InputError: a setting or the text cannot be used, the targets are to lie in `out`, or that is of
+            another run.
         ModelError: a model cannot be loaded, a teacher has another vocabulary, or a file cannot be written.
         TargetsError: the targets in the folder are of another teacher or text, or are damaged; the disk is
         full.
@@ -142,12 +144,13 @@ def distill(
     rule = parse_rule(settings.keep)
     settings = replace(settings, keep=str(rule))
     check_new(out)
+    check_places(out, {"targets": settings.targets})
     learner = Student.load(student, settings.device)
     rule.check(learner.num_classes)
     text, held = _windows(learner, texts, settings)
     ids, targets = _recorded(learner, teachers, text, out, settings, tell)
     before = perplexity(learner.model, held)
-    basis = [weights_digest(learner.model), targets.header.digest, asdict(settings.training)]
+    basis = [model_digest(learner.model, learner.masks), targets.header.digest, asdict(settings.training)]
     told = hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]
     losses = train(
         learner,

@@ -82,7 +82,7 @@ class Threshold:
             raise InputError(f"the threshold is {self.p}: give a probability above 0 and at most 1")
 
     def __str__(self) -> str:
-        return f"threshold={self.p:g}"
+        return f"threshold={float(self.p)!r}"
 
     def check(self, num_classes: int) -> None:
         """Any number of classes will do."""
@@ -107,7 +107,7 @@ class Mass:
             raise InputError(f"the mass is {self.m}: give a probability above 0 and at most 1")
 
     def __str__(self) -> str:
-        return f"mass={self.m:g}"
+        return f"mass={float(self.m)!r}"
 
     def check(self, num_classes: int) -> None:
         """Any number of classes will do."""

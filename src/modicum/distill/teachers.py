@@ -11,8 +11,8 @@ from torch import Tensor
 
 from modicum.distill import sequences
 from modicum.distill.ensemble import Classifier, Ensemble
+from modicum.distill.model_digest import model_digest
 from modicum.errors import ModelError
-from modicum.kv.fingerprint import weights_digest
 from modicum.loading import load
 
 _BATCH = 8
@@ -24,7 +24,7 @@ class Teachers:
     """Checked teachers.
 
     Attributes:
-        digests: of each one's weights.
+        digests: of all weights of each one (`model_digest`).
         num_classes: tokens of the vocabulary, as many as a model gives logits.
         answer: greedy answers of the first one.
         ensemble: their mean; for ids [n, T] it gives probabilities [n, T - 1, C], of each token but the
@@ -80,7 +80,7 @@ def _open(name: str, tokenizer: Any, ids: Tensor, device: str) -> tuple[str, int
     """A checked teacher: the digest of its weights, how many logits it gives, and its model."""
     model, own = load(name, device=device)
     _check_vocabulary(name, own, tokenizer, ids)
-    digest = weights_digest(model)
+    digest = model_digest(model)
     if not digest:
         raise ModelError(
             f"the weights of {name} cannot be read here, so that its targets could not be told from "

@@ -83,7 +83,7 @@ class TargetsWriter:
         """Append frames.
 
         Args:
-            probabilities: [N, C] floating point, of the teacher.
+            probabilities: [N, C] floating point, of the teacher; N may be 0.
 
         Raises:
             InputError: they are not of the header's classes, or are not numbers.
@@ -96,6 +96,8 @@ class TargetsWriter:
                 f"probabilities are of {probabilities.shape[-1]:,} classes, the recording of "
                 f"{self.header.num_classes:,}: give those of the teacher that it was begun with"
             )
+        if not len(probabilities):  # all were recorded by a run that did not come to `finish`
+            return
         self._pending.append(self._rule.select(probabilities.cpu()))
         self.num_frames += len(probabilities)
         if sum(map(len, self._pending)) >= self.shard_frames:

@@ -88,6 +88,16 @@ class AcousticModel(nn.Module):
         return (lengths + self.subsampling - 1) // self.subsampling
 
 
+def check_float(model: AcousticModel) -> None:
+    """Raise unless the weights are floating-point numbers, which can be trained, rounded and exported.
+
+    Raises:
+        ModelError: it is an int8 model (see `modicum.speech.quantize`).
+    """
+    if integer_layers(model):
+        raise ModelError("the recognizer is quantised already: give the float one that it was made from")
+
+
 def inside(lengths: Tensor, size: int) -> Tensor:
     """[N, size] bool: True for frames before each length."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -92,7 +92,8 @@ class ConvDfsmnCtc(AcousticModel):
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         features = features * inside(lengths, features.shape[1])[..., None]
-        size = -(-features.shape[1] // self.subsampling)
+        # Not -(-T // s): ONNX divides towards 0.
+        size = (features.shape[1] + self.subsampling - 1) // self.subsampling
         is_inside = valid_frames(self.output_lengths(lengths), size)
         hidden = self.first(features.mT, is_inside).relu()  # [N, H, T']
         memory = None

@@ -18,7 +18,7 @@ from modicum.speech.recognizer import Recognizer
 from modicum.speech.teaching import TeachingSettings, check_alike, record_targets
 from modicum.speech.tokens import TokenSet
 from modicum.speech.training import TrainingResult, train
-from modicum.weights.new_folder import STATE, check_new
+from modicum.weights.new_folder import STATE, check_new, check_places
 
 Units = Literal["graphemes", "phones"]
 """Classes of a CTC model; those of a frames model are thirds of phones."""
@@ -123,7 +123,7 @@ def train_recognizer(
     """
     settings, out = settings or TrainSettings(), Path(out)
     check_new(out)
-    _check_places(out, settings)
+    check_places(out, {"features": settings.features, "targets": settings.targets})
     utterances = read_manifest(manifest)
     loaded = [Recognizer.load(teacher) for teacher in teachers]
     if loaded:
@@ -138,23 +138,6 @@ def train_recognizer(
     statistics = None if targets is None else targets.statistics
     result = train(settings.recipe, corpus, tokens, out=out, targets=targets, progress=progress)
     return TrainReport(result, result.num_utterances, corpus.num_skipped, corpus.seconds, statistics)
-
-
-def _check_places(out: Path, settings: TrainSettings) -> None:
-    """Raise if features or targets would be among the files of the recognizer, or in one folder."""
-    places = {"features": settings.features, "targets": settings.targets}
-    for name, place in places.items():
-        if place is None:
-            continue
-        own, whole = place.resolve(), out.resolve()
-        if own.is_relative_to(whole) and not own.is_relative_to(whole / STATE):
-            raise InputError(
-                f"the folder {place} of the {name} is in {out}, which the recognizer gets for itself: give "
-                "another one"
-            )
-    features, targets = settings.features, settings.targets
-    if features is not None and targets is not None and features.resolve() == targets.resolve():
-        raise InputError(f"{features} is given for features and targets: give a folder for each")
 
 
 def _make_state(out: Path) -> None:

@@ -56,5 +56,10 @@ def fold_norms(model: nn.Module) -> None:
 
 
 def valid_frames(lengths: Tensor, size: int) -> Tensor | None:
-    """`inside(lengths, size)`, or None where no frame is padding: then there is nothing to mask."""
+    """`inside(lengths, size)`, or None where no frame is padding: then there is nothing to mask.
+
+    Never None while the model is exported or compiled, as the lengths of other calls may be others.
+    """
+    if torch.compiler.is_compiling():
+        return inside(lengths, size)
     return None if bool((lengths >= size).all()) else inside(lengths, size)

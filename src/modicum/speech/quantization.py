@@ -29,11 +29,11 @@ from modicum.errors import InputError, ModelError
 from modicum.measure import LatencyOracle
 from modicum.quant.calibration import calibrate, quantized_layers, search_alphas
 from modicum.quant.choice import Conv1dShape, fastest
-from modicum.quant.integer_model import describe_layers, integer_layers
+from modicum.quant.integer_model import describe_layers
 from modicum.quant.loss import RSQLossSettings
 from modicum.quant.replacement import QuantSettings, convert_model, quantize_model
 from modicum.quant.schemes import RSQWinograd
-from modicum.speech.acoustic_model import AcousticModel, ModelSettings
+from modicum.speech.acoustic_model import AcousticModel, ModelSettings, check_float
 from modicum.speech.corpus import FeatureCorpus, Progress
 from modicum.speech.examples import Examples, FrameRate
 from modicum.speech.normed_conv import fold_norms
@@ -188,8 +188,7 @@ def float_model(recognizer: Recognizer) -> AcousticModel:
     Raises:
         ModelError: the model is quantised already, or has layers that are not convolutions.
     """
-    if integer_layers(recognizer.model):
-        raise ModelError("the recognizer is quantised already: give the float one that it was made from")
+    check_float(recognizer.model)
     model = copy.deepcopy(recognizer.model).eval()
     fold_norms(model)
     convs = [module for module in model.modules() if isinstance(module, nn.Conv1d)]

@@ -11,7 +11,7 @@ from modicum.speech.corpus import CorpusSettings, Progress, build_corpus
 from modicum.speech.manifest import read_manifest
 from modicum.speech.quantization import QuantizationResult, QuantizationSettings, float_model, quantize
 from modicum.speech.recognizer import WEIGHTS, Recognizer
-from modicum.weights.new_folder import STATE, check_new
+from modicum.weights.new_folder import STATE, check_new, check_places
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class QuantizeReport:
     num_skipped: int
     """Files that were left out."""
     float_nbytes: int
-    """Of the file of the float weights."""
+    """Of the file that holds the weights of the given model."""
     nbytes: int
     """Of the file of the quantised ones."""
 
@@ -53,10 +53,10 @@ def quantize_recognizer(
     features: str | Path | None = None,
     progress: Progress | None = None,
 ) -> QuantizeReport:
-    """Quantise the recognizer in a folder and write it to another one; see `quantize`.
+    """Quantise a recognizer and write it to a folder; see `quantize`.
 
     Args:
-        model: a folder that `modicum speech train` wrote.
+        model: a folder that `modicum speech train` wrote, or a packed file.
         manifest: as `read_manifest` takes it; what the float model was trained on serves best.
         out: a new or empty folder, or that of the same run, stopped.
         settings: how.
@@ -68,7 +68,9 @@ def quantize_recognizer(
     """
     out = Path(out)
     check_new(out)
-    recognizer = Recognizer.load(model)
+    check_places(out, {"features": features})
+    recognizer, model = Recognizer.load(model), Path(model)
+    given_nbytes = (model if model.is_file() else model / WEIGHTS).stat().st_size
     float_model(recognizer)  # refuses what cannot be quantised before features are computed
     corpus = build_corpus(
         read_manifest(manifest),
@@ -81,6 +83,6 @@ def quantize_recognizer(
         result,
         result.recognizer.about["quantized"]["data"]["rows"],
         corpus.num_skipped,
-        (Path(model) / WEIGHTS).stat().st_size,
+        given_nbytes,
         (out / WEIGHTS).stat().st_size,
     )

@@ -123,8 +123,8 @@ class TrainingLoop:
     doing: ClassVar[str] = "training"
     """What progress is told."""
 
-    def begin(self) -> None:
-        """Called once, when the model is as the last run left it."""
+    def begin(self, step: int, num_steps: int) -> None:
+        """Called once, when the model is as the last run left it, before a step of so many."""
 
     def before_step(self, step: int, num_steps: int) -> None:
         """Called before the gradients of a step are made; must change nothing if it is called once more."""
@@ -142,7 +142,7 @@ class TrainingLoop:
         optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.learning_rate)
         progressed = Progressed() if self.checkpoint is None else self.checkpoint.load(self.model, optimizer)
         batches = self._batches()
-        self.begin()
+        self.begin(progressed.step, len(batches))
         saved = progressed.step
         is_whole = True  # but while the optimizer moves weights
         statistics = [buffer.clone() for buffer in self.model.buffers()]

@@ -64,7 +64,8 @@ class Wav2letterCtc(AcousticModel):
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         features = features * inside(lengths, features.shape[1])[..., None]
-        size = -(-features.shape[1] // self.subsampling)
+        # Not -(-T // s): ONNX divides towards 0.
+        size = (features.shape[1] + self.subsampling - 1) // self.subsampling
         is_inside = valid_frames(self.output_lengths(lengths), size)
         hidden = features.mT
         for layer in (self.first, *self.layers, self.head):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +33,33 @@ def check_new(folder: Path) -> None:
             raise InputError(
                 f"{folder} is not empty, it holds {path.name}: give another folder, or remove that one"
             )
+
+
+def check_places(folder: Path, places: Mapping[str, str | Path | None]) -> None:
+    """Raise if a folder for something that is kept would be among the files of a new model, or two be one.
+
+    Args:
+        folder: of the model; its folder `STATE`, which is removed in the end, may hold anything.
+        places: folders by what they are for; None for none.
+
+    Raises:
+        InputError: one is the model's folder or in it, or is given for two.
+    """
+    purposes: dict[Path, str] = {}
+    whole = folder.resolve()
+    for purpose, place in places.items():
+        if place is None:
+            continue
+        resolved = Path(place).resolve()
+        if resolved.is_relative_to(whole) and not resolved.is_relative_to(whole / STATE):
+            raise InputError(
+                f"the folder {place} of the {purpose} is in {folder}, which gets the model: give another one"
+            )
+        if resolved in purposes:
+            raise InputError(
+                f"{place} is given for {purposes[resolved]} and {purpose}: give a folder for each"
+            )
+        purposes[resolved] = purpose
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from modicum.cli.speech_stream import stream_text
 from modicum.errors import InputError, ModelError
 from modicum.speech import (
     ConvCtcSettings,
+    ConvDfsmnCtcSettings,
     CorpusSettings,
     DfsmnCtcSettings,
     Fbank,
@@ -28,6 +29,7 @@ from modicum.speech import (
     Recipe,
     Recognizer,
     TokenSet,
+    Wav2letterCtcSettings,
     build_corpus,
     load_audio,
     save_audio,
@@ -264,22 +266,33 @@ def test_onnxruntime_gives_the_same_logits(exported: Path, streamed: Recognizer,
     assert np.abs(alone[0] - streamed.logits(inputs[0]).log_softmax(-1).numpy()).max() <= 1e-3
 
 
-def test_normalisation_is_part_of_the_exported_model(tones: Tones, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ConvCtcSettings(width=8, num_blocks=1, kernel=3),
+        Wav2letterCtcSettings(width=8, num_layers=1, head=6),
+        ConvDfsmnCtcSettings(hidden=8, projection=6, num_layers=2),
+    ],
+    ids=lambda settings: settings.name,
+)
+def test_normalisation_is_part_of_the_exported_model(
+    settings: ModelSettings, tones: Tones, tmp_path: Path
+) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="the package onnxscript is not installed")
     torch.manual_seed(1)
-    model = ConvCtcSettings(width=8, num_blocks=1, kernel=3).build(40, 4).eval()
-    recognizer = Recognizer(model, TOKENS, FeatureSettings())
+    recognizer = Recognizer(settings.build(40, 4).eval(), TOKENS, FeatureSettings())
     files = export_onnx(recognizer, tmp_path)
     assert not files.is_for_sherpa
     session = onnxruntime.InferenceSession(str(files.model), providers=["CPUExecutionProvider"])
     samples = load_audio(tones.test.utterances[0].audio)
     raw = Fbank(FeatureSettings(normalization="none"))(samples)
-    padded = torch.cat([raw, torch.full((9, 40), -23.0)])[None]
-    log_probs, frames = session.run(None, {"x": padded.numpy(), "x_lens": np.array([len(raw)])})
     expected = recognizer.logits(Fbank(FeatureSettings())(samples)).log_softmax(-1).numpy()
-    assert int(frames[0]) == len(expected)
-    assert np.abs(log_probs[0, : len(expected)] - expected).max() <= 1e-3
+    for padding in (0, 9):
+        padded = torch.cat([raw, torch.full((padding, 40), -23.0)])[None]
+        log_probs, frames = session.run(None, {"x": padded.numpy(), "x_lens": np.array([len(raw)])})
+        assert int(frames[0]) == len(expected)
+        assert np.abs(log_probs[0, : len(expected)] - expected).max() <= 1e-3
 
 
 def test_sherpa_onnx_decodes_the_same_text(exported: Path, streamed: Recognizer, tones: Tones) -> None:

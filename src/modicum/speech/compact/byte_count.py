@@ -1,9 +1,11 @@
 """Byte count: how large the file of a compact recognizer is, before there is one.
 
-    data  = Σ over unique matrices [⌈stored·b/8⌉ + ⌈blocks/8⌉ (only if sparse) + 4·outputs] + 4·others
+    data  = Σ over unique matrices [min(⌈stored·b/8⌉ + ⌈blocks/8⌉, ⌈all·b/8⌉) + 4·outputs] + 4·others
     file  = 8 + header, padded to a multiple of 8, + data
 
-where `others` are the numbers of norms, biases and buffers. A matrix that layers share is there once.
+where `stored` are the weights that are not pruned, in blocks for which a mask has a bit each; a matrix for
+which that is no less than all its weights has no mask. `others` are the numbers of norms, biases and buffers.
+A matrix that layers share is there once.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from torch import Tensor
 
 from modicum.speech.acoustic_model import AcousticModel
 from modicum.speech.compact.compressed import CompactRecognizer, matrices
-from modicum.speech.compact.pruning import expand_blocks, is_prunable, num_blocks, num_kept
+from modicum.speech.compact.pruning import (
+    expand_blocks,
+    is_mask_worthwhile,
+    is_prunable,
+    mask_nbytes,
+    num_blocks,
+    num_kept,
+    values_nbytes,
+)
 
 COUNTER = "num_batches_tracked"
 """Buffers of norms that are of no use after the training; they are not stored."""
@@ -49,8 +59,8 @@ def sections(compact: CompactRecognizer) -> Sections:
         stored = tensor.integers.numel()
         if tensor.is_kept is not None:
             stored = int(expand_blocks(tensor.is_kept, tensor.integers.shape, compact.block).sum())
-            masks += -(-tensor.is_kept.numel() // 8)
-        values += -(-stored * compact.bits // 8)
+            masks += mask_nbytes(tensor.is_kept.numel())
+        values += values_nbytes(stored, compact.bits)
         outputs += len(tensor.scale)
     return _sections(values, masks, outputs, compact.recognizer.model, compact.bits)
 
@@ -58,16 +68,18 @@ def sections(compact: CompactRecognizer) -> Sections:
 def planned_sections(model: AcousticModel, bits: int, sparsity: float, block: int) -> Sections:
     """Of a model that will have this sparsity in each matrix that can be pruned.
 
-    With blocks of 4 a row whose length is no multiple may have fewer weights stored than are counted here.
+    With blocks of 4 a row whose length is no multiple may have fewer weights stored than are counted here. So
+    may a model that has more zeros.
     """
     values = masks = outputs = 0
     for weight in matrices(model).values():
         stored = weight.numel()
         if sparsity and is_prunable(weight):
             blocks = num_blocks(weight.shape, block)
-            stored = min(stored, block * num_kept(blocks, sparsity))
-            masks += -(-blocks // 8)
-        values += -(-stored * bits // 8)
+            kept = min(stored, block * num_kept(blocks, sparsity))
+            if is_mask_worthwhile(stored, kept, blocks, bits):
+                stored, masks = kept, masks + mask_nbytes(blocks)
+        values += values_nbytes(stored, bits)
         outputs += weight.shape[0]
     return _sections(values, masks, outputs, model, bits)
 

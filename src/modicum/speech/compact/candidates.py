@@ -9,6 +9,9 @@ from modicum.errors import InputError
 from modicum.kv.budget import format_size
 from modicum.speech.acoustic_model import ModelSettings
 from modicum.speech.compact.byte_count import file_nbytes, planned_sections
+from modicum.speech.compact.compressed import matrices
+from modicum.speech.compact.packed_file import recognizer_metadata
+from modicum.speech.compact.pruning import is_prunable
 from modicum.speech.compact.sanm import SanmSettings
 from modicum.speech.conv_ctc import ConvCtcSettings
 from modicum.speech.dfsmn import DfsmnCtcSettings
@@ -17,8 +20,8 @@ from modicum.speech.recognizer import Recognizer
 SPARSITIES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9)
 WIDTHS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Of the given model's."""
-_HEADER = 2048
-"""Bytes of a header that are set aside: what it says of the training is not known before."""
+_ABOUT_NBYTES = 512
+"""Set aside for what the header says of the training, which is not known before."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,10 @@ def _families(recognizer: Recognizer) -> list[list[Candidate]]:
 
 def _candidate(recognizer: Recognizer, model: ModelSettings, bits: int, sparsity: float) -> Candidate:
     built = model.build(recognizer.features.num_mels, recognizer.tokens.num_classes)
-    nbytes = file_nbytes(planned_sections(built, bits, sparsity, 1), {}) + _HEADER
+    # A model with zeros may get masks that are not planned: their names are longer than what they save.
+    sparse = [name for name, one in matrices(built).items() if is_prunable(one)]
+    metadata = recognizer_metadata(replace(recognizer, model=built, about={}), bits, 1, sparse)
+    nbytes = file_nbytes(planned_sections(built, bits, sparsity, 1), metadata) + _ABOUT_NBYTES
     is_new = model != recognizer.model.settings
     kind = "given" if not is_new else ("shared" if getattr(model, "sharing", "none") != "none" else "narrow")
     width = getattr(model, "width", None) or getattr(model, "hidden", 0)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from modicum.errors import InputError, ModelError
 from modicum.quant.fake_quant import FakeQuant, FakeQuantSettings
-from modicum.speech.compact.pruning import expand_blocks, is_prunable, kept_blocks
+from modicum.speech.acoustic_model import check_float
+from modicum.speech.compact.pruning import expand_blocks, stored_mask
 from modicum.speech.recognizer import Recognizer
 
 BITS = (4, 8)
@@ -72,7 +73,7 @@ def is_matrix(weight: Tensor) -> bool:
 def compress_weights(recognizer: Recognizer, bits: int = 8, block: int = 1) -> CompactRecognizer:
     """Round a recognizer's matrices to few bits. Its model is changed in place.
 
-    Blocks of zeros are not stored where a matrix can be pruned and has any.
+    Blocks of zeros are not stored where a matrix can be pruned and a mask takes fewer bytes than they do.
 
     Args:
         recognizer: trained.
@@ -81,17 +82,16 @@ def compress_weights(recognizer: Recognizer, bits: int = 8, block: int = 1) -> C
 
     Raises:
         InputError: the bits are others.
-        ModelError: a weight is not a number.
+        ModelError: the model is an int8 one, or a weight is not a number.
     """
+    check_float(recognizer.model)
     tensors = {}
     for name, weight in recognizer.model.named_parameters():
         if not is_matrix(weight):
             continue
         if not bool(weight.isfinite().all()):
             raise ModelError(f"{name} holds weights that are not numbers: train the model again")
-        kept = kept_blocks(weight, block) if is_prunable(weight) else None
-        if kept is not None and bool(kept.all()):
-            kept = None
+        kept = stored_mask(weight, bits, block)
         rounding = quantizer(weight, bits, name)
         rounding.observe(weight)
         integers, scale = rounding.quantize(weight)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modicum.distill.checkpoint import TrainingCheckpoint
 from modicum.distill.targets import SparseTargets
+from modicum.speech.acoustic_model import check_float
 from modicum.speech.compact.compressed import CompactRecognizer, compress_weights
 from modicum.speech.compact.refining import RefiningRecipe, refine
 from modicum.speech.corpus import FeatureCorpus, Progress
@@ -35,11 +36,12 @@ def compress_recognizer(
         progress: called with "refining", steps done, and in all.
 
     Raises:
-        ModelError: the corpus has other features, or the loss is not a number.
+        ModelError: the recognizer is an int8 one, the corpus has other features, or the loss is not a number.
         InputError: no utterance can be learned from, or the checkpoint is of another run.
         TargetsError: the targets are of other data or tokens.
     """
     recipe = recipe or RefiningRecipe()
+    check_float(recognizer.model)
     check_teachers([recognizer], corpus)
     model = copy.deepcopy(recognizer.model)
     examples = Examples(corpus, recognizer.tokens, FrameRate(model.criterion, model.subsampling))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.errors import InputError, ModelError
+from modicum.speech.acoustic_model import check_float
 from modicum.speech.features import SHERPA_HIGH_FREQUENCY
 from modicum.speech.frame_norm import FrameNorm
 from modicum.speech.recognizer import Recognizer
@@ -46,10 +47,11 @@ def export_onnx(recognizer: Recognizer, folder: str | Path) -> OnnxFiles:
 
     Raises:
         InputError: the packages onnx and onnxscript are not installed, or the files cannot be written.
-        ModelError: it is no CTC model.
+        ModelError: it is no CTC model, or an int8 one.
     """
     if recognizer.model.criterion != "ctc":
-        raise ModelError("only CTC models are exported: give a conv, dfsmn or sanm model")
+        raise ModelError("only CTC models are exported: give one of any kind but frames")
+    check_float(recognizer.model)
     onnx = _onnx()
     folder = Path(folder)
     program = _program(recognizer)

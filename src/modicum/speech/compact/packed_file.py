@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,19 @@ def load_packed(path: str | Path) -> CompactRecognizer:
 
 def packed_metadata(compact: CompactRecognizer, digest: str = "0" * 32) -> dict[str, str]:
     """What the header says of a recognizer."""
-    recognizer = compact.recognizer
+    sparse = [name for name, one in compact.tensors.items() if one.is_kept is not None]
+    return recognizer_metadata(compact.recognizer, compact.bits, compact.block, sparse, digest)
+
+
+def recognizer_metadata(
+    recognizer: Recognizer, bits: int, block: int, sparse: Sequence[str], digest: str = "0" * 32
+) -> dict[str, str]:
+    """The same of a recognizer that is not compressed yet; sparse: the matrices that will have masks."""
     told = {
         "format": _FORMAT,
-        "bits": compact.bits,
-        "block": compact.block,
-        "sparse": [name for name, one in compact.tensors.items() if one.is_kept is not None],
+        "bits": bits,
+        "block": block,
+        "sparse": list(sparse),
         "model": recognizer.model.settings.to_dict(),
         "features": asdict(recognizer.features),
         "tokens": recognizer.tokens.to_json(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from modicum.distill.targets import SparseTargets
 from modicum.errors import InputError, ModelError
+from modicum.speech.acoustic_model import check_float
 from modicum.speech.compact.candidates import Candidate, fitting_candidates
 from modicum.speech.compact.compressed import CompactRecognizer
 from modicum.speech.compact.compression import compress_recognizer
@@ -37,7 +37,6 @@ class PackSettings:
         trials: candidates that are trained, at most.
         train: of a candidate that begins from nothing, taught by the given model; its model is not read.
         refine: of every candidate; sparsity and bits are the candidate's.
-        held_out: share of the utterances on which candidates are compared, where there is no other manifest.
 
     Raises:
         InputError: a value is out of range.
@@ -47,15 +46,12 @@ class PackSettings:
     trials: int = 4
     train: Recipe = field(default_factory=lambda: Recipe(epochs=10))
     refine: RefiningRecipe = field(default_factory=RefiningRecipe)
-    held_out: float = 0.1
 
     def __post_init__(self) -> None:
         if self.budget < 1 or self.trials < 1:
             raise InputError(
                 f"the budget is {self.budget} bytes for {self.trials} trials: give 1 or more of each"
             )
-        if not 0 < self.held_out <= 0.5:
-            raise InputError(f"held_out is {self.held_out}: give a share above 0 and up to 0.5")
 
 
 @dataclass(frozen=True)
@@ -81,42 +77,44 @@ def pack(
     out: str | Path,
     settings: PackSettings,
     *,
-    test: str | Path | None = None,
+    test: str | Path,
     progress: Progress | None = None,
 ) -> list[Trial]:
     """Write the most accurate of a few candidates that fit into a budget.
 
-    Each is trained on the manifest, with the given recognizer as its teacher, and measured on utterances that
-    were not learned from. What is done is kept in the folder `out`.trials, from which a run that was stopped
-    goes on. The choice among trials is made on the same utterances as their rates, so the best rate is a
-    little better than new speech will show.
+    Each is trained on the manifest, with the given recognizer as its teacher, and measured on `test`. What is
+    done is kept in the folder `out`.trials, from which a run that was stopped goes on. The choice among
+    trials is made on the same utterances as their rates, so the best rate is a little better than new speech
+    will show.
 
     Args:
         recognizer: trained, CTC.
         manifest: to learn from.
         out: the file.
         settings: budget and recipes.
-        test: a manifest for the comparison; None: a part of the other one, by the names of its files.
+        test: a manifest for the comparison, of utterances from which neither the candidates nor the given
+            recognizer learned: some candidates begin with its weights, and those would be preferred for what
+            it knows by heart. What it learned from is not known here; that none are in `manifest` is checked.
         progress: as in training.
 
     Returns:
         The trials, best first.
 
     Raises:
-        InputError: nothing fits (the smallest that there can be is named), the data cannot be used, or the
-            folder is of another search.
-        ModelError: the recognizer is no CTC model, or a file cannot be written.
+        InputError: nothing fits (the smallest that there can be is named), the data cannot be used, the two
+            manifests share a file, or the folder is of another search.
+        ModelError: the recognizer is no CTC model or an int8 one, or a file cannot be written.
     """
     if recognizer.model.criterion != "ctc":
         raise ModelError("only CTC models are packed: give a conv, dfsmn or sanm model")
+    check_float(recognizer.model)
     candidates = fitting_candidates(recognizer, settings.budget)[: settings.trials]
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder: give the name of a file")
     folder = out.with_name(f"{out.name}.trials")
-    learned, measured = _split(
-        read_manifest(manifest), None if test is None else read_manifest(test), settings
-    )
+    learned, measured = read_manifest(manifest), read_manifest(test)
+    _check_apart(learned, measured)
     corpora = [
         build_corpus(rows, folder / name, CorpusSettings(recognizer.features), progress)
         for name, rows in (("train", learned), ("test", measured))
@@ -203,17 +201,12 @@ class _Search:
         return record_targets([self.recognizer], self.train, self.folder / "targets", teaching, self.progress)
 
 
-def _split(
-    rows: Sequence[Utterance], test: Sequence[Utterance] | None, settings: PackSettings
-) -> tuple[list[Utterance], list[Utterance]]:
-    """To learn from and to measure with."""
-    if test is not None:
-        return list(rows), list(test)
-    if len(rows) < 2:
+def _check_apart(learned: Sequence[Utterance], measured: Sequence[Utterance]) -> None:
+    """Raise if a file is learned from and measured with."""
+    known = {row.audio.resolve() for row in learned}
+    shared = [row.audio for row in measured if row.audio.resolve() in known]
+    if shared:
         raise InputError(
-            f"{len(rows)} utterance cannot be divided: give more, or another manifest to test with"
+            f"{len(shared):,} of the {len(measured):,} utterances to compare with are learned from too, such "
+            f"as {shared[0]}: give others as test"
         )
-    order = sorted(rows, key=lambda row: (zlib.crc32(row.audio.name.encode()), str(row.audio)))
-    num = min(len(rows) - 1, max(1, round(settings.held_out * len(rows))))
-    held = {id(row) for row in order[:num]}
-    return [row for row in rows if id(row) not in held], order[:num]

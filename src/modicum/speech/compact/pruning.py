@@ -5,7 +5,7 @@ sparsity s_f, first step t0 and duration D:
 
     s_t = s_f · (1 - (1 - (t - t0) / D)^3)
 
-Masks only grow: what was pruned stays 0.
+Masks only grow: what was pruned stays 0, also what was pruned before a model was given.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class PruningSettings:
             return self.sparsity
         return float(self.sparsity * (1 - (1 - (step - first) / (last - first)) ** 3))
 
-    def is_due(self, step: int, num_steps: int) -> bool:
-        """Whether masks are made before a step: every so many, and where the sparsity is reached."""
+    def prunes_at(self, step: int, num_steps: int) -> bool:
+        """Whether weights are pruned before a step: every so many, and where the sparsity is reached. Not
+        where the schedule begins, as its sparsity is 0 there."""
         first, last = round(self.start * num_steps), round(self.end * num_steps)
-        return (
-            self.sparsity > 0 and first <= step <= last and ((step - first) % self.every == 0 or step == last)
-        )
+        is_due = first <= step <= last and ((step - first) % self.every == 0 or step == last)
+        return is_due and self.sparsity_at(step, num_steps) > 0
 
 
 def is_prunable(weight: Tensor) -> bool:
@@ -96,6 +96,25 @@ def num_blocks(shape: tuple[int, ...] | torch.Size, block: int) -> int:
     return int(shape[0]) * -(-inputs // block)
 
 
+def values_nbytes(num: int, bits: int) -> int:
+    """Bytes of so many stored weights."""
+    return -(-num * bits // 8)
+
+
+def mask_nbytes(blocks: int) -> int:
+    """Bytes of the mask of so many blocks."""
+    return -(-blocks // 8)
+
+
+def is_mask_worthwhile(num: int, stored: int, blocks: int, bits: int) -> bool:
+    """Whether a matrix of num weights, of which so many are stored, takes fewer bytes with a mask.
+
+    A mask that saves nothing is not stored: zeros are then weights like others. So the zeros to which few
+    bits round small weights are not taken for pruning.
+    """
+    return values_nbytes(stored, bits) + mask_nbytes(blocks) < values_nbytes(num, bits)
+
+
 def block_scores(weight: Tensor, block: int, num_uses: int = 1) -> Tensor:
     """[outputs, blocks]: Σ|w| of each block, added up over the uses of the matrix."""
     return num_uses * _blocks(weight.detach().abs(), block).sum(-1)
@@ -110,6 +129,15 @@ def expand_blocks(is_kept: Tensor, shape: torch.Size, block: int) -> Tensor:
 def kept_blocks(weight: Tensor, block: int) -> Tensor:
     """[outputs, blocks] bool: those that hold a weight other than 0."""
     return (_blocks(weight.detach(), block) != 0).any(-1)
+
+
+def stored_mask(weight: Tensor, bits: int, block: int) -> Tensor | None:
+    """`kept_blocks` of a matrix whose zeros are worth a mask in a file; None for one that is stored whole."""
+    if not is_prunable(weight):
+        return None
+    kept = kept_blocks(weight, block)
+    stored = int(expand_blocks(kept, weight.shape, block).sum())
+    return kept if is_mask_worthwhile(weight.numel(), stored, kept.numel(), bits) else None
 
 
 def make_masks(model: nn.Module, sparsity: float, settings: PruningSettings) -> dict[str, Tensor]:

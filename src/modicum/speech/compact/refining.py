@@ -29,6 +29,7 @@ from modicum.speech.compact.pruning import (
     is_prunable,
     kept_blocks,
     make_masks,
+    stored_mask,
 )
 from modicum.speech.corpus import Progress
 from modicum.speech.examples import Batch, Examples
@@ -119,12 +120,14 @@ class _Refining(TrainingLoop):
         self._masks: dict[str, Tensor] = {}
         self._is_rounded = False
 
-    def begin(self) -> None:
-        self._masks = self._masks_so_far()
+    def begin(self, step: int, num_steps: int) -> None:
+        pruning = self.refining.pruning
+        was_pruned = any(pruning.prunes_at(earlier, num_steps) for earlier in range(step))
+        self._masks = self._zeros() if was_pruned else self._stored_masks()
 
     def before_step(self, step: int, num_steps: int) -> None:
         pruning = self.refining.pruning
-        if pruning.is_due(step, num_steps):
+        if pruning.prunes_at(step, num_steps):
             self._prune(pruning.sparsity_at(step, num_steps))
         self._is_rounded = step >= self.refining.quantize_from * num_steps
 
@@ -142,16 +145,25 @@ class _Refining(TrainingLoop):
         return batch_loss(logits, batch, self.examples, self.recipe, self.targets)
 
     def _prune(self, sparsity: float) -> None:
-        self._masks = make_masks(self.model, sparsity, self.refining.pruning)
-        apply_masks(self.model, self._masks)
+        apply_masks(self.model, make_masks(self.model, sparsity, self.refining.pruning))
+        self._masks = self._zeros()
 
-    def _masks_so_far(self) -> dict[str, Tensor]:
-        """Of a model that was pruned before: its zeros."""
+    def _zeros(self) -> dict[str, Tensor]:
+        """The masks of a model that was pruned: all its zeros, so those of before stay where it had more."""
         block = self.refining.pruning.block
         return {
             name: expand_blocks(kept_blocks(weight, block), weight.shape, block)
             for name, weight in self._weights.items()
             if is_prunable(weight)
+        }
+
+    def _stored_masks(self) -> dict[str, Tensor]:
+        """The masks that a model was given with; zeros of rounding are none, and learn."""
+        block, bits = self.refining.pruning.block, self.refining.bits
+        return {
+            name: expand_blocks(kept, weight.shape, block)
+            for name, weight in self._weights.items()
+            if (kept := stored_mask(weight, bits, block)) is not None
         }
 
     def _rounded(self) -> dict[str, Tensor]:
