@@ -133,3 +133,20 @@ def test_augmentation_moves_and_mirrors() -> None:
             assert match
             seen.update(match)
     assert len(seen) == 18  # every one comes up
+
+
+def test_a_photo_is_turned_as_its_exif_data_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = Image.effect_noise((12, 16), 90).convert("RGB")
+    for orientation, turned in (
+        (1, picture),
+        (3, picture.transpose(Image.Transpose.ROTATE_180)),
+        (6, picture.transpose(Image.Transpose.ROTATE_270)),
+        (8, picture.transpose(Image.Transpose.ROTATE_90)),
+    ):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.save(tmp_path / "photo.png", exif=exif)
+        turned.save(tmp_path / "turned.png")
+        assert torch.equal(read_image(tmp_path / "photo.png", 12), read_image(tmp_path / "turned.png", 12))

@@ -85,11 +85,11 @@ def train(
         recipe = Recipe(epochs, batch, rate, augment=AugmentSettings(flip_y=flip_y), seed=seed)
         SSDSettings.of(("object",), backbone, width, _size(size))  # before the data takes its time
         found = read_dataset(data, split)
+        tell_faults(found.faults)  # before the training, which may take long
         settings = SSDSettings.of(found.classes, backbone, width, _size(size))
         guide = None if teacher is None else load_detector(teacher)
         with progress_bar() as progress:
             summary = train_detector(found, settings, recipe, out, teacher=guide, progress=progress)
-    tell_faults(found.faults)
     if as_json:
         print_json({**summary.to_dict(), "classes": found.classes, "faults": vars(found.faults)})
         return
@@ -164,9 +164,9 @@ def prune(
         )
         given = load_detector(model)
         found = read_dataset(data, split, given.classes, skip_unknown)
+        tell_faults(found.faults)
         with progress_bar() as progress:
             result, summary = prune_detector(model, found, settings, out, progress)
-    tell_faults(found.faults)
     after = result.detector.network.settings
     costs = CostModel(after, settings.budget.resource)
     if as_json:

@@ -126,8 +126,9 @@ def load_images(
 ) -> LoadedImages:
     """Read the images of a folder or zip file.
 
-    Each folder is a class, and images anywhere below it are of that class. Images are turned to RGB, their
-    middle square is scaled to `size`. An image that cannot be read is left out and named.
+    Each folder is a class, and images anywhere below it are of that class. Images are turned as their EXIF
+    data says, and converted to RGB; their middle square is scaled to `size`. An image that cannot be read is
+    left out and named.
 
     Args:
         path: of the folder or zip file.
@@ -142,7 +143,7 @@ def load_images(
     path = Path(path)
     if size < 1 or (most is not None and most < 1):
         raise InputError(f"the size is {size}, and at most {most} images of a class: give 1 or more")
-    image_module = import_package("PIL.Image", "vision")
+    import_package("PIL.Image", "vision")  # before any file is blamed
     with _opened(path) as source:
         named = _by_class(source.names, most)
         classes = tuple(sorted(named))
@@ -157,7 +158,7 @@ def load_images(
         for label, name in enumerate(classes):
             for one in named[name]:
                 try:
-                    pixels.append(_decoded(image_module, source.read(one), size))
+                    pixels.append(_decoded(source.read(one), size))
                     labels.append(label)
                 except Exception as error:  # pillow raises many kinds for damaged files
                     unreadable[one] = _reason(error)
@@ -183,9 +184,9 @@ def read_image(path: str | Path, size: int) -> Tensor:
     Raises:
         InputError: it cannot be read, or pillow is missing.
     """
-    image_module = import_package("PIL.Image", "vision")
+    import_package("PIL.Image", "vision")
     try:
-        return _decoded(image_module, Path(path).read_bytes(), size)[None]
+        return _decoded(Path(path).read_bytes(), size)[None]
     except Exception as error:  # pillow raises many kinds for damaged files
         raise InputError(f"{path} cannot be read as an image ({_reason(error)})") from error
 
@@ -251,10 +252,11 @@ def _by_class(names: list[str], most: int | None) -> dict[str, list[str]]:
     return {name: own[:most] for name, own in found.items()}
 
 
-def _decoded(image_module: object, data: bytes, size: int) -> Tensor:
+def _decoded(data: bytes, size: int) -> Tensor:
     """[3, S, S] uint8."""
-    with image_module.open(io.BytesIO(data)) as opened:  # type: ignore[attr-defined]  # pillow's module
-        image = opened.convert("RGB")
+    pillow, ops = import_package("PIL.Image", "vision"), import_package("PIL.ImageOps", "vision")
+    with pillow.open(io.BytesIO(data)) as opened:
+        image = ops.exif_transpose(opened).convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     if image.size != (size, size):

@@ -118,6 +118,11 @@ def test_data_with_faults_is_used_and_told_of(work: Path, tmp_path: Path) -> Non
     assert (faults["num_clipped"], faults["num_dropped"], faults["unknown"]) == (1, 1, {"star": 1})
     assert faults["without_image"] == ["scene1.xml"]
     assert "were cut at its border" in found.stderr
+    # Told before the training, which this one does not survive.
+    found = call(
+        "train", folder, "--out", tmp_path / "new.safetensors", "--rate", 1e30, "--size", "64x96", code=2
+    )
+    assert "were cut at its border" in found.stderr
     path = write_coco(tmp_path / "coco")
     call("evaluate", work / "teacher.safetensors", path)
 
