@@ -28,7 +28,7 @@ import fresh
 import machine
 import report
 import torch
-from measured_rows import append_row, read_rows, write_docs
+from measured_rows import append_row, read_rows, work_folder, write_docs
 
 from modicum.distill import SparseTargets
 from modicum.speech import (
@@ -404,7 +404,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("once")
     sizes = QUICK if asked.quick else Sizes()
-    asked.work.mkdir(parents=True, exist_ok=True)
+    asked.work = work_folder(asked.work, asked.quick)
     tasks = [sentences_task(asked.work, sizes)]
     dataset = asked.digits or Path(os.environ.get("MODICUM_DATA", "")) / "fsdd"
     if dataset.is_dir():

@@ -25,19 +25,21 @@ from typing import Any
 import machine
 import report
 import torch
-from measured_rows import append_row, read_rows, write_docs
+from measured_rows import append_row, read_rows, work_folder, write_docs
 
 from modicum.errors import InputError
 from modicum.measure import Spread, TimingSettings, interleaved
+from modicum.search.network import fingerprint
 from modicum.vision.detect.cost import CostTable
 from modicum.vision.detect.deletion import delete_branch_channels
 from modicum.vision.detect.detector import Detector
-from modicum.vision.detect.detector_file import file_bytes, load_detector, save_detector, write_whole
+from modicum.vision.detect.detector_file import file_bytes, load_detector, save_detector
 from modicum.vision.detect.evaluation import Evaluation, evaluate, evaluate_with
 from modicum.vision.detect.guidance import GuidanceSettings, Guide
 from modicum.vision.detect.loaded_images import (
     TestImage,
     TrainingImage,
+    images_digest,
     load_test_images,
     load_training_images,
 )
@@ -53,6 +55,7 @@ from modicum.vision.detect.speed import runs_of
 from modicum.vision.detect.ssd import SSD
 from modicum.vision.detect.ssd_settings import SSDSettings
 from modicum.vision.detect.training import DetectorTraining, new_network, training_checkpoint
+from modicum.whole_file import write_whole
 
 SHARE = 0.25
 """Of the teacher's multiply-accumulates, that a student has."""
@@ -169,10 +172,10 @@ class Bench:
         network = new_network(start, seed) if isinstance(start, SSDSettings) else start
         guide = None
         if teacher is not None:
-            torch.manual_seed(seed)
-            guide = Guide(teacher.network, network, GuidanceSettings())
+            guide = Guide.seeded(teacher.network, network, GuidanceSettings(), seed)
         path = self.work / f"{name.replace(' ', '-')}-{seed}.training"
-        checkpoint = training_checkpoint(path, recipe.to_dict(), network.settings.to_dict())
+        basis = [fingerprint(network), None if teacher is None else fingerprint(teacher.network)]
+        checkpoint = training_checkpoint(path, recipe.to_dict(), images_digest(self.train), basis)
         DetectorTraining(network, self.train, recipe, guide, checkpoint).run()
         checkpoint.remove()
         return Detector(network, {"variant": name, "seed": seed})
@@ -392,7 +395,7 @@ def main() -> None:
         write_docs(asked.work, section, "benchmarks_detectors.json", "detect.md", "detectors")
         return
     torch.set_num_threads(1)
-    asked.work.mkdir(parents=True, exist_ok=True)
+    asked.work = work_folder(asked.work, asked.quick)
     seeds = [0] if asked.quick else [int(seed) for seed in asked.seeds.split(",")]
     try:
         bench = Bench(asked.data, asked.work, QUICK if asked.quick else Sizes())

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from donna_tables import section
-from measured_rows import append_row, read_rows, write_docs
+from measured_rows import append_row, read_rows, work_folder, write_docs
 
 from modicum.measure.block_table import BlockTable, measure_blocks
 from modicum.measure.runtimes import Runtime
@@ -471,7 +471,7 @@ def main() -> None:
     if options.data is None:
         parser.error("--data is needed to measure")
     torch.set_num_threads(1)
-    options.work.mkdir(parents=True, exist_ok=True)
+    options.work = work_folder(options.work, options.quick)
     sizes = replace(QUICK if options.quick else Sizes(), has_peers=not options.no_peers)
     seeds = sizes.seeds if options.seeds is None else tuple(map(int, options.seeds.split(",")))
     for seed in seeds:

@@ -27,7 +27,7 @@ from typing import Any
 
 import report
 import torch
-from measured_rows import append_row, read_rows, write_docs
+from measured_rows import append_row, read_rows, work_folder, write_docs
 
 from modicum.distill import Ensemble, SparseTargets, TargetsWriter
 from modicum.speech import (
@@ -636,7 +636,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("once")
     sizes = QUICK if asked.quick else Sizes()
-    asked.work.mkdir(parents=True, exist_ok=True)
+    asked.work = work_folder(asked.work, asked.quick)
     tasks: dict[str, Task] = {}
     if "phones" in asked.tasks:
         tasks["phones"] = phones_task(asked.work, sizes)

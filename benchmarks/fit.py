@@ -25,7 +25,7 @@ from typing import Any
 
 import report
 import torch
-from measured_rows import append_row, read_rows, write_docs
+from measured_rows import append_row, read_rows, work_folder, write_docs
 
 import modicum
 from modicum.evaluation.grid import HIDDEN
@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--docs", action="store_true")
     given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
+    given.work = work_folder(given.work, given.quick)
     if given.docs:
         write_docs(given.work, section, "benchmarks_fit.json", "fit.md", "fit")
         return

@@ -27,7 +27,7 @@ import numpy as np
 import report
 import torch
 from grammar_rivals import KeywordSpotting, PhoneLoop, SphinxGrammar
-from measured_rows import append_row, read_rows, write_docs
+from measured_rows import append_row, read_rows, work_folder, write_docs
 from torch import Tensor
 
 from modicum.search import CrossEntropySettings
@@ -678,7 +678,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     warnings.simplefilter("once")
-    asked.work.mkdir(parents=True, exist_ok=True)
+    asked.work = work_folder(asked.work, asked.quick)
     os.environ["MODICUM_CACHE"] = str(asked.work / "cache")
     sizes = QUICK if asked.quick else Sizes()
     if asked.seeds:

@@ -20,6 +20,16 @@ _DOCS = Path(__file__).resolve().parent.parent / "docs"
 ROWS = "rows.jsonl"
 
 
+def work_folder(work: Path, is_quick: bool) -> Path:
+    """The folder of a run, which is made.
+
+    Models and rows of a trial with --quick are not those of a full run, so it gets a folder of its own in it.
+    """
+    folder = work / "quick" if is_quick else work
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def read_rows(work: Path) -> list[dict[str, Any]]:
     """The rows that are whole."""
     path = work / ROWS

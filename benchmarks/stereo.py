@@ -29,7 +29,7 @@ import cv2
 import machine
 import numba
 import numpy as np
-from measured_rows import append_row, read_rows, write_docs
+from measured_rows import append_row, read_rows, work_folder, write_docs
 from stereo_methods import Method, methods, sgbm
 from stereo_pairs import Pair, pairs
 from stereo_tables import ERRORS, section
@@ -54,7 +54,6 @@ class Bench:
     """Rows in a folder."""
 
     def __init__(self, work: Path, is_quick: bool) -> None:
-        work.mkdir(parents=True, exist_ok=True)
         self.work, self.is_quick = work, is_quick
         self.rows = read_rows(work)
 
@@ -177,7 +176,7 @@ def main() -> None:
     if asked.docs:
         write_docs(asked.work, section, "benchmarks_stereo.json", "stereo.md", "stereo", versions)
         return
-    bench = Bench(asked.work, asked.quick)
+    bench = Bench(work_folder(asked.work, asked.quick), asked.quick)
     for part in asked.parts:
         if part in ("synthesis", "hardware"):
             getattr(bench, part)()

@@ -30,7 +30,7 @@ import machine
 import numpy as np
 import report
 import torch
-from measured_rows import append_row, read_rows, write_docs
+from measured_rows import append_row, read_rows, work_folder, write_docs
 from torch import Tensor
 
 from modicum.errors import InputError
@@ -432,7 +432,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("once")
     sizes = QUICK if asked.quick else Sizes()
-    asked.work.mkdir(parents=True, exist_ok=True)
+    asked.work = work_folder(asked.work, asked.quick)
     try:
         bench = Bench(asked.work, sizes)
     except InputError as error:

@@ -35,7 +35,8 @@ def quantize(
     if not images.exists():
         raise InputError(f"there is no {images}: give a folder of images")
     paths = images_in(images)
-    paths = paths[:: max(1, len(paths) // number)][:number]
+    number = min(number, len(paths))
+    paths = [paths[place * len(paths) // number] for place in range(number)]
     inputs = []
     with progress_bar() as progress:
         for done, path in enumerate(paths):

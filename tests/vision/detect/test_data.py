@@ -208,3 +208,26 @@ def test_bccd_is_read_as_it_is(real_data: Callable[[str], Path]) -> None:
     assert len(data) == 364
     assert data.num_boxes + data.faults.num_dropped == 4888
     assert data.faults.num_dropped == 2
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_boxes_of_a_photo_that_is_stored_turned(is_stored: bool, tmp_path: Path) -> None:
+    """Annotated as it is shown, or as it is stored: the box is around the white square either way."""
+    from PIL import Image
+
+    folder = write_voc(tmp_path / "voc", 1)
+    pixels = Image.new("RGB", (60, 40))
+    pixels.paste((255, 255, 255), (0, 0, 30, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees, clockwise
+    pixels.save(folder / "JPEGImages/scene0.png", exif=exif)
+    size, box = ((40, 60), (0, 0, 30, 10)) if is_stored else ((60, 40), (30, 0, 40, 30))
+    told = annotation("scene0.png", size, [("disc", *box)])
+    (folder / "Annotations/scene0.xml").write_text(told, encoding="utf-8")
+    data = read_dataset(folder, "train")
+    (image,) = load_training_images(data, (64, 64))
+    left, top, right, bottom = (round(x) for x in image.boxes[0].tolist())
+    assert bool((image.pixels[:, top:bottom, left:right] == 255).all())
+    assert int((image.pixels[0] == 255).sum()) == (right - left) * (bottom - top) == 300
+    (tested,) = load_test_images(data, (64, 64))
+    assert (tested.annotated.height, tested.annotated.width) == size

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modicum.errors import InputError, ModelError
-from modicum.vision.detect.detector_file import load_detector, save_detector, write_whole
+from modicum.vision.detect.detector_file import load_detector, save_detector, write_file
 from modicum.vision.detect.quantization import QuantConv2d, quantized_bytes, quantized_detector
 from tests.bounds import assert_within
 from tests.vision.detect.scenes import random_inputs, tiny_detector
@@ -41,7 +41,7 @@ def test_an_int8_file_gives_the_same_boxes_and_is_a_quarter(tmp_path: Path) -> N
     whole = save_detector(detector, tmp_path / "whole.safetensors")
     small = quantized_detector(detector, [random_inputs(4, seed=1)])
     data = quantized_bytes(small)
-    write_whole(tmp_path / "small.safetensors", data)
+    write_file(tmp_path / "small.safetensors", data)
     assert len(data) < 0.45 * whole  # its header, scales and biases are large beside so few weights
     loaded = load_detector(tmp_path / "small.safetensors")
     (a,), (b,) = (one.detect_inputs(random_inputs(1)) for one in (small, loaded))
@@ -135,3 +135,20 @@ def test_what_is_no_safetensors_file_is_never_unpickled(tmp_path: Path) -> None:
         load_detector(path)
     with pytest.raises(InputError, match="there is no detector"):
         load_detector(tmp_path / "none.safetensors")
+
+
+def test_batches_that_find_ranges_count_alike() -> None:
+    detector = tiny_detector()
+    batches = [factor * random_inputs(2, seed=factor) / 4 for factor in (1, 2, 4)]
+    found = [quantized_detector(detector, order) for order in (batches, batches[::-1])]
+    first, second = (
+        [layer.input_quant.scale for layer in one.network.modules() if isinstance(layer, QuantConv2d)]
+        for one in found
+    )
+    alone = [
+        next(layer.input_quant.scale for layer in one.network.modules() if isinstance(layer, QuantConv2d))
+        for one in (quantized_detector(detector, [batch]) for batch in batches)
+    ]
+    # The stem's inputs are the images; later ones are of layers whose own ranges move with each batch.
+    torch.testing.assert_close(first[0], torch.stack(alone).mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(first[0], second[0], rtol=1e-6, atol=0)

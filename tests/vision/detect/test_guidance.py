@@ -148,3 +148,22 @@ def test_a_teacher_of_another_shape_is_refused() -> None:
         GuidanceSettings(temperature=0)
     with pytest.raises(InputError, match="hints of guidance is -1"):
         GuidanceSettings(hints=-1)
+
+
+def test_adapters_depend_on_the_seed_alone() -> None:
+    def adapters(seed: int) -> list[Tensor]:
+        torch.rand(3)  # what is drawn elsewhere changes nothing
+        guide = Guide.seeded(tiny_network(seed=1), tiny_network(seed=2), GuidanceSettings(), seed)
+        return list(guide.adapters.state_dict().values())
+
+    state = torch.get_rng_state()
+    first = adapters(0)
+    torch.rand(1)
+    assert all(map(torch.equal, first, adapters(0)))
+    assert not all(map(torch.equal, first, adapters(1)))
+    torch.set_rng_state(state)
+    torch.rand(3)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    adapters(0)
+    assert torch.equal(torch.get_rng_state(), after)

@@ -460,6 +460,43 @@ def test_a_stopped_pruning_to_a_time_keeps_its_budget(
         prune(tiny_detector(), images, settings_, state=tmp_path / "state")
 
 
+def test_a_step_that_was_cut_is_not_cut_otherwise_by_other_times(
+    images: list[TrainingImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the training between two cuts; measured times then favour other channels."""
+    weights = {"now": 1.0, "later": 1.0}
+
+    def seconds(network: SSD) -> float:
+        shares = list(network.settings.channels.values())
+        half = len(shares) // 2
+        return (weights["now"] * sum(shares[:half]) + weights["later"] * sum(shares[half:])) * 1e-9
+
+    monkeypatch.setattr("modicum.vision.detect.pruning.budget.median_seconds", seconds)
+    recipe = Recipe(epochs=1, batch=2, learning_rate=1e-3, save_every=1)
+    settings_ = PruneSettings(Budget("latency", 0.7, True), steps=2, step_recipe=recipe, recipe=recipe)
+
+    def stop(doing: str, done: int, __: int) -> None:
+        if "step 1" in doing and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(tiny_detector(), images, settings_, state=tmp_path / "state", progress=stop)
+    cut = load_detector(tmp_path / "state/cut-1.safetensors").network.settings.channels
+    weights |= {"now": 3.0, "later": 0.1}
+    prune(tiny_detector(), images, settings_, state=tmp_path / "state")
+    assert load_detector(tmp_path / "state/step-1.safetensors").network.settings.channels == cut
+
+
+def test_bytes_before_are_those_of_the_given_file(images: list[TrainingImage], tmp_path: Path) -> None:
+    given = tiny_detector()
+    nbytes = save_detector(given, tmp_path / "given.safetensors")
+    result = prune(
+        given, images, PruneSettings(Budget("bytes", 0.7, True), steps=1, step_recipe=SHORT, recipe=SHORT)
+    )
+    assert result.before == nbytes == (tmp_path / "given.safetensors").stat().st_size
+    assert save_detector(result.detector, tmp_path / "pruned.safetensors") <= 0.7 * nbytes
+
+
 def test_a_budget_of_all_leaves_the_given_detector_as_it_was(images: list[TrainingImage]) -> None:
     teacher = tiny_detector()
     before = {name: value.clone() for name, value in teacher.network.state_dict().items()}

@@ -24,8 +24,8 @@ class AnnotatedImage:
         height, width: in pixels, as annotated.
         boxes: [G, 4] corners in pixels.
         labels: [G] int64, numbers of classes from 0.
-        is_difficult: [G] bool: neither learned from nor counted in evaluation ("difficult" in VOC, crowds in
-            COCO).
+        is_difficult: [G] bool: not counted in evaluation, and no object to learn ("difficult" in VOC, crowds
+            in COCO). Training takes their place for background.
     """
 
     path: Path

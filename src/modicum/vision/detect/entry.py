@@ -64,7 +64,7 @@ def train_detector(
     images = load_training_images(data, (settings.height, settings.width), progress)
     network = new_network(settings, recipe.seed)
     guidance = guidance or GuidanceSettings()
-    guide = None if teacher is None else Guide(teacher.network, network, guidance)
+    guide = None if teacher is None else Guide.seeded(teacher.network, network, guidance, recipe.seed)
     about = {"recipe": recipe.to_dict(), "images": len(images), "guided": teacher is not None}
     path = out.with_name(f"{out.name}.training")
     told_by = None if teacher is None else [fingerprint(teacher.network), asdict(guidance)]

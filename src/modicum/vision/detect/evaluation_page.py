@@ -150,7 +150,8 @@ def _draw_image(told: PageInput, number: int, title: str, theme: Theme) -> Any:
     from matplotlib.patches import Rectangle
 
     found, true = told.evaluation.detections[number], told.evaluation.truth[number]
-    image = open_image(told.images[number].annotated.path)
+    annotated = told.images[number].annotated
+    image = open_image(annotated.path, (annotated.width, annotated.height))
     figure = Figure(figsize=(5.4, 0.4 + 5.4 * image.height / image.width), layout="constrained")
     panel = figure.add_subplot()
     panel.imshow(image)

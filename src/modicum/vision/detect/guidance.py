@@ -121,6 +121,17 @@ class Guide(nn.Module):
             for level in range(student.settings.num_levels)
         )
 
+    @classmethod
+    def seeded(cls, teacher: SSD, student: SSD, settings: GuidanceSettings, seed: int) -> Guide:
+        """With adapters that depend on the seed alone, not on what was drawn before.
+
+        Raises:
+            ModelError: as the class.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(teacher, student, settings)
+
     def loss(self, images: Tensor, student: Outputs, targets: Targets, mined: Tensor) -> Tensor:
         """What is added to the detection loss of a batch."""
         teacher = self._teacher[0].eval()

@@ -16,8 +16,13 @@ from modicum.vision.detect.letterbox import PADDING, Letterbox
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 
 
-def open_image(path: Path) -> Any:
+def open_image(path: Path, size: tuple[int, int] | None = None) -> Any:
     """An RGB image of Pillow, turned as its EXIF data says.
+
+    Args:
+        path: of the file.
+        size: width and height that it is annotated with. If it has them only as it is stored, it is not
+            turned, as its boxes are not either.
 
     Raises:
         InputError: it cannot be read as an image; it is named.
@@ -25,7 +30,9 @@ def open_image(path: Path) -> Any:
     pillow, ops = import_package("PIL.Image", "detect"), import_package("PIL.ImageOps", "detect")
     try:
         with pillow.open(path) as image:
-            return ops.exif_transpose(image).convert("RGB")
+            turned = ops.exif_transpose(image)
+            is_stored = size is not None and image.size == size != turned.size
+            return (image if is_stored else turned).convert("RGB")
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         told = getattr(error, "strerror", None) or type(error).__name__
         raise InputError(f"{path} cannot be read as an image ({told}): repair it, or leave it out") from error

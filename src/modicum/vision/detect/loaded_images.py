@@ -112,7 +112,7 @@ def _opened(data: DetectionDataset, progress: Progress | None) -> Iterator[tuple
     unreadable: list[str] = []
     for number, annotated in enumerate(data.images):
         try:
-            image = open_image(annotated.path)
+            image = open_image(annotated.path, (annotated.width, annotated.height))
         except InputError as error:
             unreadable.append(str(error))
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ class QuantConv2d(nn.Module):
 def quantized_detector(
     detector: Detector, batches: Iterable[Tensor], method: RangeMethod = "mse"
 ) -> Detector:
-    """A copy with int8 convolutions, ranges found on some inputs [B, 3, H, W], 0 to 255.
+    """A copy with int8 convolutions, ranges found on some inputs [B, 3, H, W], 0 to 255; all batches count
+    alike.
 
     Raises:
         InputError: there is no batch, or a layer is given values that are not finite.
@@ -83,9 +85,11 @@ def quantized_detector(
     for layer in layers.values():
         layer.is_calibrating = True
     count = 0
-    for batch in batches:
+    for count, batch in enumerate(batches, 1):
+        for layer in layers.values():
+            # The mean over batches, where a moving average would count the first ones most.
+            layer.input_quant.settings = replace(layer.input_quant.settings, momentum=1 / count)
         network.raw_outputs(batch)
-        count += 1
     if not count:
         raise InputError("there is no image to find ranges with: give at least one batch")
     for layer in layers.values():

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from modicum.errors import InputError, ModelError
@@ -123,9 +122,7 @@ class _Pruning:
     def train(self, network: SSD, recipe: Recipe, name: str) -> list[float]:
         guidance, guide = self.settings.guidance, None
         if guidance is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(recipe.seed)
-                guide = Guide(self.teacher.network, network, guidance)
+            guide = Guide.seeded(self.teacher.network, network, guidance, recipe.seed)
         checkpoint = None
         if self.state is not None:
             checkpoint = training_checkpoint(
@@ -187,8 +184,13 @@ def prune(
     about = {**teacher.about, "pruned": {**settings.to_dict(), "from_channels": whole}}
     model = CostModel(teacher.network.settings, settings.budget.resource, about)
     basis = [settings.to_dict(), whole, fingerprint(teacher.network), images_digest(images)]
-    stopped = _cost_of_stopped_run(state, basis)
-    before = model.cost(whole) if stopped is None else stopped
+    stopped = _costs_of_stopped_run(state, basis)
+    if stopped is None:
+        # The given file says less of itself than the pruned one will.
+        given = replace(model, about=teacher.about) if settings.budget.resource == "bytes" else model
+        before = given.cost(whole)
+    else:
+        before, start = stopped
     limit = settings.budget.absolute(before)
     if limit > before:
         raise InputError(
@@ -207,16 +209,24 @@ def prune(
         for name in prunable
     }
     Allocation(network.settings.channels, least, model).check(limit)
-    if state is not None and stopped is None:
-        _begin(state, basis, before)
-    start = model.cost(network.settings.channels)
+    if stopped is None:
+        start = model.cost(network.settings.channels)
+        if state is not None:
+            _begin(state, basis, before, start)
     for step in range(1, settings.steps + 1):
         done = None if state is None else state / f"step-{step}.safetensors"
         if done is not None and done.exists():
             network = load_detector(done).network
             continue
-        target = limit if step == settings.steps else start * (limit / start) ** (step / settings.steps)
-        network = work.step(network, model, least, max(target, limit))
+        # Kept before it is trained: with other measured times the same step would cut otherwise.
+        cut = None if state is None else state / f"cut-{step}.safetensors"
+        if cut is not None and cut.exists():
+            network = load_detector(cut).network
+        else:
+            target = limit if step == settings.steps else start * (limit / start) ** (step / settings.steps)
+            network = work.step(network, model, least, max(target, limit))
+            if cut is not None:
+                save_detector(Detector(network), cut)
         if step < settings.steps:
             work.train(network, settings.step_recipe, f"step {step}")
         if done is not None:
@@ -226,10 +236,11 @@ def prune(
     return PruneResult(Detector(network.eval(), about), before, limit, after, whole, losses)
 
 
-def _cost_of_stopped_run(state: Path | None, basis: Any) -> float | None:
-    """What the given detector took when a run that was stopped began; None if there is none.
+def _costs_of_stopped_run(state: Path | None, basis: Any) -> tuple[float, float] | None:
+    """What the given detector took when a run that was stopped began, and what it took with its branches cut;
+    None if there is no such run.
 
-    A time is never measured twice alike, so the budget of a run that goes on is that of its beginning.
+    A time is never measured twice alike, so the limits of a run that goes on are those of its beginning.
 
     Raises:
         InputError: the run was another.
@@ -240,9 +251,9 @@ def _cost_of_stopped_run(state: Path | None, basis: Any) -> float | None:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         is_same = told["basis"] == json.loads(json.dumps(basis, default=str))
-        before: float = told["before"]  # a whole number but for times
-        if not 0 < before < math.inf:
-            raise ValueError(f"before is {before}")
+        costs: tuple[float, float] = told["before"], told["start"]  # whole numbers but for times
+        if not all(0 < cost < math.inf for cost in costs):
+            raise ValueError(f"before and start are {costs}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}): remove {state} to begin anew") from error
     if not is_same:
@@ -250,15 +261,15 @@ def _cost_of_stopped_run(state: Path | None, basis: Any) -> float | None:
             f"{state} is of a run with another detector, data or settings: repeat those to go on, give "
             "another --out, or remove it to begin anew"
         )
-    return before
+    return costs
 
 
-def _begin(state: Path, basis: Any, before: float) -> None:
+def _begin(state: Path, basis: Any, before: float, start: float) -> None:
     """Claim a folder for a run."""
     shutil.rmtree(state, ignore_errors=True)
     path = state / _RUN
     try:
         state.mkdir(parents=True)
-        write_whole(path, json.dumps({"basis": basis, "before": before}, default=str))
+        write_whole(path, json.dumps({"basis": basis, "before": before, "start": start}, default=str))
     except OSError as error:
         raise ModelError(f"cannot write to {state}: {error.strerror or error}; give another --out") from error
