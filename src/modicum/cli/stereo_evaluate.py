@@ -10,7 +10,7 @@ import typer
 
 from modicum.cli.console import print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
-from modicum.cli.stereo_options import cost_kind, pixels, read_pair, tell_of_compiling
+from modicum.cli.stereo_options import ScaleOption, cost_kind, pixels, read_pair, tell_of_compiling
 from modicum.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,12 +38,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(
-            help="Of a true picture's numbers; by default 4 for 8 bits, 256 for 16.", show_default=False
-        ),
-    ] = None,
+    scale: ScaleOption = None,
     fill: Annotated[bool, typer.Option(help="Fill pixels that failed a check.")] = True,
     threads: Annotated[int, typer.Option(help="That work at once, 1 to 8.")] = 1,
     page: Annotated[
