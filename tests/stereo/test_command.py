@@ -103,6 +103,43 @@ def test_a_folder_of_scenes_is_evaluated(pair: tuple[str, str], tmp_path: Path) 
     assert run("evaluate", tmp_path).stdout.count("rank-structure") == 1
 
 
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_an_8_bit_disp1_needs_a_scale(scale: int, pair: tuple[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "sets" / "aloe"
+    folder.mkdir(parents=True)
+    for old, name in zip(pair, ("view1.png", "view5.png"), strict=True):
+        shutil.copy(old, folder / name)
+    truth = save(folder / "disp1.png", np.full((24, 48), 5 * scale, np.uint8))
+    told = refused("evaluate", folder.parent)
+    assert "aloe: disp1.png has 8 bits and no scale" in told
+    assert "--scale 1 (full size), 2 (half size) or 3 (third size)" in told
+    assert "no scale" in refused("match", *pair, "-d", 16, "-o", tmp_path / "d.png", "--truth", truth)
+    result = run("evaluate", folder.parent, "--scale", scale, "--json")
+    assert result.exit_code == 0, result.output
+    assert "guess" not in result.stderr
+    assert json.loads(result.stdout)[0]["visible"]["bad_1"] < 0.2
+
+
+def test_a_disp1_that_has_a_scale_of_its_own_needs_none(tmp_path: Path) -> None:
+    write_disparity(tmp_path / "disp1.png", np.full((2, 3), 5, np.float32))
+    write_disparity(tmp_path / "disp1.pfm", np.full((2, 3), 5, np.float32))
+    for suffix in (".png", ".pfm"):
+        assert (read_disparity(tmp_path / f"disp1{suffix}") == 5).all()
+
+
+def test_the_scale_of_an_8_bit_disp2_is_told_once_as_a_guess(pair: tuple[str, str], tmp_path: Path) -> None:
+    save(tmp_path / "scene" / "disp2.png", np.full((24, 48), 5 * 8, np.uint8))
+    shutil.copytree(tmp_path / "scene", tmp_path / "scene2")
+    result = run("evaluate", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("divided by 4, a guess") == 1
+    assert "--scale" in result.stderr
+    assert json.loads(result.stdout)[0]["all"]["bad_1"] > 0.5  # 10 pixels instead of 5
+    result = run("evaluate", tmp_path, "--scale", 8, "--json")
+    assert "guess" not in result.stderr
+    assert json.loads(result.stdout)[0]["all"]["bad_1"] < 0.2
+
+
 def test_kittis_folders_are_found(tmp_path: Path) -> None:
     for name in ("image_2", "image_3"):
         save(tmp_path / name / "000000_10.png", np.zeros((4, 8, 3), np.uint8))
@@ -307,8 +344,38 @@ def test_a_scene_that_cannot_be_used_is_named_and_the_others_are_kept(
     write_disparity(tmp_path / "bad" / "disp2.pfm", np.full((24, 48), np.nan, np.float32))
     result = run("evaluate", tmp_path, "--json")
     assert result.exit_code == 0
-    assert "1 of 2 scenes left out: bad: no pixel of" in result.stderr
+    assert "1 of 2 rows left out: bad: no pixel of" in result.stderr
     assert [row["scene"] for row in json.loads(result.stdout)] == ["scene"]
+
+
+def test_a_cost_that_does_not_fit_a_scene_leaves_the_others(pair: tuple[str, str], tmp_path: Path) -> None:
+    for name in ("im2.png", "im6.png"):  # ad and sad do not fit 16 bits
+        with pictures.open(tmp_path / "scene" / name) as picture:
+            save(tmp_path / "deep" / name, np.asarray(picture).astype(np.uint16) * 257)
+    for name in ("scene", "deep"):
+        write_disparity(tmp_path / name / "disp2.pfm", np.full((24, 48), 5, np.float32))
+    page = tmp_path / "e.html"
+    result = run("evaluate", tmp_path, "--cost", "census,ad,rank-ad", "--page", page, "--json")
+    assert result.exit_code == 0, result.output
+    rows = [(row["scene"], row["cost"]) for row in json.loads(result.stdout)]
+    costs = ("census", "ad", "rank-ad")
+    assert rows == [("deep", cost) for cost in costs if cost != "ad"] + [("scene", cost) for cost in costs]
+    assert "1 of 6 rows left out: deep (ad, 8 paths): " in result.stderr
+    assert page.read_text().count("<img") == 2 * 2 + 2 * len(rows)
+
+
+def test_scenes_without_a_row_are_an_error_that_names_each_cost_once(
+    pair: tuple[str, str], tmp_path: Path
+) -> None:
+    write_disparity(tmp_path / "scene" / "disp2.pfm", np.full((24, 48), 5, np.float32))
+    shutil.copytree(tmp_path / "scene", tmp_path / "scene2")
+    told = refused("evaluate", tmp_path, "--cost", "census,ad", "-d", 64)
+    assert told.startswith("error: scene, scene2: there are 64 disparities"), told
+    for name in ("im2.png", "im6.png"):
+        with pictures.open(tmp_path / "scene" / name) as picture:
+            save(tmp_path / "deep" / name, np.asarray(picture).astype(np.uint16) * 257)
+    write_disparity(tmp_path / "deep" / "disp2.pfm", np.full((24, 48), 5, np.float32))
+    assert "deep (ad, 8 paths): " in refused("evaluate", tmp_path / "deep", "--cost", "ad,sad")
 
 
 def test_a_true_disparity_beyond_any_image_is_not_visible() -> None:

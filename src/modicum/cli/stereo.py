@@ -19,6 +19,7 @@ from modicum.cli.stereo_options import (
     P2Option,
     PathsOption,
     RankWindowOption,
+    ScaleOption,
     WindowOption,
     cost_kind,
     errors_line,
@@ -77,12 +78,7 @@ def match(
             help="True disparities, .pfm, .png or .pgm: adds errors.", metavar="FILE", show_default=False
         ),
     ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(
-            help="Of a true picture's numbers; by default 4 for 8 bits, 256 for 16.", show_default=False
-        ),
-    ] = None,
+    scale: ScaleOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the disparity of each pixel of the left image.

@@ -10,11 +10,15 @@ import typer
 
 from modicum.cli.console import print_json, print_table, progress_bar
 from modicum.cli.options import JsonOption
-from modicum.cli.stereo_options import cost_kind, pixels, read_pair, tell_of_compiling
+from modicum.cli.stereo_options import ScaleOption, cost_kind, pixels, read_pair, tell_of_compiling
 from modicum.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from modicum.stereo.evaluation import Errors
+    from modicum.stereo.pictures import Figure
     from modicum.stereo.scenes import Scene
 
 
@@ -38,12 +42,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(
-            help="Of a true picture's numbers; by default 4 for 8 bits, 256 for 16.", show_default=False
-        ),
-    ] = None,
+    scale: ScaleOption = None,
     fill: Annotated[bool, typer.Option(help="Fill pixels that failed a check.")] = True,
     threads: Annotated[int, typer.Option(help="That work at once, 1 to 8.")] = 1,
     page: Annotated[
@@ -64,18 +63,26 @@ def evaluate(
     sections = []
     wanted = [(kind, n) for kind in kinds for n in counts]
     options = disparities, scale, fill, threads
-    faults = []
+    faults: dict[str, list[str]] = {}  # what it is of, by message
     with progress_bar() as tell:
         for done, scene in enumerate(scenes):
             tell(scene.name, done, len(scenes))
             try:
-                sections.append((scene.name, _evaluate(scene, wanted, rows, options)))
+                of_scene, figures, failed = _evaluate(scene, wanted, options)
             except InputError as error:
-                faults.append(f"{scene.name}: {error}")
-    if not sections:
-        raise InputError("; ".join(faults))
+                faults.setdefault(str(error), []).append(scene.name)
+                continue
+            rows += of_scene
+            if of_scene:
+                sections.append((scene.name, figures))
+            for message, names in failed.items():
+                faults.setdefault(message, []).extend(f"{scene.name} ({name})" for name in names)
+    told = "; ".join(f"{', '.join(names)}: {message}" for message, names in faults.items())
+    if not rows:
+        raise InputError(told)
     if faults:
-        warnings.warn(f"{len(faults)} of {len(scenes)} scenes left out: {'; '.join(faults)}", stacklevel=2)
+        num_wanted = len(scenes) * len(wanted)
+        warnings.warn(f"{num_wanted - len(rows)} of {num_wanted} rows left out: {told}", stacklevel=2)
     _show(rows, scenes[0].is_kitti, as_json)
     if page is not None:
         from modicum.stereo import pictures
@@ -105,48 +112,63 @@ def _show(rows: list[dict[str, Any]], is_kitti: bool, as_json: bool) -> None:
 
 
 def _evaluate(
-    scene: Scene,
-    wanted: list[tuple[Any, int]],
-    rows: list[dict[str, Any]],
-    options: tuple[int | None, float | None, bool, int],
-) -> list[Any]:
-    """Rows of a scene, and figures of its page."""
+    scene: Scene, wanted: list[tuple[Any, int]], options: tuple[int | None, float | None, bool, int]
+) -> tuple[list[dict[str, Any]], list[Figure], dict[str, list[str]]]:
+    """Rows of a scene, figures of its page, and which (cost, paths) failed, by message.
+
+    Raises:
+        InputError: the scene cannot be used, whatever the cost.
+    """
     import numpy as np
 
     from modicum.stereo import pictures
-    from modicum.stereo.cost import CostSettings
     from modicum.stereo.evaluation import measure
-    from modicum.stereo.matcher import StereoMatcher
-    from modicum.stereo.settings import PathSettings, RefineSettings, StereoSettings
 
     disparities, scale, fill, threads = options
     left, right = read_pair(scene.left, scene.right)
     truth, shown = scene.read_truth(scale)
+    count = scene.disparities(truth) if disparities is None else disparities
     largest = float(np.nanmax(truth)) if np.isfinite(truth).any() else 1.0
     figures = [
         pictures.Figure(left, "left"),
         pictures.Figure(pictures.disparity_picture(truth, largest), "truth"),
     ]
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, list[str]] = {}
     for kind, paths in wanted:
-        settings = StereoSettings(
-            scene.disparities(truth) if disparities is None else disparities,
-            CostSettings(kind),
-            PathSettings(paths),
-            RefineSettings(fill=fill),
-        )
-        matcher = StereoMatcher(settings, threads)
-        tell_of_compiling()
-        found = matcher.match(left, right).pixels
-        errors: dict[str, Errors] = {"all": measure(found, truth), "visible": measure(found, truth, shown)}
-        told = {part: one.to_dict() for part, one in errors.items()}
-        rows.append(
-            {"scene": scene.name, "cost": kind, "paths": paths, "disparities": settings.disparities, **told}
-        )
         name = f"{kind}, {paths} paths"
+        try:
+            found = _match((left, right), (kind, paths, count, fill), threads)
+            errors: dict[str, Errors] = {
+                "all": measure(found, truth),
+                "visible": measure(found, truth, shown),
+            }
+        except InputError as error:
+            failed.setdefault(str(error), []).append(name)
+            continue
+        told = {part: one.to_dict() for part, one in errors.items()}
+        rows.append({"scene": scene.name, "cost": kind, "paths": paths, "disparities": count, **told})
         figures.append(pictures.Figure(pictures.disparity_picture(found, largest), name))
         figures.append(
             pictures.Figure(
                 pictures.error_picture(found, truth), f"error of {name}: bad-1 {errors['all'].bad_1:.1%}"
             )
         )
-    return figures
+    if not rows and len(failed) == 1:
+        raise InputError(next(iter(failed)))  # all for one reason: the scene's, not a cost's
+    return rows, figures, failed
+
+
+def _match(
+    images: tuple[NDArray[Any], NDArray[Any]], setting: tuple[Any, int, int, bool], threads: int
+) -> NDArray[np.float32]:
+    """Disparities of a pair in pixels, for (cost, paths, disparities, fill)."""
+    from modicum.stereo.cost import CostSettings
+    from modicum.stereo.matcher import StereoMatcher
+    from modicum.stereo.settings import PathSettings, RefineSettings, StereoSettings
+
+    kind, paths, disparities, fill = setting
+    settings = StereoSettings(disparities, CostSettings(kind), PathSettings(paths), RefineSettings(fill=fill))
+    matcher = StereoMatcher(settings, threads)
+    tell_of_compiling()
+    return matcher.match(*images).pixels

@@ -29,6 +29,15 @@ P2Option = Annotated[
 ContrastOption = Annotated[
     int, typer.Option(help="P2 is divided by (change of intensity / this); 0 for the same P2 everywhere.")
 ]
+ScaleOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Divides a true picture's numbers. By default 256 for 16 bits, and for 8 bits 4, a guess "
+        "(Middlebury 2003 at quarter size; 2001 has 8). Needed for an 8-bit disp1 (2005, 2006): 1 full, "
+        "2 half, 3 third size.",
+        show_default=False,
+    ),
+]
 PathsOption = Annotated[int, typer.Option(help="8, or the 4 that hardware has.")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from modicum.whole_file import write_whole
 KITTI_SCALE = 256
 MAX_PNG = (2**16 - 1) / KITTI_SCALE
 """Pixels: the largest disparity of a PNG."""
+_GUESSED_SCALE = 4
+"""Of 8-bit pictures: Middlebury 2003 at quarter size. 2001 has 8, and no file says which it is."""
 _PFM = re.compile(rb"Pf\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s")
 
 
@@ -54,11 +57,12 @@ def read_disparity(path: Path | str, scale: float | None = None) -> NDArray[np.f
     """Disparities [H, W] in pixels; NaN where there is none.
 
     Args:
-        scale: what a picture's numbers are divided by; None: 256 for 16 bits, 4 for 8 bits. 0 is no
-            disparity. Not used for .pfm.
+        scale: what a picture's numbers are divided by. None: 256 for 16 bits, and 4 for 8 bits, which is a
+            guess and warns. Zeros in a picture are unknown disparities. Not used for .pfm.
 
     Raises:
-        InputError: the file is missing or damaged, or the scale is not above 0.
+        InputError: the file is missing or damaged, the scale is not above 0, or an 8-bit picture named
+            disp1 is read without one: Middlebury 2005 and 2006 have it in three scales.
     """
     path = Path(path)
     if scale is not None and not 0 < scale < float("inf"):
@@ -76,10 +80,25 @@ def read_disparity(path: Path | str, scale: float | None = None) -> NDArray[np.f
         raise InputError(
             f"{path} has colours, or one bit a pixel: give disparities as grey numbers, or as .pfm"
         )
-    divisor = scale or (4 if values.dtype == np.uint8 else KITTI_SCALE)
+    divisor = scale or (_scale_of_8_bits(path) if values.dtype == np.uint8 else KITTI_SCALE)
     found = values.astype(np.float32) / np.float32(divisor)
     found[values == 0] = np.nan
     return found
+
+
+def _scale_of_8_bits(path: Path) -> int:
+    """The scale where none is given. Messages leave the folder out, so that scenes share one."""
+    if path.stem == "disp1":
+        raise InputError(
+            f"{path.name} has 8 bits and no scale, and Middlebury 2005 and 2006 have three: give --scale 1 "
+            "(full size), 2 (half size) or 3 (third size)"
+        )
+    warnings.warn(
+        f"the numbers of 8-bit truths are divided by {_GUESSED_SCALE}, a guess: that is the scale of "
+        "Middlebury 2003 at quarter size; give --scale for another (8 for Middlebury 2001)",
+        stacklevel=3,
+    )
+    return _GUESSED_SCALE
 
 
 def png(values: NDArray[Any]) -> bytes:

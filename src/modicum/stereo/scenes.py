@@ -55,8 +55,11 @@ class Scene:
         Without a file that says which are visible, this follows from the truth: see
         `modicum.stereo.evaluation.visible`.
 
+        Args:
+            scale: of pictures, as for `modicum.stereo.disparity_file.read_disparity`.
+
         Raises:
-            InputError: a file is missing or damaged, or of another size.
+            InputError: a file is missing or damaged, or of another size; or it needs a scale.
         """
         truth = read_disparity(self.truth, scale)
         if self.visible_truth is not None:
