@@ -162,20 +162,30 @@ def test_a_predicted_variant_that_fails_in_training_is_left_out_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(
-        SETTINGS, space="small", variants_per_block=6, winners=24, with_reference_blocks=False, samples=5
+        SETTINGS, space="small", variants_per_block=6, winners=2, with_reference_blocks=False, samples=5
     )
-    kept = VisionSearch(pictures(), tmp_path, settings).library.entries.keys()
+    run = VisionSearch(pictures(), tmp_path, settings)
+    known = run.library.entries.keys()
+    trained = tuple(
+        next(v.name for v in own if (n, v.name) in known) for n, own in enumerate(run.space.variants)
+    )
+    predicted = next(v.name for v in run.space.variants[0] if (0, v.name) not in known)
+    assert predicted in run.errors[0]
 
     def diverges(block: object, features: object, settings: object) -> bool:
         return False
 
     monkeypatch.setattr("modicum.search.library.train_block", diverges)  # of all that is trained from now on
-    report = search(pictures(), tmp_path, settings)
-    assert report.failed_variants
-    assert not {tuple(one.split("/")) for one in report.failed_variants} & {(str(n), v) for n, v in kept}
-    for one in report.front:
-        assert one.folder is not None
-        assert set(enumerate(one.variants)) <= kept
+    assert not run._failing([trained])
+    assert run._failing([trained, (predicted, trained[1])])
+    assert predicted not in run.errors[0]
+    front = run._with_winners()
+    assert all(one.variants[0] != predicted for one in front)
+    assert all(set(enumerate(one.variants)) <= known for one in front if one.folder)
+    assert f"0/{predicted}" in run.report(front).failed_variants
+    # A second run finds the failure in the folder.
+    again = VisionSearch(pictures(), tmp_path, settings)
+    assert again._failing([(predicted, trained[1])])
 
 
 def test_a_few_variants_are_few_without_the_references_own(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ class VisionSearch:
         failed = {(entry.block, entry.variant) for entry in self._library(wanted).failed} & asked
         self._failed |= failed
         if failed:
-            del self.errors
+            vars(self).pop("errors", None)  # worked out anew when it is asked for
         return bool(failed)
 
     def winner(self, one: FoundNetwork, number: int) -> FoundNetwork:
