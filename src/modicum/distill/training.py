@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,17 @@ class TrainingSettings:
             raise InputError(f"seed is {self.seed}: give a whole number from 0 to {_MOST_SEEDS - 1:,}")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"warmup is {self.warmup}: give a share from 0 to 1")
+
+    @classmethod
+    def of(cls, recipe: Any) -> TrainingSettings:
+        """The settings that another training's dataclass shares by name; the others are defaults.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        return cls(
+            **{one.name: getattr(recipe, one.name) for one in fields(cls) if hasattr(recipe, one.name)}
+        )
 
     def num_steps(self, num_sequences: int) -> int:
         """Steps in all; an epoch's last batch may be smaller."""

@@ -58,13 +58,7 @@ class BlockwiseSettings:
     @property
     def schedule(self) -> TrainingSettings:
         """Steps, rates and orders, as `modicum.distill` has them."""
-        return TrainingSettings(
-            epochs=self.epochs,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            max_norm=self.max_norm,
-            seed=self.seed,
-        )
+        return TrainingSettings.of(self)
 
 
 def chunks(count: int, size: int) -> Iterator[Tensor]:

@@ -63,16 +63,7 @@ class Recipe:
     @property
     def schedule(self) -> TrainingSettings:
         """The settings that it shares with `modicum.distill`; their batch is not used."""
-        return TrainingSettings(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            warmup=self.warmup,
-            max_norm=self.max_norm,
-            hard_weight=self.hard_weight,
-            tail=self.tail,
-            save_every=self.save_every,
-            seed=self.seed,
-        )
+        return TrainingSettings.of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""

@@ -60,15 +60,7 @@ class ImageRecipe:
     @property
     def schedule(self) -> TrainingSettings:
         """Steps, rates and orders, as `modicum.distill` has them."""
-        return TrainingSettings(
-            epochs=self.epochs,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            warmup=self.warmup,
-            max_norm=self.max_norm,
-            save_every=self.save_every,
-            seed=self.seed,
-        )
+        return TrainingSettings.of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""

@@ -44,15 +44,7 @@ class Recipe:
     @property
     def schedule(self) -> TrainingSettings:
         """Steps, rates and orders, as `modicum.distill` has them."""
-        return TrainingSettings(
-            epochs=self.epochs,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            warmup=self.warmup,
-            max_norm=self.max_norm,
-            save_every=self.save_every,
-            seed=self.seed,
-        )
+        return TrainingSettings.of(self)
 
     def step_generator(self, step: int) -> torch.Generator:
         """What is random in a step depends on its number only, so that a resumed run repeats it."""
