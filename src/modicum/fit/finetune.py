@@ -10,11 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from modicum.distill.entry import DistillSettings, distill
+from modicum.distill.model_digest import model_digest
 from modicum.distill.training import TrainingSettings
 from modicum.fit.haystack_questions import in_haystack
 from modicum.fit.settings import FitSettings
@@ -94,14 +94,9 @@ def _about(
     settings: FitSettings,
 ) -> dict[str, Any]:
     """What a distillation depends on."""
-    told = sha256()
-    for tensors in (model.state_dict(), masks):
-        for name, tensor in sorted(tensors.items()):
-            told.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
         "method": "fit",
-        "weights": told.hexdigest(),
+        "weights": model_digest(model, masks),
         "teacher": teacher,
         "texts": sha256(json.dumps(list(texts)).encode()).hexdigest(),
         "settings": [settings.length, settings.tasks, settings.task_share, settings.seed],
