@@ -1,31 +1,28 @@
-"""Essence distillation of a language model: perplexity and recall of `reference`, pruned to 70 % by ALPS,
-before and after it learns from itself unpruned; and the bytes of the recorded targets. One core, about four
-minutes.
+"""Essence distillation of language models: perplexity and recall of a pruned model before and after it learns
+from itself unpruned, and the bytes of the recorded targets. One core, resumable.
 
-    python benchmarks/essence_lm.py            # writes docs/benchmarks_essence_lm.json and the table
-    python benchmarks/essence_lm.py --quick    # one way; writes nothing
+    python benchmarks/essence_lm.py --work FOLDER                  # `reference`: about ten minutes a seed
+    python benchmarks/essence_lm.py --work FOLDER --model smollm2  # hours
+    python benchmarks/essence_lm.py --work FOLDER --quick          # one way and seed; for a trial
+    python benchmarks/essence_lm.py --work FOLDER --docs           # docs/benchmarks_essence_lm.json, tables
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import machine
 import prune
 import report
 import torch
-from page import write_section
+from measured_rows import append_row, read_rows, work_folder, write_docs
 from torch import Tensor
 
 import modicum
@@ -39,44 +36,72 @@ from modicum.distill import (
     record,
     train,
 )
+from modicum.distill.checkpoint import TrainingCheckpoint
 from modicum.distill.essence import Tail
-from modicum.distill.sequences import Questions, with_questions
-from modicum.distill.teachers import open_teachers
-from modicum.kv.fingerprint import weights_digest
+from modicum.distill.model_digest import model_digest
+from modicum.distill.sequences import Questions, digest, with_questions
+from modicum.distill.teachers import greedy_answers
 from modicum.weights import calibration, packed, save
 from modicum.weights.perplexity import perplexity
+from modicum.whole_file import whole_file
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
-NAME, KEEP, SPARSITY, LENGTH = "reference", "topk=16", 0.7, 512
+KEEP, LENGTH = "topk=16", 512
 TASKS = "niah_single_2:max_new_tokens=24,niah_multikey_1:keys=8,max_new_tokens=24"
-BATCH, RATE = 4, 1e-4
-COPIES = 3
-"""The text once, and so many less one times as many questions."""
-SEEDS = 2
+QUESTION_SEEDS = 2
 """Of the questions that recall is measured by: 32 each."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to distil."""
+    """One way to distil. The text is learned from once, with `questions` times as many generated ones."""
 
     tail: Tail
     hard_weight: float
+    questions: int = 2
 
     @property
     def title(self) -> str:
         """As the table names it."""
-        return f"λ = {self.hard_weight:g}, tail `{self.tail}`"
+        return f"λ = {self.hard_weight:g}, tail `{self.tail}`, {self.questions} questions for each sequence"
 
 
-WAYS = (Way("bin", 0.0), Way("bin", 0.25), Way("renormalize", 0.0))
+@dataclass(frozen=True)
+class Subject:
+    """A model, how it is pruned, and how it learns.
+
+    Attributes:
+        sequences: of the text, at most; None for all there are.
+        held: sequences of calibration length that perplexity is measured on.
+    """
+
+    sparsity: float
+    batch: int
+    rate: float
+    ways: tuple[Way, ...]
+    seeds: tuple[int, ...]
+    sequences: int | None = None
+    calibrating: int = prune.SEQUENCES
+    held: int = prune.HELD
+    length: int = 256
+
+
+SUBJECTS = {
+    "reference": Subject(
+        0.7,
+        4,
+        1e-4,
+        (Way("bin", 0.0), Way("bin", 0.25), Way("renormalize", 0.0), Way("bin", 0.25, 8)),
+        (0, 1, 2),
+    ),
+    "smollm2": Subject(0.6, 4, 5e-5, (Way("bin", 0.25),), (0,), sequences=48),
+}
 
 
 class Recall:
     """Questions of several seeds."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.parts = [prune.Recall(tokenizer, seed) for seed in range(SEEDS)]
+        self.parts = [prune.Recall(tokenizer, seed) for seed in range(QUESTION_SEEDS)]
 
     def of(self, model: Any) -> float:
         """The share of the wanted answers that are given."""
@@ -84,79 +109,123 @@ class Recall:
 
 
 class Bench:
-    """The pruned model in a folder, what it is measured on, and what it learns from."""
+    """One model and seed: the pruned model in a folder, what it is measured on, and what it learns from."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
-        self.teacher, self.tokenizer = modicum.load(NAME, dtype="float32", device="cpu")
-        size = prune.MODELS[NAME]
-        windows = calibration.tokens(modicum.sample_text(), self.tokenizer, None, size, seed)
-        end = prune.SEQUENCES + prune.HELD
-        calibrating, self.held = windows[: prune.SEQUENCES], windows[prune.SEQUENCES : end]
+    def __init__(self, work: Path, name: str, seed: int) -> None:
+        self.work, self.name, self.seed = work, name, seed
+        self.folder = work / f"{name}-{seed}"
+        self.subject = SUBJECTS[name]
+        self.teacher, self.tokenizer = modicum.load(name, dtype="float32", device="cpu")
+        subject = self.subject
+        windows = calibration.tokens(modicum.sample_text(), self.tokenizer, None, subject.length, seed)
+        end = subject.calibrating + subject.held
+        self.calibrating, self.held = windows[: subject.calibrating], windows[subject.calibrating : end]
         # Nothing is learned from the windows that perplexity is measured on.
-        rest = torch.cat([calibrating, windows[end:]])
-        self.text = rest[: len(rest) // 2 * 2].view(-1, LENGTH)
+        rest = torch.cat([self.calibrating, windows[end:]])
+        self.text = rest[: len(rest) // 2 * 2].view(-1, LENGTH)[: subject.sequences]
         self.recall = Recall(self.tokenizer)
-        self.digest = weights_digest(self.teacher)
-        model, _ = modicum.load(NAME, dtype="float32", device="cpu")
-        self.dense = self.measure(model)
-        found = modicum.prune(model, calibrating, method="alps", refine=None, sparsity=SPARSITY)
-        save(found, model, self.tokenizer, folder / "pruned")
-        self.pruned = self.measure(model)
+
+    def run(self, ways: Sequence[Way]) -> None:
+        """Measure what has no row yet."""
+        self.once("dense", lambda: self.measure(self.teacher))
+        self.once("pruned", self.prune)
+        for way in ways:
+            self.once(way.title, lambda way=way: self.distill(way))  # type: ignore[misc]
+
+    def once(self, title: str, measure: Callable[[], dict[str, Any]]) -> None:
+        """Append a row, unless it is there."""
+        key = f"{self.name}, {self.seed}, {title}"
+        if any(row["key"] == key for row in read_rows(self.work)):
+            return
+        started = time.process_time()
+        row = {"key": key, "model": self.name, "seed": self.seed, "title": title, **measure()}
+        row["cpu_seconds"] = round(time.process_time() - started, 1)
+        append_row(self.work, row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
 
     def measure(self, model: Any) -> dict[str, float]:
         """Perplexity of held-back text, and recall."""
         return {"perplexity": perplexity(model, self.held), "recall": self.recall.of(model)}
 
-    @cached_property
-    def ids(self) -> Tensor:
-        """What is learned from [n, T]."""
-        copies = torch.cat([self.text] * COPIES)
-        teachers = open_teachers([NAME], self.tokenizer, copies, device="cpu")
+    def prune(self) -> dict[str, Any]:
+        """By ALPS; the folder gets the packed file."""
+        model, _ = modicum.load(self.name, dtype="float32", device="cpu")
+        found = modicum.prune(
+            model,
+            self.calibrating,
+            method="alps",
+            refine=None,
+            sparsity=self.subject.sparsity,
+            resume=self.folder / "pruning",
+            progress=_tell,
+        )
+        save(found, model, self.tokenizer, self.folder / "pruned")
+        return {**self.measure(model), "file_bytes": _file_bytes(self.folder / "pruned")}
+
+    def ids(self, way: Way) -> Tensor:
+        """What is learned from [n, T]: kept in the folder, as questions are answered for a while."""
+        path = self.folder / f"ids-{way.questions}.pt"
+        if path.exists():
+            found: Tensor = torch.load(path)
+            return found
+        copies = torch.cat([self.text] * (1 + way.questions))
         # The first copies become questions, so that each stretch of text is there once.
-        questions = Questions(TASKS, 1 - 1 / COPIES, self.seed)
-        return with_questions(copies, self.tokenizer, questions, teachers.answer)
+        questions = Questions(TASKS, 1 - 1 / (1 + way.questions), self.seed)
+        ids = with_questions(
+            copies,
+            self.tokenizer,
+            questions,
+            lambda prompts, room: greedy_answers(self.teacher, self.tokenizer, prompts, room),
+            lambda done, total: _tell("answers", done, total),
+        )
+        with whole_file(path) as part:
+            torch.save(ids, part)
+        return ids
 
     def distill(self, way: Way) -> dict[str, Any]:
         """Record, unless it was, train, measure."""
-        ids = self.ids
-        header = TargetsHeader(self.teacher.config.vocab_size, KEEP, about={"teacher": self.digest})
-        targets_folder = self.folder / "targets"
-        started = time.perf_counter()
+        ids, subject = self.ids(way), self.subject
+        about = {"teacher": model_digest(self.teacher), "ids": digest(ids)}
+        header = TargetsHeader(self.teacher.config.vocab_size, KEEP, about=about)
+        targets_folder = self.folder / f"targets-{way.questions}"
         with TargetsWriter(targets_folder, header) as writer:
             record(Ensemble.of([lambda x: self.teacher(x).logits[:, :-1]]), ids, writer)
-        recorded = time.perf_counter()
         targets = SparseTargets(targets_folder)
         student = Student.load(self.folder / "pruned", "cpu")
         settings = TrainingSettings(
             epochs=1,
-            batch=BATCH,
-            learning_rate=RATE,
+            batch=subject.batch,
+            learning_rate=subject.rate,
             hard_weight=way.hard_weight,
             tail=way.tail,
             seed=self.seed,
+            save_every=10,
         )
-        losses = train(student, ids, targets, settings, progress=_tell)
-        trained = time.perf_counter()
-        out = self.folder / way.title.replace(" ", "-")
+        out = self.folder / "-".join(way.title.replace("`", "").replace(",", "").split())
+        checkpoint = TrainingCheckpoint(out / "state.safetensors", f"{header.digest}, {settings}")
+        started = time.process_time()
+        losses = train(student, ids, targets, settings, checkpoint=checkpoint, progress=_step)
+        trained = time.process_time()
         student.save(out, {})
+        checkpoint.path.unlink(missing_ok=True)
         stored = targets.statistics
         return {
-            "way": way.title,
+            **asdict(way),
             **self.measure(student.model),
             "sequences": len(ids),
             "steps": len(losses),
-            "seconds_recording": recorded - started,
-            "seconds_training": trained - recorded,
-            "loss_first": losses[0],
-            "loss_last": losses[-1],
+            "seconds_training": trained - started,
             "masks_unchanged": _same_masks(self.folder / "pruned", out),
             "sparsity": student.sparsity,
             "captured_mass": stored.captured_mass,
             "nbytes_per_frame": stored.nbytes_per_frame,
             "dense_nbytes_per_frame": stored.dense_nbytes_per_frame,
-            "file_bytes": (out / packed.FILE).stat().st_size,
+            "file_bytes": _file_bytes(out),
         }
+
+
+def _file_bytes(folder: Path) -> int:
+    return (folder / packed.FILE).stat().st_size
 
 
 def _same_masks(before: Path, after: Path) -> bool:
@@ -167,68 +236,86 @@ def _same_masks(before: Path, after: Path) -> bool:
     )
 
 
-def _tell(done: int, total: int) -> None:
+def _step(done: int, total: int) -> None:
     if done % 10 == 0:
-        print(f"step {done} of {total}", file=sys.stderr, flush=True)
+        _tell("step", done, total)
+
+
+def _tell(what: str, done: int, total: int) -> None:
+    print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+
+# -- tables --------------------------------------------------------------------------------------------------
 
 
 def section(raw: dict[str, Any]) -> str:
-    """The table, markers left out."""
-    m, first = raw["machine"], raw["found"][0]
-    rows = [
-        ["dense (the teacher)", *_cells(raw["dense"]), ""],
-        [f"pruned to {SPARSITY:.0%} by ALPS", *_cells(raw["pruned"]), ""],
-    ]
-    rows += [[f"distilled, {x['way']}", *_cells(x), f"{x['seconds_training']:.0f} s"] for x in raw["found"]]
-    ratio = first["dense_nbytes_per_frame"] / first["nbytes_per_frame"]
-    same = "the same" if all(x["masks_unchanged"] for x in raw["found"]) else "NOT the same"
-    tasks = " and ".join(f"`{x}`" for x in prune.TASKS)
+    """All tables, markers left out."""
+    minutes = sum(row["cpu_seconds"] for row in raw["rows"]) / 60
     parts = [
-        f"Measured {raw['date']} in {raw['minutes']} minutes on one core ({m['processor']}), float32, one "
-        f"seed: `{NAME}`, calibrated on {prune.SEQUENCES} sequences of 256 tokens of the sample text; "
-        f"{first['sequences']} sequences of {LENGTH} tokens to learn from, once: the rest of that text, and "
-        f"{COPIES - 1} times as many generated questions with the teacher's answers; `{KEEP}`, "
-        f"{first['steps']} steps of {BATCH} sequences, learning rate {RATE:g}. Perplexity is of {prune.HELD} "
-        f"sequences that nothing was learned from, recall of {SEEDS * prune.ASKED} questions each of "
-        f"{tasks}, other ones than were learned from.",
-        report.table(["", "perplexity", "recall", "training"], rows),
-        f"The masks are {same} bit for bit, and the packed file has {first['file_bytes']:,} bytes, "
-        f"{raw['pruned_bytes']:,} before. A recorded token takes {first['nbytes_per_frame']:.1f} bytes, its "
-        f"logits in 16 bits {first['dense_nbytes_per_frame']:,}, {ratio:.0f} times as many. Its 16 classes "
-        f"hold {first['captured_mass']:.0%} of the probability.",
+        f"Measured {raw['date']} in {minutes:.0f} minutes of one core ({raw['machine']['processor']}), "
+        f"float32; mean and, behind ±, standard deviation over seeds. Pruned by ALPS, calibrated on "
+        f"{prune.SEQUENCES} sequences of 256 tokens of the sample text. Learned from once: sequences of "
+        f"{LENGTH} tokens of the rest of that text, and generated questions with the teacher's answers; "
+        f"`{KEEP}`. Perplexity is of {prune.HELD} sequences that nothing was learned from, recall of "
+        f"{QUESTION_SEEDS * prune.ASKED} questions each of {' and '.join(f'`{x}`' for x in prune.TASKS)}, "
+        "other ones than were learned from."
     ]
+    for name, subject in SUBJECTS.items():
+        rows = [row for row in raw["rows"] if row["model"] == name]
+        if any("tail" in row for row in rows):
+            parts += [f"**{name}**, {subject.sparsity:.0%} of the weights pruned:", *_table(rows, subject)]
     return "\n\n".join(parts)
 
 
-def _cells(found: dict[str, Any]) -> list[str]:
-    return [f"{found['perplexity']:.1f}", f"{found['recall']:.0%}"]
+def _table(rows: Sequence[dict[str, Any]], subject: Subject) -> list[str]:
+    titles = {"dense": "dense (the teacher)", "pruned": "pruned"}
+    lines = []
+    for title in dict.fromkeys(row["title"] for row in rows):
+        some = [row for row in rows if row["title"] == title]
+        learned = f"{some[0]['sequences']}" if "sequences" in some[0] else ""
+        seconds = f"{statistics.mean(x['seconds_training'] for x in some):.0f} s" if learned else ""
+        lines.append([
+            titles.get(title, title), _spread([x["perplexity"] for x in some]),
+            _spread([100 * x["recall"] for x in some], "%"), learned, seconds, str(len(some)),
+        ])  # fmt: skip
+    taught = [row for row in rows if "tail" in row]
+    first = taught[0]
+    before = {row["seed"]: row["file_bytes"] for row in rows if row["title"] == "pruned"}
+    same = "the same" if all(x["masks_unchanged"] for x in taught) else "NOT the same"
+    sizes = "has" if all(x["file_bytes"] == before[x["seed"]] for x in taught) else "has not"
+    ratio = first["dense_nbytes_per_frame"] / first["nbytes_per_frame"]
+    return [
+        report.table(["", "perplexity", "recall", "sequences", "training", "seeds"], lines),
+        f"The masks are {same} bit for bit, and the packed file {sizes} the bytes that it had, "
+        f"{first['file_bytes']:,}; {subject.batch} sequences a step, learning rate {subject.rate:g}. A "
+        f"recorded token takes {first['nbytes_per_frame']:.1f} bytes, its logits in 16 bits "
+        f"{first['dense_nbytes_per_frame']:,}, {ratio:.0f} times as many. Its 16 classes hold "
+        f"{first['captured_mass']:.0%} of the probability.",
+    ]
+
+
+def _spread(values: Sequence[float], unit: str = "") -> str:
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}{unit}"
 
 
 def main() -> None:
-    """Measure, write, and print the table."""
+    """Measure what is missing, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one way; writes nothing")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, required=True, help="gets models and rows.jsonl")
+    parser.add_argument("--model", default="reference", choices=list(SUBJECTS))
+    parser.add_argument("--seeds", type=int, nargs="+", help="by default all of the model")
+    parser.add_argument("--quick", action="store_true", help="one way and seed; for a trial")
+    parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
     asked = parser.parse_args()
+    if asked.docs:
+        write_docs(asked.work, section, "benchmarks_essence_lm.json", "distill.md", "essence-lm")
+        return
     torch.manual_seed(0)
-    started = datetime.now().astimezone()
-    folder = Path(tempfile.mkdtemp(prefix="modicum-essence-"))
-    try:
-        bench = Bench(folder, asked.seed)
-        raw: dict[str, Any] = {"dense": bench.dense, "pruned": bench.pruned, "found": []}
-        raw["pruned_bytes"] = (folder / "pruned" / packed.FILE).stat().st_size
-        print(json.dumps(raw), file=sys.stderr, flush=True)
-        for way in WAYS[:1] if asked.quick else WAYS:
-            raw["found"].append(bench.distill(way))
-            print(json.dumps(raw["found"][-1]), file=sys.stderr, flush=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    raw |= machine.since(started)
-    print(section(raw))
-    if not asked.quick:
-        text = json.dumps(raw, indent=1) + "\n"
-        (_DOCS / "benchmarks_essence_lm.json").write_text(text, encoding="utf-8")
-        write_section(_DOCS / "distill.md", "essence-lm", section(raw))
+    subject = SUBJECTS[asked.model]
+    work = work_folder(asked.work, asked.quick)
+    for seed in subject.seeds[:1] if asked.quick else asked.seeds or subject.seeds:
+        Bench(work, asked.model, seed).run(subject.ways[:1] if asked.quick else subject.ways)
 
 
 if __name__ == "__main__":

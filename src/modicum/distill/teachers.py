@@ -71,7 +71,7 @@ def open_teachers(
 
     def answer(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         first = kept[0] if kept else load(names[0], device=device)[0]
-        return _answers(first, tokenizer, prompts, max_new_tokens)
+        return greedy_answers(first, tokenizer, prompts, max_new_tokens)
 
     return Teachers(tuple(digests), widths[0], answer, Ensemble(loaders, temperature))
 
@@ -106,9 +106,10 @@ def _reader(model: Any) -> Classifier:
 
 
 @torch.no_grad()
-def _answers(
+def greedy_answers(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[list[int]]:
+    """A model's greedy answers to prompts of tokens, each with its end token if it has one."""
     answers: list[list[int]] = []
     for start in range(0, len(prompts), _BATCH):
         some = [list(prompt) for prompt in prompts[start : start + _BATCH]]
