@@ -384,6 +384,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="gets models and rows.jsonl")
     parser.add_argument("--digits", type=Path, help="the dataset; by default fsdd in $MODICUM_DATA")
+    parser.add_argument("--seeds", type=int, nargs="+", help="0, 1 and 2 by default")
     parser.add_argument("--quick", action="store_true", help="one seed, very small; for a trial")
     parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
     parser.add_argument("--show", action="store_true", help="print the tables of what was measured")
@@ -412,7 +413,12 @@ def main() -> None:
     else:
         print(f"there are no digits in {dataset}: give --digits", file=sys.stderr)
     bench = Bench(asked.work)
-    plan = [(task, cell, seed) for seed in sizes.seeds for task in tasks for cell in cells(task.stride)]
+    plan = [
+        (task, cell, seed)
+        for seed in asked.seeds or sizes.seeds
+        for task in tasks
+        for cell in cells(task.stride)
+    ]
     for number, (task, cell, seed) in enumerate(plan, 1):
         print(f"{number} of {len(plan)}: {task.name}, seed {seed}, {cell.name}", file=sys.stderr, flush=True)
         bench.measure(task, cell, seed)
