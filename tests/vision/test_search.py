@@ -319,6 +319,12 @@ def test_times_of_another_device_by_command(tmp_path: Path) -> None:
     table = BlockTable.load(tmp_path / "t.json")
     assert table.device == "phone"
     assert len(table.seconds) == len(lines) - 1
+    other = runner.invoke(
+        app, ["measure", "--times", str(path), "--device", "tablet", "-o", str(tmp_path / "t.json")]
+    )
+    assert other.exit_code == 2
+    assert "has times of phone (measured elsewhere): give another --out" in other.stderr
+    assert BlockTable.load(tmp_path / "t.json") == table
 
 
 @pytest.mark.parametrize(

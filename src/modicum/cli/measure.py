@@ -70,6 +70,7 @@ def measure(
         raise InputError(f"--check is {check}: give 0 or more networks")
     if times is not None:
         table = import_times(times, device)
+        _check_other(table, out)
         table.save(out)
         _told(table, None, out, as_json)
         return
@@ -90,6 +91,17 @@ def measure(
             picks = draw([list(range(size)) for size in searched.sizes], check, 0)
             found = check_latency(searched, table, settings, picks)
     _told(table, found, out, as_json)
+
+
+def _check_other(table: BlockTable, out: Path) -> None:
+    """Refuse to write over what was measured on another device, maybe for hours."""
+    from modicum.measure.block_table import BlockTable
+
+    if not out.exists():
+        return
+    other = BlockTable.load(out)
+    if (other.device, other.runtime) != (table.device, table.runtime):
+        raise InputError(f"{out} has times of {other.device} ({other.runtime}): give another --out")
 
 
 def _space(reference: str, space: str, channels: str, strides: str, size: int, classes: int) -> SearchSpace:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modicum.cli.console import complain
+from modicum.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 def stream_text(recognizer: Recognizer, files: Sequence[Path]) -> None:
     """Print the text of each file, or without files that of the microphone until Ctrl-C, as it is recognised.
 
-    Ctrl-C ends a file early, with the text of what was heard; the files after it are left out.
+    Ctrl-C, or damage in the middle of a file, ends it early, with the text of what was heard; the files after
+    it are left out.
 
     Raises:
         InputError: a file cannot be read, or there is no microphone.
@@ -48,5 +51,9 @@ def _print_stream(recognizer: Recognizer, blocks: Iterable[Tensor]) -> bool:
             sys.stdout.flush()
     except KeyboardInterrupt:
         is_whole = False  # what was heard is written to its end
+    except InputError:
+        with suppress(InputError):  # too little was heard for a frame
+            print(stream.finish(), flush=True)
+        raise
     print(stream.finish(), flush=True)
     return is_whole

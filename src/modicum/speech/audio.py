@@ -55,7 +55,7 @@ def audio_info(path: str | Path) -> AudioInfo:
     try:
         info = soundfile.info(soundfile_name(path))
     except (OSError, RuntimeError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return AudioInfo(info.samplerate, info.frames, info.channels)
 
 
@@ -78,7 +78,7 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
     try:
         samples, rate = soundfile.read(soundfile_name(path), dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     mono = samples.mean(1, dtype=np.float64).astype(np.float32)
     if not len(mono):
         raise InputError(f"{path} has no samples: give a file with sound, or leave it out")
@@ -180,7 +180,8 @@ def soundfile_name(path: str | Path) -> str | bytes:
     return name
 
 
-def _unreadable(path: str | Path, error: Exception) -> InputError:
+def unreadable(path: str | Path, error: Exception) -> InputError:
+    """What to say of a file that soundfile could not read."""
     if not Path(path).exists():
         return InputError(f"there is no audio file {path}: give the path of a wav, flac or opus file")
     return InputError(f"{path} cannot be read as audio ({error}): give a wav, flac or opus file")

@@ -193,6 +193,23 @@ def test_ctrl_c_in_a_file_leaves_out_the_files_after_it(
     assert opened == ["one", "two", "two"]
 
 
+def test_damage_in_the_middle_of_a_file_is_told_after_the_text_before_it(
+    streamed: Recognizer, tones: Tones, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = load_audio(tones.test.utterances[0].audio).repeat(4)
+    path = tmp_path / "a.flac"
+    save_audio(path, samples)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    heard: list[torch.Tensor] = []
+    with pytest.raises(InputError, match=r"a\.flac cannot be read as audio"):
+        heard.extend(read_blocks(path, 16_000))
+    assert heard
+    with pytest.raises(InputError, match=r"a\.flac cannot be read as audio"):
+        stream_text(streamed, [path])
+    assert capsys.readouterr().out == streamed.transcribe(torch.cat(heard)).text + "\n"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_unicode_is_streamed(tmp_path: Path) -> None:
     samples = 0.1 * torch.sin(torch.arange(4000) * 0.2)

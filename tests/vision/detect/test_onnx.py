@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_no_detection_is_no_error(tmp_path: Path) -> None:
     (found,) = OnnxDetector.load(tmp_path / "one.onnx").detect_inputs(random_inputs(1))
     assert found.boxes.shape == (0, 4)
     assert len(detector.detect_inputs(random_inputs(1), NmsSettings(min_score=1.0))[0]) == 0
+
+
+def test_scores_that_the_file_leaves_out_are_told(tmp_path: Path) -> None:
+    export_onnx(tiny_detector(), tmp_path / "one.onnx", NmsSettings(min_score=0.3))
+    runtime = OnnxDetector.load(tmp_path / "one.onnx")
+    with pytest.warns(UserWarning, match=r"gives only those above 0\.3: export it with --min-score 0\.01"):
+        runtime.detect_inputs(random_inputs(1), NmsSettings(min_score=0.01))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runtime.detect_inputs(random_inputs(1), NmsSettings(min_score=0.3))
+        runtime.detect(scene(0)[0])
 
 
 def test_int8_runs_in_onnxruntime(tmp_path: Path) -> None:

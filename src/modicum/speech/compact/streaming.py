@@ -19,7 +19,7 @@ from torch import Tensor
 from modicum.errors import InputError, ModelError
 from modicum.packages import import_package
 from modicum.speech.acoustic_model import AcousticModel, ModelSettings
-from modicum.speech.audio import audio_info, soundfile_name
+from modicum.speech.audio import audio_info, soundfile_name, unreadable
 from modicum.speech.compact.context import model_context
 from modicum.speech.compact.sanm import SanmSettings
 from modicum.speech.features import SHERPA_HIGH_FREQUENCY, Fbank, FeatureSettings
@@ -203,7 +203,7 @@ def read_blocks(path: str | Path, sample_rate: int, seconds: float = 0.1) -> Ite
     """The samples of a file in blocks, each [n] float32: mono, resampled where the rate is another.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or not to its end; blocks before the damage were given.
     """
     soundfile = import_package("soundfile", "speech")
     info = audio_info(path)
@@ -213,11 +213,19 @@ def read_blocks(path: str | Path, sample_rate: int, seconds: float = 0.1) -> Ite
             info.sample_rate, sample_rate, 1, dtype="float32"
         )
     size = max(1, int(seconds * info.sample_rate))
-    for block in soundfile.blocks(soundfile_name(path), size, dtype="float32", always_2d=True):
+    blocks = soundfile.blocks(soundfile_name(path), size, dtype="float32", always_2d=True)
+    while (block := _next_block(blocks, path)) is not None:
         mono = block.mean(1, dtype=np.float64).astype(np.float32)
         yield torch.from_numpy(mono if change is None else change.resample_chunk(mono))
     if change is not None:
         yield torch.from_numpy(change.resample_chunk(np.empty(0, np.float32), last=True))
+
+
+def _next_block(blocks: Iterator[Any], path: str | Path) -> Any | None:
+    try:
+        return next(blocks, None)
+    except RuntimeError as error:  # libsndfile's
+        raise unreadable(path, error) from error
 
 
 def microphone_blocks(sample_rate: int, seconds: float = 0.1) -> Iterator[Tensor]:

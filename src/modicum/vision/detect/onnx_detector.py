@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ class OnnxDetector:
     Attributes:
         session: of onnxruntime.
         settings: the record.
+        min_score: detections with a lower or equal score are not given out, whatever is asked for.
     """
 
     session: Any
     settings: SSDSettings
+    min_score: float = 0.0
 
     @classmethod
     def load(cls, path: str | Path, num_threads: int = 1) -> OnnxDetector:
@@ -47,7 +50,7 @@ class OnnxDetector:
         try:
             session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             told = json.loads(session.get_modelmeta().custom_metadata_map["modicum"])
-            return cls(session, SSDSettings.from_dict(told["settings"]))
+            return cls(session, SSDSettings.from_dict(told["settings"]), float(told.get("min_score", 0)))
         except Exception as error:  # onnxruntime's errors have no common base but this
             raise ModelError(
                 f"{path} is no detector that modicum detect export wrote ({type(error).__name__}): export "
@@ -65,8 +68,10 @@ class OnnxDetector:
         return self.settings.height, self.settings.width
 
     def detect(self, image: Any, settings: NmsSettings | None = None) -> Detections:
-        """What is in an RGB image of Pillow. Scores below the file's own least are not given out, and its
-        greatest overlap holds; `settings` can only ask for fewer detections.
+        """What is in an RGB image of Pillow.
+
+        Scores up to the file's own least are not given out, with a warning where `settings` ask for them. The
+        file's greatest overlap holds.
         """
         pixels, letterbox = letterboxed(image, self.input_size)
         (found,) = self.detect_inputs(pixels[None], settings)
@@ -74,6 +79,12 @@ class OnnxDetector:
 
     def detect_inputs(self, inputs: Tensor, settings: NmsSettings | None = None) -> list[Detections]:
         """What is in each of the inputs [B, 3, H, W] in RGB, 0 to 255."""
+        if settings is not None and settings.min_score < self.min_score:
+            warnings.warn(
+                f"detections with scores above {settings.min_score:g} are asked for, and the ONNX file gives "
+                f"only those above {self.min_score:g}: export it with --min-score {settings.min_score:g}",
+                stacklevel=2,
+            )
         found = []
         for one in inputs:
             boxes, scores, labels = (

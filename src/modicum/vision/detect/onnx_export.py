@@ -46,7 +46,12 @@ def export_onnx(detector: Detector, path: str | Path, settings: NmsSettings | No
     _suppress(onnx, proto, settings)
     entry = proto.metadata_props.add()
     entry.key = "modicum"
-    entry.value = json.dumps({"settings": detector.network.settings.to_dict(), "about": dict(detector.about)})
+    told = {
+        "settings": detector.network.settings.to_dict(),
+        "about": dict(detector.about),
+        "min_score": settings.min_score,
+    }
+    entry.value = json.dumps(told)
     onnx.checker.check_model(proto)
     data: bytes = proto.SerializeToString()
     write_file(Path(path), data)
