@@ -201,8 +201,9 @@ class Bench:
             seed=self.seed,
             save_every=10,
         )
-        out = self.folder / "-".join(way.title.replace("`", "").replace(",", "").split())
-        checkpoint = TrainingCheckpoint(out / "state.safetensors", f"{header.digest}, {settings}")
+        name = f"{way.tail}-{way.hard_weight:g}-{way.questions}"
+        out = self.folder / name
+        checkpoint = TrainingCheckpoint(self.folder / f"{name}.safetensors", f"{header.digest}, {settings}")
         started = time.process_time()
         losses = train(student, ids, targets, settings, checkpoint=checkpoint, progress=_step)
         trained = time.process_time()
