@@ -172,11 +172,13 @@ def long_answers(tokenizer: Any, settings: Settings) -> list[Stream]:
 
 
 @torch.no_grad()
-def follow(model: Any, streams: Sequence[Stream], policy: str, budget: int | str, step: int) -> Outcome:
+def follow(
+    model: Any, streams: Sequence[Stream], policy: str, budget: int | str, step: int, store: str = "model"
+) -> Outcome:
     """Read the streams side by side, a few tokens at a time; which values would have been written?"""
     ids = torch.tensor([stream.ids for stream in streams])
     chunk = ids.shape[1] if policy == "full" else step
-    cache = BudgetCache(model, policy, budget, chunk=chunk)
+    cache = BudgetCache(model, policy, budget, chunk=chunk, store=store)
     guesses = []
     for start in range(0, ids.shape[1], chunk):
         out = model(input_ids=ids[:, start : start + chunk], **cache_kwargs(model, cache), use_cache=True)
@@ -212,16 +214,15 @@ class Bench:
         self._prompts = long_prompts(self._contexts, random.Random(settings.seed))
         self.streams = long_answers(tokenizer, settings)
 
-    def measure(self, use: str, policy: str, share: float | None) -> Outcome:
+    def measure(self, use: str, policy: str, share: float | None, store: str = "model") -> Outcome:
         """One use under one policy, with this share of the full cache's bytes, or with all that it takes."""
         budget = self.settings.stream + 512 if use == "long answer" else self._most
         allowed: int | str = budget if share is None else f"{int(share * self.full[use])}B"
         if use == "long answer":
-            return follow(self.model, self.streams, policy, allowed, self.settings.step)
+            return follow(self.model, self.streams, policy, allowed, self.settings.step, store)
         asked = self._prompts if use == "long prompt" else self._contexts
-        return ask(
-            self.model, asked, policy, allowed, chunk=self._most if share is None else self.settings.chunk
-        )
+        chunk = self._most if share is None else self.settings.chunk
+        return ask(self.model, asked, policy, allowed, chunk=chunk, store=store)
 
 
 Cell = tuple[str, str, float]
