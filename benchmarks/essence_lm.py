@@ -58,11 +58,17 @@ class Way:
     tail: Tail
     hard_weight: float
     questions: int = 2
+    rate: float = 1e-4
 
     @property
     def title(self) -> str:
         """As the table names it."""
-        return f"λ = {self.hard_weight:g}, tail `{self.tail}`, {self.questions} questions for each sequence"
+        parts = [f"λ = {self.hard_weight:g}", f"tail `{self.tail}`"]
+        if self.questions != Way.questions:
+            parts.append(f"{self.questions} questions for each sequence")
+        if self.rate != Way.rate:
+            parts.append(f"learning rate {self.rate:g}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,6 @@ class Subject:
 
     sparsity: float
     batch: int
-    rate: float
     ways: tuple[Way, ...]
     seeds: tuple[int, ...]
     sequences: int | None = None
@@ -89,11 +94,16 @@ SUBJECTS = {
     "reference": Subject(
         0.7,
         4,
-        1e-4,
-        (Way("bin", 0.0), Way("bin", 0.25), Way("renormalize", 0.0), Way("bin", 0.25, 8)),
+        (
+            Way("bin", 0.0),
+            Way("bin", 0.25),
+            Way("renormalize", 0.0),
+            Way("bin", 0.0, rate=3e-5),
+            Way("bin", 0.25, rate=3e-5),
+        ),
         (0, 1, 2),
     ),
-    "smollm2": Subject(0.6, 4, 5e-5, (Way("bin", 0.25),), (0,), sequences=48),
+    "smollm2": Subject(0.6, 4, (Way("bin", 0.25, rate=5e-5),), (0,), sequences=48),
 }
 
 
@@ -195,13 +205,13 @@ class Bench:
         settings = TrainingSettings(
             epochs=1,
             batch=subject.batch,
-            learning_rate=subject.rate,
+            learning_rate=way.rate,
             hard_weight=way.hard_weight,
             tail=way.tail,
             seed=self.seed,
             save_every=10,
         )
-        name = f"{way.tail}-{way.hard_weight:g}-{way.questions}"
+        name = f"{way.tail}-{way.hard_weight:g}-{way.questions}-{way.rate:g}"
         out = self.folder / name
         checkpoint = TrainingCheckpoint(self.folder / f"{name}.safetensors", f"{header.digest}, {settings}")
         started = time.process_time()
@@ -288,7 +298,8 @@ def _table(rows: Sequence[dict[str, Any]], subject: Subject) -> list[str]:
     return [
         report.table(["", "perplexity", "recall", "sequences", "training", "seeds"], lines),
         f"The masks are {same} bit for bit, and the packed file {sizes} the bytes that it had, "
-        f"{first['file_bytes']:,}; {subject.batch} sequences a step, learning rate {subject.rate:g}. A "
+        f"{first['file_bytes']:,}; {subject.batch} sequences a step, learning rate "
+        f"{Way.rate:g} but where another is given. A "
         f"recorded token takes {first['nbytes_per_frame']:.1f} bytes, its logits in 16 bits "
         f"{first['dense_nbytes_per_frame']:,}, {ratio:.0f} times as many. Its 16 classes hold "
         f"{first['captured_mass']:.0%} of the probability.",
