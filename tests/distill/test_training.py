@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from modicum.distill.teachers import open_teachers
 from modicum.errors import InputError, ModelError, TargetsError
 from modicum.weights import packed, save
 from tests.bounds import gamma, logits_bound
+from tests.distill import reference
 from tests.tiny_model import TINY_MODEL, VOCAB_SIZE
 
 TEXT = modicum.sample_text()[:12_000]
@@ -125,6 +127,35 @@ def test_removed_weights_stay_zero_at_every_step(students: Path, tmp_path: Path)
     train(student, ids, targets, FEW.training, progress=look)
     assert len(signs) == (4 + 1) * len(student.masks)
     assert not any(signs)  # not even -0.0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_an_answers_tokens_count_once_more_by_their_weight(
+    weight: float, students: Path, tmp_path: Path
+) -> None:
+    student = Student.load(students / "packed", "cpu")
+    ids, targets = recorded(student, tmp_path)
+    with torch.no_grad():
+        logits = student.model(ids).logits.double()
+    answers = torch.tensor([0, 3, 1, 0, 0, 5])
+    expected = []
+    for row in range(6):
+        essence = targets.read(row * 23, (row + 1) * 23)
+        told = []
+        for at in range(23):
+            kept = zip(essence.classes[at].tolist(), essence.probabilities[at].tolist(), strict=True)
+            target = {c: p for c, p in kept if p}
+            rest = 1 - math.fsum(target.values())
+            label = int(ids[row, at + 1])
+            told.append(reference.loss(logits[row, at].tolist(), target, rest, label, 0.25, 1.0))
+        expected.append(math.fsum(told) / 23)
+        if answers[row]:
+            expected[-1] += weight * math.fsum(told[-int(answers[row]) :]) / int(answers[row])
+    settings = TrainingSettings(batch=6, answer_weight=weight)
+    (found,) = train(student, ids, targets, settings, answers=answers)
+    # Each loss is a sum over all classes in float32.
+    bound = 2.0**-24 * (logits.shape[-1] + 6 * 23) * max(expected)
+    assert abs(found - math.fsum(expected) / 6) <= bound
 
 
 def recorded(student: Student, folder: Path, rule: str = "topk=8") -> tuple[Tensor, SparseTargets]:
@@ -308,10 +339,11 @@ def test_questions_are_followed_by_the_teachers_own_answers() -> None:
     questions = Questions("niah_single_2:max_new_tokens=12", 0.5, 3)
     teachers = open_teachers(["reference"], tokenizer, ids, device="cpu")
     seen: list[tuple[int, int]] = []
-    rows = with_questions(ids, tokenizer, questions, teachers.answer, lambda *done: seen.append(done))
+    found = with_questions(ids, tokenizer, questions, teachers.answer, lambda *done: seen.append(done))
     assert seen == [(0, 2), (2, 2)]
-    asked = [row for row in rows if row.any()]
+    asked = [row for row in found.ids if row.any()]
     assert len(asked) == 2
+    assert found.answers.tolist() == [12 * bool(row.any()) for row in found.ids]
     for row in asked:
         start = int((row == tokenizer.bos_token_id).nonzero()[-1])  # of the prompt: zeros are in front
         with torch.no_grad():
@@ -319,9 +351,9 @@ def test_questions_are_followed_by_the_teachers_own_answers() -> None:
         chosen = logits.gather(1, row[start + 1 :, None])[-12:, 0]
         # The best token each time, or one as near to it as rounding brings it.
         assert (logits.max(-1).values[-12:] - chosen <= 2 * logits_bound(model, logits)).all()
-    assert torch.equal(rows, with_questions(ids, tokenizer, questions, teachers.answer))
+    assert torch.equal(found.ids, with_questions(ids, tokenizer, questions, teachers.answer).ids)
     other = with_questions(ids, tokenizer, replace(questions, seed=4), teachers.answer)
-    assert not torch.equal(rows, other)
+    assert not torch.equal(found.ids, other.ids)
 
 
 def other_vocabulary(folder: Path) -> Path:
@@ -407,6 +439,8 @@ def test_a_loss_that_is_no_number_is_an_error_that_a_lower_rate_mends(students: 
         ({"hard_weight": 1.5}, "hard_weight is 1.5"),
         ({"tail": "some"}, "tail is 'some'"),
         ({"warmup": 2.0}, "warmup is 2"),
+        ({"answer_weight": -1.0}, "answer_weight is -1"),
+        ({"answer_weight": math.nan}, "answer_weight is nan"),
     ],
 )
 def test_bad_settings(change: dict[str, object], message: str) -> None:

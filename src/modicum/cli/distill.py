@@ -14,7 +14,18 @@ from modicum.errors import InputError
 if TYPE_CHECKING:
     from modicum.distill.entry import DistillReport
 
-_SETTINGS = ("keep", "tail", "bits", "temperature", "sequences", "length", "hard_weight", "epochs", "batch")
+_SETTINGS = (
+    "keep",
+    "tail",
+    "bits",
+    "temperature",
+    "sequences",
+    "length",
+    "hard_weight",
+    "answer_weight",
+    "epochs",
+    "batch",
+)
 
 
 def distill(
@@ -42,6 +53,9 @@ def distill(
     ] = "bin",
     bits: Annotated[int, typer.Option(help="Of a recorded probability: 8 or 16.")] = 16,
     hard_weight: Annotated[float, typer.Option(help="Weight of the text's own tokens, 0 to 1.")] = 0.25,
+    answer_weight: Annotated[
+        float, typer.Option(help="With --tasks: weight of an answer's loss beside that of its sequence.")
+    ] = 0.5,
     temperature: Annotated[float, typer.Option(help="Divides teacher's and student's logits.")] = 1.0,
     epochs: Annotated[int, typer.Option(help="How often each sequence is learned from.")] = 1,
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 8,
@@ -87,6 +101,7 @@ def distill(
             learning_rate=rate,
             hard_weight=hard_weight,
             tail=checked_tail,
+            answer_weight=answer_weight,
             seed=seed,
         )
         settings = DistillSettings(

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from modicum.distill import sequences
@@ -19,7 +20,7 @@ from modicum.distill.header import TargetsHeader
 from modicum.distill.model_digest import model_digest
 from modicum.distill.recording import record
 from modicum.distill.rule import parse_rule
-from modicum.distill.sequences import Questions
+from modicum.distill.sequences import Questions, Sequences
 from modicum.distill.student import Student
 from modicum.distill.targets import SparseTargets, TargetsStatistics
 from modicum.distill.teachers import about, open_teachers
@@ -148,15 +149,16 @@ def distill(
     learner = Student.load(student, settings.device)
     rule.check(learner.num_classes)
     text, held = _windows(learner, texts, settings)
-    ids, targets = _recorded(learner, teachers, text, out, settings, tell)
+    found, targets = _recorded(learner, teachers, text, out, settings, tell)
     before = perplexity(learner.model, held)
     basis = [model_digest(learner.model, learner.masks), targets.header.digest, asdict(settings.training)]
     told = hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]
     losses = train(
         learner,
-        ids,
+        found.ids,
         targets,
         settings.training,
+        answers=found.answers,
         checkpoint=TrainingCheckpoint(out / STATE / "training.safetensors", told),
         progress=lambda done, total: tell("training", done, total),
     )
@@ -165,9 +167,9 @@ def distill(
         settings=settings,
         teachers=tuple(map(str, teachers)),
         student=str(student),
-        num_sequences=len(ids),
-        length=ids.shape[1],
-        num_questions=settings.questions.count(len(ids)) if settings.questions else 0,
+        num_sequences=len(found.ids),
+        length=found.ids.shape[1],
+        num_questions=int((found.answers > 0).sum()),
         sparsity=learner.sparsity,
         perplexity_before=before,
         perplexity_after=perplexity(learner.model, held),
@@ -188,8 +190,8 @@ def _recorded(
     out: Path,
     settings: DistillSettings,
     progress: Progress,
-) -> tuple[Tensor, SparseTargets]:
-    """Sequences [n, T] of text and questions, and the teachers' targets for them, recorded now or before.
+) -> tuple[Sequences, SparseTargets]:
+    """Sequences of text and questions, and the teachers' targets for them, recorded now or before.
 
     When this returns the teachers are out of memory.
     """
@@ -201,9 +203,9 @@ def _recorded(
             f"teacher {teachers[0]} gives logits for {checked.num_classes:,} tokens, the student for "
             f"{student.num_classes:,}: give a student of the teacher's vocabulary"
         )
-    ids = text
+    found = Sequences(text, torch.zeros(len(text), dtype=torch.int64))
     if settings.questions is not None:
-        ids = sequences.with_questions(
+        found = sequences.with_questions(
             text,
             student.tokenizer,
             settings.questions,
@@ -211,12 +213,12 @@ def _recorded(
             lambda done, total: progress("answering", done, total),
         )
     header = TargetsHeader(
-        student.num_classes, settings.keep, settings.bits, settings.temperature, about(checked, ids)
+        student.num_classes, settings.keep, settings.bits, settings.temperature, about(checked, found.ids)
     )
     folder = settings.targets or out / STATE / "targets"
     with TargetsWriter(folder, header) as writer:
-        record(checked.ensemble, ids, writer, lambda done, total: progress("recording", done, total))
-    return ids, SparseTargets(folder)
+        record(checked.ensemble, found.ids, writer, lambda done, total: progress("recording", done, total))
+    return found, SparseTargets(folder)
 
 
 def _windows(student: Student, texts: Sequence[str], settings: DistillSettings) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,19 @@ def split(
 
 
 @dataclass(frozen=True)
+class Sequences:
+    """What a student learns from.
+
+    Attributes:
+        ids: [n, T] int64
+        answers: [n] int64, how many tokens at the end of each are a teacher's answer; 0 for text.
+    """
+
+    ids: Tensor
+    answers: Tensor
+
+
+@dataclass(frozen=True)
 class Questions:
     """Generated questions that take the place of sequences.
 
@@ -92,7 +105,7 @@ def with_questions(
     questions: Questions,
     answer: Answer,
     progress: Callable[[int, int], object] | None = None,
-) -> Tensor:
+) -> Sequences:
     """Replace some of the sequences by questions with a teacher's answers.
 
     The answers are the teacher's own, as in sequence-level distillation (Kim and Rush 2016, arXiv
@@ -112,7 +125,7 @@ def with_questions(
     kinds = questions.parse()
     length, num = ids.shape[1], questions.count(len(ids))
     tell = progress or (lambda *_: None)
-    rows, done = ids.clone(), 0
+    rows, lengths, done = ids.clone(), torch.zeros(len(ids), dtype=torch.int64), 0
     tell(done, num)
     seed = questions.seed + _TRAINING_SEED
     # Questions of one task are answered together, as they have the same room for answers.
@@ -124,10 +137,11 @@ def with_questions(
         for index, prompt, told in zip(indices, prompts, answers, strict=True):
             row = (prompt + told)[-length:]
             rows[index, length - len(row) :] = torch.tensor(row)
+            lengths[index] = len(told)
         done += len(indices)
         tell(done, num)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(questions.seed))
-    return rows[order]
+    return Sequences(rows[order], lengths[order])
 
 
 def digest(ids: Tensor) -> str:

@@ -37,6 +37,8 @@ class TrainingSettings:
         hard_weight: λ, the weight of the text's own tokens beside the teacher's (see `essence_loss`).
         tail: what becomes of probability that was not kept (see `Tail`). "renormalize" teaches a student
             to be surer than its teacher where much was not kept, as with 16 tokens of a vocabulary.
+        answer_weight: of the mean loss of an answer's tokens, which is added to the mean loss of its
+            sequence: an answer has a few tokens of some hundred.
         save_every: steps between checkpoints.
         seed: of the order of sequences.
 
@@ -51,6 +53,7 @@ class TrainingSettings:
     max_norm: float = 1.0
     hard_weight: float = 0.25
     tail: Tail = "bin"
+    answer_weight: float = 0.5
     save_every: int = 100
     seed: int = 0
 
@@ -64,6 +67,8 @@ class TrainingSettings:
             if not 0 < getattr(self, name) <= _HIGHEST:
                 value = getattr(self, name)
                 raise InputError(f"{name} is {value}: give a number above 0 and at most {_HIGHEST:g}")
+        if not 0 <= self.answer_weight <= _HIGHEST:
+            raise InputError(f"answer_weight is {self.answer_weight}: give 0 or more")
         if not 0 <= self.seed < _MOST_SEEDS:
             raise InputError(f"seed is {self.seed}: give a whole number from 0 to {_MOST_SEEDS - 1:,}")
         if not 0 <= self.warmup <= 1:
@@ -115,6 +120,7 @@ def train(
     targets: SparseTargets,
     settings: TrainingSettings,
     *,
+    answers: Tensor | None = None,
     checkpoint: TrainingCheckpoint | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[float]:
@@ -126,6 +132,7 @@ def train(
     Args:
         ids: [n, T] int64, the sequences that were recorded.
         targets: of their n·(T - 1) tokens but the first of each.
+        answers: [n] int64, how many tokens at the end of each sequence are an answer; None for text alone.
         checkpoint: written every so many steps, and on an error or Ctrl-C; a training that has one goes on
             from there, and gives what it would have given without a stop.
         progress: called with steps done, and in all.
@@ -155,7 +162,7 @@ def train(
     try:
         while progressed.step < total:
             rows = settings.rows(progressed.step, len(ids))
-            loss = _backward(student, ids[rows], rows, targets, settings)
+            loss = _backward(student, ids[rows], rows, targets, settings, answers)
             if not math.isfinite(loss):
                 raise _LossError(
                     f"the loss of step {progressed.step + 1} is {loss}: give a lower learning rate than "
@@ -189,7 +196,12 @@ def train(
 
 
 def _backward(
-    student: Student, ids: Tensor, rows: Tensor, targets: SparseTargets, settings: TrainingSettings
+    student: Student,
+    ids: Tensor,
+    rows: Tensor,
+    targets: SparseTargets,
+    settings: TrainingSettings,
+    answers: Tensor | None,
 ) -> float:
     """Add the gradients of a batch, ids [b, T]; its loss."""
     frames = ids.shape[1] - 1
@@ -199,12 +211,17 @@ def _backward(
     loss = logits.new_zeros(())
     for row, one, labels in zip(rows.tolist(), logits, ids[:, 1:], strict=True):
         target = targets.read(row * frames, (row + 1) * frames).target(settings.tail)
-        loss = loss + essence_loss(
+        losses = essence_loss(
             one,
             target,
             labels,
             hard_weight=settings.hard_weight,
             temperature=targets.header.temperature,
-        ) / len(rows)
+            reduction="none",
+        )
+        loss = loss + losses.mean() / len(rows)
+        num = 0 if answers is None else int(answers[row])
+        if num:
+            loss = loss + settings.answer_weight * losses[-num:].mean() / len(rows)
     loss.backward()
     return float(loss.detach())

@@ -82,9 +82,10 @@ class FitText:
 
         with _file(tokenizer, self.learned) as haystack:
             questions = HaystackQuestions(tasks, settings.task_share, settings.seed, haystack)
-            return with_questions(
+            asked = with_questions(
                 found, tokenizer, questions, answer, lambda done, total: tell("answering", done, total)
             )
+            return asked.ids
 
     def probes(
         self,
