@@ -23,8 +23,6 @@ import prune
 import report
 import torch
 from measured_rows import append_row, read_rows, work_folder, write_docs
-from torch import Tensor
-
 import modicum
 from modicum.distill import (
     Ensemble,
@@ -39,7 +37,7 @@ from modicum.distill import (
 from modicum.distill.checkpoint import TrainingCheckpoint
 from modicum.distill.essence import Tail
 from modicum.distill.model_digest import model_digest
-from modicum.distill.sequences import Questions, digest, with_questions
+from modicum.distill.sequences import Questions, Sequences, digest, with_questions
 from modicum.distill.teachers import greedy_answers
 from modicum.weights import calibration, packed, save
 from modicum.weights.perplexity import perplexity
@@ -59,6 +57,7 @@ class Way:
     hard_weight: float
     questions: int = 2
     rate: float = 1e-4
+    answer_weight: float = 0.0
 
     @property
     def title(self) -> str:
@@ -68,6 +67,8 @@ class Way:
             parts.append(f"{self.questions} questions for each sequence")
         if self.rate != Way.rate:
             parts.append(f"learning rate {self.rate:g}")
+        if self.answer_weight:
+            parts.append(f"answers weigh {self.answer_weight:g} more")
         return ", ".join(parts)
 
 
@@ -98,12 +99,13 @@ SUBJECTS = {
             Way("bin", 0.0),
             Way("bin", 0.25),
             Way("renormalize", 0.0),
-            Way("bin", 0.0, rate=3e-5),
-            Way("bin", 0.25, rate=3e-5),
+            Way("bin", 0.0, answer_weight=0.5),
+            Way("bin", 0.25, answer_weight=0.5),
+            Way("bin", 0.25, answer_weight=2.0),
         ),
         (0, 1, 2),
     ),
-    "smollm2": Subject(0.6, 4, (Way("bin", 0.25, rate=5e-5),), (0,), sequences=48),
+    "smollm2": Subject(0.6, 4, (Way("bin", 0.25, rate=5e-5, answer_weight=0.5),), (0,), sequences=48),
 }
 
 
@@ -172,16 +174,15 @@ class Bench:
         save(found, model, self.tokenizer, self.folder / "pruned")
         return {**self.measure(model), "file_bytes": _file_bytes(self.folder / "pruned")}
 
-    def ids(self, way: Way) -> Tensor:
-        """What is learned from [n, T]: kept in the folder, as questions are answered for a while."""
-        path = self.folder / f"ids-{way.questions}.pt"
+    def sequences(self, way: Way) -> Sequences:
+        """What is learned from: kept in the folder, as questions are answered for a while."""
+        path = self.folder / f"sequences-{way.questions}.pt"
         if path.exists():
-            found: Tensor = torch.load(path)
-            return found
+            return Sequences(*torch.load(path))
         copies = torch.cat([self.text] * (1 + way.questions))
         # The first copies become questions, so that each stretch of text is there once.
         questions = Questions(TASKS, 1 - 1 / (1 + way.questions), self.seed)
-        ids = with_questions(
+        found = with_questions(
             copies,
             self.tokenizer,
             questions,
@@ -189,12 +190,13 @@ class Bench:
             lambda done, total: _tell("answers", done, total),
         )
         with whole_file(path) as part:
-            torch.save(ids, part)
-        return ids
+            torch.save((found.ids, found.answers), part)
+        return found
 
     def distill(self, way: Way) -> dict[str, Any]:
         """Record, unless it was, train, measure."""
-        ids, subject = self.ids(way), self.subject
+        found, subject = self.sequences(way), self.subject
+        ids = found.ids
         about = {"teacher": model_digest(self.teacher), "ids": digest(ids)}
         header = TargetsHeader(self.teacher.config.vocab_size, KEEP, about=about)
         targets_folder = self.folder / f"targets-{way.questions}"
@@ -208,14 +210,17 @@ class Bench:
             learning_rate=way.rate,
             hard_weight=way.hard_weight,
             tail=way.tail,
+            answer_weight=way.answer_weight,
             seed=self.seed,
             save_every=10,
         )
-        name = f"{way.tail}-{way.hard_weight:g}-{way.questions}-{way.rate:g}"
+        name = f"{way.tail}-{way.hard_weight:g}-{way.questions}-{way.rate:g}-{way.answer_weight:g}"
         out = self.folder / name
         checkpoint = TrainingCheckpoint(self.folder / f"{name}.safetensors", f"{header.digest}, {settings}")
         started = time.process_time()
-        losses = train(student, ids, targets, settings, checkpoint=checkpoint, progress=_step)
+        losses = train(
+            student, ids, targets, settings, answers=found.answers, checkpoint=checkpoint, progress=_step
+        )
         trained = time.process_time()
         student.save(out, {})
         checkpoint.path.unlink(missing_ok=True)
