@@ -23,6 +23,7 @@ import prune
 import report
 import torch
 from measured_rows import append_row, read_rows, work_folder, write_docs
+
 import modicum
 from modicum.distill import (
     Ensemble,
@@ -99,7 +100,6 @@ SUBJECTS = {
             Way("bin", 0.0),
             Way("bin", 0.25),
             Way("renormalize", 0.0),
-            Way("bin", 0.0, answer_weight=0.5),
             Way("bin", 0.25, answer_weight=0.5),
             Way("bin", 0.25, answer_weight=2.0),
         ),
