@@ -384,6 +384,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="gets models and rows.jsonl")
     parser.add_argument("--digits", type=Path, help="the dataset; by default fsdd in $MODICUM_DATA")
+    parser.add_argument("--tasks", nargs="+", choices=("sentences", "digits"), help="both by default")
     parser.add_argument("--seeds", type=int, nargs="+", help="0, 1 and 2 by default")
     parser.add_argument("--quick", action="store_true", help="one seed, very small; for a trial")
     parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
@@ -406,11 +407,12 @@ def main() -> None:
     warnings.simplefilter("once")
     sizes = QUICK if asked.quick else Sizes()
     asked.work = work_folder(asked.work, asked.quick)
-    tasks = [sentences_task(asked.work, sizes)]
+    wanted = asked.tasks or ["sentences", "digits"]
+    tasks = [sentences_task(asked.work, sizes)] if "sentences" in wanted else []
     dataset = asked.digits or Path(os.environ.get("MODICUM_DATA", "")) / "fsdd"
-    if dataset.is_dir():
+    if "digits" in wanted and dataset.is_dir():
         tasks.append(digits_task(asked.work, sizes, dataset))
-    else:
+    elif "digits" in wanted:
         print(f"there are no digits in {dataset}: give --digits", file=sys.stderr)
     bench = Bench(asked.work)
     plan = [
