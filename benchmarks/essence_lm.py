@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -171,6 +172,7 @@ class Bench:
             resume=self.folder / "pruning",
             progress=_tell,
         )
+        shutil.rmtree(self.folder / "pruned", ignore_errors=True)  # of a run that was stopped before its row
         save(found, model, self.tokenizer, self.folder / "pruned")
         return {**self.measure(model), "file_bytes": _file_bytes(self.folder / "pruned")}
 
@@ -217,6 +219,7 @@ class Bench:
         name = f"{way.tail}-{way.hard_weight:g}-{way.questions}-{way.rate:g}-{way.answer_weight:g}"
         out = self.folder / name
         checkpoint = TrainingCheckpoint(self.folder / f"{name}.safetensors", f"{header.digest}, {settings}")
+        shutil.rmtree(out, ignore_errors=True)
         started = time.process_time()
         losses = train(
             student, ids, targets, settings, answers=found.answers, checkpoint=checkpoint, progress=_step
