@@ -65,6 +65,10 @@ WRONG = 0.3
 """Share of wrong labels in the condition "wrong labels"."""
 
 
+GUIDED = 0.75
+"""λ of members in the condition "guided"."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much is trained."""
@@ -87,7 +91,9 @@ class Cell:
     task: str
     seed: int
     condition: str = "plain"
-    """Of the ensemble and the labels: plain, wrong (labels), mixed (architectures), more (speech)."""
+    """Of the ensemble and the labels: plain, wrong (labels), mixed (architectures), more (speech); for CTC
+    also guided (members learn from the first where to speak) and one (the first member is the only teacher).
+    """
     model: str = "quarter"
     """base (as a member), quarter, large."""
     member: int | None = None
@@ -356,6 +362,12 @@ def search_cells(task: Task, seed: int) -> Iterator[Cell]:
         yield replace(large, condition="mixed", keep=rule)
         yield replace(base, condition="more", keep=rule, hard_weight=0.0)
         yield replace(large, condition="more", keep=rule, hard_weight=0.0)
+        return
+    yield from ensemble_cells(task, seed, "guided")
+    yield Cell(task.name, seed, "one", "base", hard_weight=1.0, is_ensemble=True)
+    for condition in ("guided", "one"):
+        for model, share in (("quarter", 0.25), ("quarter", 0.5), ("base", 0.25), ("base", 0.5)):
+            yield replace(base, condition=condition, model=model, keep=rule, hard_weight=share)
 
 
 def ensemble_cells(task: Task, seed: int, condition: str) -> Iterator[Cell]:
@@ -404,17 +416,27 @@ class Bench:
 
     def members(self, task: Task, cell: Cell) -> list[Recognizer]:
         """The ensemble of a cell; of the condition "more" the plain one."""
-        return [self.member(task, cell, index) for index in range(MEMBERS)]
+        return [self.member(task, cell, index) for index in range(1 if cell.condition == "one" else MEMBERS)]
 
     def member(self, task: Task, cell: Cell, index: int) -> Recognizer:
-        """Trained on hard labels, or loaded."""
-        condition = "plain" if cell.condition == "more" else cell.condition
+        """Trained on hard labels, and "guided" ones on the first's choices, too; or loaded."""
+        is_guided = cell.condition == "guided" and index > 0
+        condition = cell.condition if cell.condition in ("wrong", "mixed") or is_guided else "plain"
         settings = task.others[index] if condition == "mixed" else task.models["base"]
         folder = self.work / task.name / "members" / f"{condition}-{cell.seed}-{index}"
         if (folder / "recognizer.json").exists():
             return Recognizer.load(folder)
         recipe = replace(task.recipe, model=settings, seed=100 * cell.seed + index)
-        return train(recipe, task.corpus(condition), task.tokens, out=folder).recognizer
+        corpus, targets = task.corpus(condition), None
+        if is_guided:
+            recipe = replace(recipe, hard_weight=GUIDED)
+            targets = record_targets(
+                [self.member(task, cell, 0)],
+                corpus,
+                self.work / task.name / "targets" / f"guide-{cell.seed}",
+                TeachingSettings("topk=1"),
+            )
+        return train(recipe, corpus, task.tokens, out=folder, targets=targets).recognizer
 
     def student(self, task: Task, cell: Cell, told: dict[str, Any]) -> Recognizer:
         """Trained; what its targets take is told."""
@@ -466,6 +488,8 @@ _CONDITIONS = {
     "wrong": f"{WRONG:.0%} wrong labels",
     "mixed": "members of four architectures",
     "more": "other speech, twice as much, unlabelled",
+    "guided": "members that speak where the first does",
+    "one": "one member as the teacher",
 }
 
 
@@ -532,7 +556,7 @@ def _table(task: str, rows: Sequence[dict[str, Any]], is_search: bool) -> str:
 def _label(row: dict[str, Any]) -> str:
     condition = _CONDITIONS[row["condition"]]
     if row["is_ensemble"]:
-        words = f"ensemble of {MEMBERS}"
+        words = f"ensemble of {MEMBERS}" if row["condition"] != "one" else "the first member"
     elif row["member"] is not None:
         words = "member, hard labels"
     else:
@@ -627,6 +651,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="gets models, targets and rows.jsonl")
     parser.add_argument("--digits", type=Path, help="the dataset; by default fsdd in $MODICUM_DATA")
     parser.add_argument("--tasks", nargs="+", default=["phones", "digits"], choices=["phones", "digits"])
+    parser.add_argument("--seeds", type=int, nargs="+", help="0, 1 and 2 by default")
     parser.add_argument("--quick", action="store_true", help="one seed, very small; for a trial")
     parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
     asked = parser.parse_args()
@@ -646,8 +671,9 @@ def main() -> None:
     elif "digits" in asked.tasks:
         print(f"there are no digits in {dataset}: give --digits", file=sys.stderr)
     bench = Bench(asked.work, tasks)
-    cells = [cell for seed in sizes.seeds for task in tasks.values() for cell in main_cells(task, seed)]
-    cells += [cell for seed in sizes.seeds for task in tasks.values() for cell in search_cells(task, seed)]
+    seeds = asked.seeds or sizes.seeds
+    cells = [cell for seed in seeds for task in tasks.values() for cell in main_cells(task, seed)]
+    cells += [cell for seed in seeds for task in tasks.values() for cell in search_cells(task, seed)]
     for number, cell in enumerate(cells, 1):
         print(f"{number} of {len(cells)}: {cell.key}", file=sys.stderr, flush=True)
         bench.measure(cell)
