@@ -652,6 +652,7 @@ def main() -> None:
     parser.add_argument("--digits", type=Path, help="the dataset; by default fsdd in $MODICUM_DATA")
     parser.add_argument("--tasks", nargs="+", default=["phones", "digits"], choices=["phones", "digits"])
     parser.add_argument("--seeds", type=int, nargs="+", help="0, 1 and 2 by default")
+    parser.add_argument("--conditions", nargs="+", choices=list(_CONDITIONS), help="all by default")
     parser.add_argument("--quick", action="store_true", help="one seed, very small; for a trial")
     parser.add_argument("--docs", action="store_true", help="write the tables of what was measured")
     asked = parser.parse_args()
@@ -674,6 +675,7 @@ def main() -> None:
     seeds = asked.seeds or sizes.seeds
     cells = [cell for seed in seeds for task in tasks.values() for cell in main_cells(task, seed)]
     cells += [cell for seed in seeds for task in tasks.values() for cell in search_cells(task, seed)]
+    cells = [cell for cell in cells if asked.conditions is None or cell.condition in asked.conditions]
     for number, cell in enumerate(cells, 1):
         print(f"{number} of {len(cells)}: {cell.key}", file=sys.stderr, flush=True)
         bench.measure(cell)
