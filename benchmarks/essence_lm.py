@@ -102,6 +102,7 @@ SUBJECTS = {
             Way("bin", 0.25),
             Way("renormalize", 0.0),
             Way("bin", 0.25, answer_weight=0.5),
+            Way("bin", 0.25, answer_weight=1.0),
             Way("bin", 0.25, answer_weight=2.0),
         ),
         (0, 1, 2),
