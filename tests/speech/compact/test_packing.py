@@ -72,6 +72,23 @@ def test_candidates_fit_when_they_are_written(settings: SanmSettings, budget: in
     assert len({one.label for one in candidates}) == len(candidates)
 
 
+@pytest.mark.parametrize("budget", [24_000, 40_000, 60_000])
+def test_the_widest_that_fits_is_a_candidate(budget: int) -> None:
+    settings = SanmSettings(width=64, num_layers=3, num_heads=4, hidden=192)
+    recognizer = Recognizer(settings.build(40, 4), TOKENS, FeatureSettings())
+    fitting = []
+    for width in range(4, 64, 4):
+        narrow = replace(settings, width=width, hidden=3 * width)
+        model = replace(recognizer, model=narrow.build(40, 4))
+        if fitting_candidates(model, 10**6)[0].nbytes <= budget:
+            fitting.append(width)
+    assert 4 < fitting[-1] < 60
+    found = [one for one in fitting_candidates(recognizer, budget) if one.label.startswith("narrow")]
+    (dense,) = [one.model for one in found if not one.sparsity]
+    assert isinstance(dense, SanmSettings)
+    assert dense.width == fitting[-1]
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.01, 0.3])
 def test_many_symbols_and_given_zeros_do_not_break_the_plan(sparsity: float, tmp_path: Path) -> None:
     tokens = TokenSet("graphemes", tuple(chr(0x4E00 + index) for index in range(1000)))
@@ -86,7 +103,7 @@ def test_many_symbols_and_given_zeros_do_not_break_the_plan(sparsity: float, tmp
 
 def test_a_budget_that_nothing_reaches_names_the_smallest() -> None:
     recognizer = Recognizer(SANM.build(40, 4), TOKENS, FeatureSettings())
-    with pytest.raises(InputError, match=r"into 1\.0 KiB: the smallest is (narrow|shared)-4-8bit"):
+    with pytest.raises(InputError, match=r"into 1\.0 KiB: the smallest is (narrow|shared)-2-8bit"):
         fitting_candidates(recognizer, 1024)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 from modicum.errors import InputError
@@ -18,8 +20,8 @@ from modicum.speech.dfsmn import DfsmnCtcSettings
 from modicum.speech.recognizer import Recognizer
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9)
-WIDTHS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
-"""Of the given model's."""
+WIDTHS = tuple(step / 32 for step in range(32, 0, -1))
+"""Of the given model's; close together, so that a narrower model takes the bytes that there are."""
 _ABOUT_NBYTES = 512
 """Set aside for what the header says of the training, which is not known before."""
 
@@ -63,33 +65,49 @@ def fitting_candidates(recognizer: Recognizer, budget: int) -> list[Candidate]:
     Raises:
         InputError: nothing fits; the smallest that there can be is named.
     """
-    everything = [one for family in _families(recognizer) for one in family]
-    smallest = min(everything, key=lambda one: one.nbytes)
+    largest, smallest = zip(
+        *(_largest_and_smallest(recognizer, family, budget) for family in _families(recognizer)), strict=True
+    )
     found: list[Candidate] = []
-    for family in _families(recognizer):
-        fitting = [one for one in family if one.nbytes <= budget]
-        if fitting:
-            best = max(fitting, key=lambda one: one.nbytes)
-            if all((best.model, best.bits, best.sparsity) != (x.model, x.bits, x.sparsity) for x in found):
-                found.append(best)
+    for one in largest:
+        if one is not None and all(_plan(one) != _plan(other) for other in found):
+            found.append(one)
     if not found:
+        least = min(smallest, key=lambda one: one.nbytes)
         raise InputError(
-            f"nothing fits into {format_size(budget)}: the smallest is {smallest.label} in "
-            f"{format_size(smallest.nbytes)}; give a larger budget, or a smaller model"
+            f"nothing fits into {format_size(budget)}: the smallest is {least.label} in "
+            f"{format_size(least.nbytes)}; give a larger budget, or a smaller model"
         )
     return found
 
 
-def _families(recognizer: Recognizer) -> list[list[Candidate]]:
+_Plan = tuple[ModelSettings, int, float]
+"""Sizes, bits and sparsity."""
+
+
+def _largest_and_smallest(
+    recognizer: Recognizer, family: list[_Plan], budget: int
+) -> tuple[Candidate | None, Candidate]:
+    """The largest candidate of a family that fits, and its smallest."""
+    made = cache(lambda plan: _candidate(recognizer, *plan))
+    # Bytes fall along a family, so a few of its members tell where it begins to fit.
+    first = bisect_left(family, True, key=lambda plan: made(plan).nbytes <= budget)
+    return made(family[first]) if first < len(family) else None, made(family[-1])
+
+
+def _plan(candidate: Candidate) -> _Plan:
+    return candidate.model, candidate.bits, candidate.sparsity
+
+
+def _families(recognizer: Recognizer) -> list[list[_Plan]]:
+    """Each from the most bytes to the fewest."""
     given = recognizer.model.settings
-    narrow = [one for share in WIDTHS[1:] if (one := _narrower(given, share)) is not None]
-    families = [[_candidate(recognizer, given, bits, sparsity) for sparsity in SPARSITIES] for bits in (8, 4)]
-    families += [[_candidate(recognizer, one, 8, sparsity) for one in narrow] for sparsity in (0.0, 0.5)]
+    families: list[list[_Plan]] = [[(given, bits, sparsity) for sparsity in SPARSITIES] for bits in (8, 4)]
+    kinds = [[one for one in _narrower_ones(given) if one != given]]
     if isinstance(given, SanmSettings) and given.sharing == "none" and given.num_layers > 1:
-        cycle = replace(given, sharing="cycle", num_sets=-(-given.num_layers // 2))
-        shared = [one for share in WIDTHS if (one := _narrower(cycle, share)) is not None]
-        families += [[_candidate(recognizer, one, 8, sparsity) for one in shared] for sparsity in (0.0, 0.5)]
-    return families
+        kinds.append(_narrower_ones(replace(given, sharing="cycle", num_sets=-(-given.num_layers // 2))))
+    families += [[(one, 8, sparsity) for one in kind] for kind in kinds for sparsity in (0.0, 0.5)]
+    return [family for family in families if family]
 
 
 def _candidate(recognizer: Recognizer, model: ModelSettings, bits: int, sparsity: float) -> Candidate:
@@ -103,6 +121,12 @@ def _candidate(recognizer: Recognizer, model: ModelSettings, bits: int, sparsity
     width = getattr(model, "width", None) or getattr(model, "hidden", 0)
     label = f"{kind}-{width}-{bits}bit" + (f"-{sparsity:.0%}zeros" if sparsity else "")
     return Candidate(label.replace("%", ""), model, is_new, bits, sparsity, 1, nbytes)
+
+
+def _narrower_ones(model: ModelSettings) -> list[ModelSettings]:
+    """The same in each width that there is, the widest first."""
+    found = [_narrower(model, share) for share in WIDTHS]
+    return list(dict.fromkeys(one for one in found if one is not None))
 
 
 def _narrower(model: ModelSettings, share: float) -> ModelSettings | None:
