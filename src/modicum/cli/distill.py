@@ -55,7 +55,7 @@ def distill(
     hard_weight: Annotated[float, typer.Option(help="Weight of the text's own tokens, 0 to 1.")] = 0.25,
     answer_weight: Annotated[
         float, typer.Option(help="With --tasks: weight of an answer's loss beside that of its sequence.")
-    ] = 0.5,
+    ] = 1.0,
     temperature: Annotated[float, typer.Option(help="Divides teacher's and student's logits.")] = 1.0,
     epochs: Annotated[int, typer.Option(help="How often each sequence is learned from.")] = 1,
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 8,

@@ -53,7 +53,7 @@ class TrainingSettings:
     max_norm: float = 1.0
     hard_weight: float = 0.25
     tail: Tail = "bin"
-    answer_weight: float = 0.5
+    answer_weight: float = 1.0
     save_every: int = 100
     seed: int = 0
 
