@@ -107,7 +107,7 @@ SUBJECTS = {
         ),
         (0, 1, 2),
     ),
-    "smollm2": Subject(0.6, 4, (Way("bin", 0.25, rate=5e-5, answer_weight=0.5),), (0,), sequences=48),
+    "smollm2": Subject(0.6, 4, (Way("bin", 0.25, rate=5e-5, answer_weight=1.0),), (0,), sequences=24),
 }
 
 
