@@ -317,12 +317,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _percent(group: Sequence[dict[str, Any]], kind: str, rate: str) -> str:
-    return _spread([100 * row[kind][rate] for row in group])
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
+    return report.mean_and_deviation([100 * row[kind][rate] for row in group])
 
 
 def _gaps(rows: Sequence[dict[str, Any]], first: str, second: str) -> list[float]:
@@ -342,13 +337,13 @@ def _rivals(rows: Sequence[dict[str, Any]]) -> str:
         for rival in (f"narrow, bytes of {name}", f"narrow, products of {name}", "unshared"):
             gaps = _gaps(rows, name, rival)
             if name != rival and gaps and not name.startswith("narrow"):
-                lines.append([name, rival, _spread(gaps), _word(gaps)])
+                lines.append([name, rival, report.mean_and_deviation(gaps), _word(gaps)])
     lines.append(["together", "narrow, taught", *(_told(_gaps(rows, "together", "narrow, taught")))])
     return report.table(["model", "beside", "CER points more", "verdict"], lines)
 
 
 def _told(gaps: Sequence[float]) -> list[str]:
-    return [_spread(gaps), _word(gaps)] if gaps else ["", "not measured"]
+    return [report.mean_and_deviation(gaps), _word(gaps)] if gaps else ["", "not measured"]
 
 
 def _word(gaps: Sequence[float]) -> str:
@@ -375,7 +370,7 @@ def _verdict(rows: Sequence[dict[str, Any]]) -> str:
     return (
         "The paper's abstract claims ten times fewer bytes at 0.43 points more CER (AISHELL-2). Here "
         f'"together" has {ratio:.1f} times fewer bytes than the unshared float32 model, at '
-        f"{_spread(float_gaps)} points more."
+        f"{report.mean_and_deviation(float_gaps)} points more."
     )
 
 

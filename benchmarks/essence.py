@@ -63,8 +63,6 @@ MEMBERS = 4
 RULES = ("threshold=0.001", "threshold=0.01", "mass=0.9", "mass=0.95", "mass=0.99")
 WRONG = 0.3
 """Share of wrong labels in the condition "wrong labels"."""
-
-
 GUIDED = 0.75
 """λ of members in the condition "guided"."""
 
@@ -567,9 +565,8 @@ def _label(row: dict[str, Any]) -> str:
     return f"{words}; {condition}" if condition else words
 
 
-def _spread(values: Sequence[float], scale: float = 100) -> str:
-    mean = f"{scale * statistics.mean(values):.2f}"
-    return f"{mean} ± {scale * statistics.stdev(values):.2f} %" if len(values) > 1 else f"{mean} %"
+def _spread(shares: Sequence[float]) -> str:
+    return f"{report.mean_and_deviation([100 * share for share in shares])} %"
 
 
 def _gap(task: str, group: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 from itself unpruned, and the bytes of the recorded targets. One core, resumable.
 
     python benchmarks/essence_lm.py --work FOLDER                  # `reference`: about ten minutes a seed
-    python benchmarks/essence_lm.py --work FOLDER --model smollm2  # hours
+    python benchmarks/essence_lm.py --work FOLDER --model smollm2  # about an hour
     python benchmarks/essence_lm.py --work FOLDER --quick          # one way and seed; for a trial
     python benchmarks/essence_lm.py --work FOLDER --docs           # docs/benchmarks_essence_lm.json, tables
 """
@@ -302,9 +302,10 @@ def _table(rows: Sequence[dict[str, Any]], subject: Subject) -> list[str]:
         some = [row for row in rows if row["title"] == title]
         learned = f"{some[0]['sequences']}" if "sequences" in some[0] else ""
         seconds = f"{statistics.mean(x['seconds_training'] for x in some):.0f} s" if learned else ""
+        recall = report.mean_and_deviation([100 * x["recall"] for x in some], 1)
         lines.append([
-            titles.get(title, title), _spread([x["perplexity"] for x in some]),
-            _spread([100 * x["recall"] for x in some], "%"), learned, seconds, str(len(some)),
+            titles.get(title, title), report.mean_and_deviation([x["perplexity"] for x in some], 1),
+            f"{recall}%", learned, seconds, str(len(some)),
         ])  # fmt: skip
     taught = [row for row in rows if "tail" in row]
     first = taught[0]
@@ -321,11 +322,6 @@ def _table(rows: Sequence[dict[str, Any]], subject: Subject) -> list[str]:
         f"{first['dense_nbytes_per_frame']:,}, {ratio:.0f} times as many. Its 16 classes hold "
         f"{first['captured_mass']:.0%} of the probability.",
     ]
-
-
-def _spread(values: Sequence[float], unit: str = "") -> str:
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}{unit}"
 
 
 def main() -> None:

@@ -33,6 +33,12 @@ def section(raw: Raw) -> str:
     return "\n\n".join(parts)
 
 
+def mean_and_deviation(values: Sequence[float], digits: int = 2) -> str:
+    """The mean and, of several values, behind ± their standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
 def publish(raw: Raw, section: Callable[[Raw], str], name: str, keep: bool) -> None:
     """Print a section of the page of results; keep: write it there, and first what it is made of."""
     if keep:
