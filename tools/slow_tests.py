@@ -2,22 +2,25 @@
 
     pytest -n 2 --junitxml=times.xml -o junit_duration_report=total
     python tools/slow_tests.py times.xml
+    pytest -n 2 -m "not slow" --junitxml=fast.xml -o junit_duration_report=total
+    python tools/slow_tests.py --add fast.xml    # and again, until nothing is added
 
-A test function of which one case takes a second or more is left out. One whose cases take a second or more
+A test function of which one case takes half a second or more is left out. One whose cases take as long
 together runs with its first parameters only. The run must be of all tests; functions that it skipped stay as
-they are listed.
+they are listed. The time of a fixture of a whole file is told of the first test that asks for it. When that
+test is left out, the next one takes the time: so the fast tests are run once more and the slow ones added.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests" / "slow.txt"
-LIMIT = 1.0
+LIMIT = 0.5
 """Seconds."""
 HEAD = (
     "# Test functions that `make test-fast` leaves out (all), or runs with their first parameters only",
@@ -48,18 +51,25 @@ def times(path: Path) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Renew the list."""
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
+    """Renew the list, or add to it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("times", type=Path, help="written by pytest --junitxml")
+    parser.add_argument("--add", action="store_true", help="keep what is listed; for times of the fast tests")
+    asked = parser.parse_args()
     listed = read_list()
-    for name, seconds in times(Path(sys.argv[1])).items():
-        listed.pop(name, None)
+    before = set(listed)
+    for name, seconds in times(asked.times).items():
+        if not asked.add:
+            listed.pop(name, None)
         if max(seconds) >= LIMIT:
             listed[name] = "all"
         elif sum(seconds) >= LIMIT:
             listed[name] = "first"
     lines = [f"{name} {what}" for name, what in sorted(listed.items())]
     LIST.write_text("\n".join([*HEAD, *lines]) + "\n", encoding="utf-8")
+    print(f"{len(listed)} functions, {len(set(listed) - before)} of them new")
 
 
 if __name__ == "__main__":
