@@ -100,8 +100,9 @@ class TrainingCheckpoint:
             parameter.data.copy_(tensors[f"{name}.weight"])
             if f"{name}.step" not in tensors:
                 continue  # it had no gradient yet
-            # Adam counts steps in a tensor that stays on the host.
-            state: dict[str, Any] = {"step": tensors[f"{name}.step"]}
+            # Adam counts steps in a tensor that stays on the host, unless it is fused.
+            host_or_device = parameter.device if optimizer.defaults["fused"] else "cpu"
+            state: dict[str, Any] = {"step": tensors[f"{name}.step"].to(host_or_device)}
             for key in ("exp_avg", "exp_avg_sq"):
                 state[key] = tensors[f"{name}.{key}"].to(parameter.device)
             optimizer.state[parameter] = state

@@ -139,7 +139,7 @@ class TrainingLoop:
 
     def run(self, tell: Progress) -> list[float]:
         """Train the model in place; the loss of each step."""
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.learning_rate)
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.learning_rate, fused=True)
         progressed = Progressed() if self.checkpoint is None else self.checkpoint.load(self.model, optimizer)
         batches = self._batches()
         self.begin(progressed.step, len(batches))

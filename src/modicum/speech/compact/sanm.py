@@ -17,7 +17,6 @@ frames) are ours.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -191,9 +190,8 @@ class SanmLayer(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, is_seen: Tensor) -> Tensor:
         query, key, value = (self._split(one) for one in (query, key, value))
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        scores = scores.masked_fill(~is_seen, torch.finfo(scores.dtype).min)
-        return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=is_seen)
+        return attended.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
         """[N, T, d] -> [N, heads, T, d_k]"""
