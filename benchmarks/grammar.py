@@ -17,22 +17,22 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
-import report
 import torch
 from grammar_rivals import KeywordSpotting, PhoneLoop, SphinxGrammar
+from grammar_sets import PARTS, QUICK, SETS, TRIALS, Sizes, Trial
+from grammar_tables import MODELS, RATE, section
 from measured_rows import append_row, read_rows, work_folder, write_docs
 from torch import Tensor
 
 from modicum.search import CrossEntropySettings
-from modicum.speech import Synthesizer, load_audio, read_digits, save_audio
-from modicum.speech.augment import resample
+from modicum.speech import load_audio
 from modicum.speech.grammar import (
     CandidateSettings,
     CommandModel,
@@ -40,13 +40,11 @@ from modicum.speech.grammar import (
     Expression,
     GrammarSettings,
     LabelledScores,
-    Recording,
     candidate_expressions,
     compute_scores,
     ctc_scores,
     open_model,
     original_expressions,
-    read_other_speech,
     read_recordings,
     threshold_for,
 )
@@ -56,15 +54,7 @@ from modicum.speech.grammar.dictionary import HeardWord, count_words, hear_words
 from modicum.speech.grammar.entry import search
 from modicum.speech.grammar.leave_one_out import leave_one_out
 from modicum.speech.grammar.score_table import readable
-from modicum.speech.noise import AddNoise, NoiseSettings
-from modicum.speech.synthesis import Voice, sentence, split_voices
 
-SETS = ("wake words", "digits", "synthetic")
-MODELS = (EMBEDDED, SPHINX)
-RATE = 0.02
-"""Wanted false alarms."""
-AIM = 0.3
-"""Share by which missed commands are to fall on real voices at equal false alarms."""
 METHODS: dict[str, dict[str, Any]] = {
     "original": {"method": "greedy", "max_added": 0},
     "greedy": {"method": "greedy", "threshold": "fixed"},
@@ -75,193 +65,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "CEM from 1/2, refit": {"method": "cem", "cem": CrossEntropySettings(start=0.499)},
     "all": {},
 }
-SYNTHETIC = (
-    "turn on the radio",
-    "turn off the radio",
-    "open the window",
-    "close the window",
-    "lock the door",
-    "check the oven",
-    "play the next song",
-    "skip this song",
-    "pause the video",
-    "call my brother",
-    "call my doctor",
-    "volume up",
-    "volume down",
-    "set the alarm",
-    "cancel the alarm",
-)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured."""
-
-    per_command: int = 300
-    """Recordings of a command, at most."""
-    others: int = 1500
-    """Recordings of other speech, at most."""
-    voices: int = 6
-    """Of synthetic speech, to search with and as many to test with: those that the embedded recognizer has
-    not learned from."""
-    general: int = 600
-    """Synthetic sentences to learn a dictionary from."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    timed: int = 20
-
-
-QUICK = Sizes(30, 150, 3, 60, seeds=(0,), timed=3)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One division of a command set."""
-
-    commands: tuple[str, ...]
-    general: list[Recording]
-    """To learn the dictionary from."""
-    search: list[Recording]
-    test: list[Recording]
-    search_others: list[Recording]
-    test_others: list[Recording]
-
-
-# -- data ----------------------------------------------------------------------------------------------------
-
-
-def wake_words(data: Path, work: Path, sizes: Sizes, seed: int) -> Trial:
-    """Four of six words by people; other speech are the other two words, and pieces of orders of drinks."""
-    chance = random.Random(seed)
-    recordings = _some(read_recordings(data / "voice_commands" / "wake_words"), sizes.per_command)
-    words = sorted({one.text for one in recordings})
-    left_out = chance.sample(words, 2)
-    commands = tuple(word for word in words if word not in left_out)
-    own = [one for one in recordings if one.text in commands]
-    foreign = [one for one in recordings if one.text in left_out]
-    pieces = read_other_speech(data / "voice_commands" / "barista", 2.0)
-    random.Random(0).shuffle(pieces)
-    others = [*foreign[: sizes.others // 3], *pieces[: sizes.others - sizes.others // 3]]
-    one, two = _halves(own, lambda r: r.text, chance)
-    three, four = _halves(others, lambda r: "", chance)
-    return Trial(commands, one, one, two, three, four)
-
-
-def digits(data: Path, work: Path, sizes: Sizes, seed: int) -> Trial:
-    """Ten digits by six speakers, three to search with; pieces of orders of drinks without digits."""
-    chance = random.Random(seed)
-    found = [Recording(u.audio, u.text, speaker=u.speaker) for u in read_digits(data / "fsdd")]
-    speakers = sorted({one.speaker for one in found})
-    chance.shuffle(speakers)
-    recordings = _some(found, sizes.per_command)
-    labels = json.loads((data / "voice_commands" / "barista" / "labels.json").read_text())
-    with_digit = {name for name, slots in labels.items() if "eight" in slots.get("size", "").split()}
-    pieces = [
-        one
-        for one in read_other_speech(data / "voice_commands" / "barista", 1.0)
-        if one.audio.name not in with_digit
-    ]
-    random.Random(0).shuffle(pieces)
-    three, four = _halves(pieces[: sizes.others], lambda r: "", chance)
-    one = [r for r in recordings if r.speaker in speakers[:3]]
-    two = [r for r in recordings if r.speaker not in speakers[:3]]
-    return Trial(tuple(sorted({r.text for r in found})), one, one, two, three, four)
-
-
-def synthetic(data: Path, work: Path, sizes: Sizes, seed: int) -> Trial:
-    """Fifteen commands by espeak-ng, with voices of their own to test with; noise of 5 to 25 dB."""
-    folder = work / "synthetic"
-    with Synthesizer() as synthesizer:
-        split = split_voices(synthesizer.variants, None, 2 * sizes.voices)
-        # Of the held-out voices, on which the embedded recognizer was not trained, half to search with.
-        voices = list(split.held_out)
-        random.Random(seed).shuffle(voices)
-        parts = (voices[: sizes.voices], voices[sizes.voices :])
-        per_voice = max(1, sizes.per_command // (4 * sizes.voices))
-        own = [
-            [
-                _spoken(synthesizer, folder, text, voice, n)
-                for voice in part
-                for text in SYNTHETIC
-                for n in range(per_voice)
-            ]
-            for part in parts
-        ]
-        others = [
-            [
-                _spoken(synthesizer, folder, _short(f"{n} {side}"), part[n % len(part)], n, "")
-                for n in range(sizes.others // 2)
-            ]
-            for side, part in enumerate(parts)
-        ]
-        general = [
-            _spoken(
-                synthesizer, folder, sentence(("commands",), f"general {n}"), parts[0][n % len(parts[0])], n
-            )
-            for n in range(sizes.general)
-        ]
-    return Trial(SYNTHETIC, [*general, *own[0]], own[0], own[1], others[0], others[1])
-
-
-TRIALS: dict[str, Callable[[Path, Path, Sizes, int], Trial]] = dict(
-    zip(SETS, (wake_words, digits, synthetic), strict=True)
-)
-
-
-def _short(seed: str) -> str:
-    """Two to five words of a sentence that is no command."""
-    chance = random.Random(seed)
-    words = sentence(("statements", "digits"), seed).split()
-    size = chance.randint(2, 5)
-    start = chance.randrange(max(1, len(words) - size + 1))
-    return " ".join(words[start : start + size])
-
-
-def _spoken(
-    synthesizer: Synthesizer, folder: Path, text: str, voice: Voice, number: int, label: str | None = None
-) -> Recording:
-    """A file of its own for text, voice and number; made once."""
-    name = hashlib.sha256(f"{text} {voice} {number}".encode()).hexdigest()[:16]
-    path = folder / f"{name}.flac"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        chance = random.Random(name)
-        said = replace(
-            voice, pitch=min(99, max(0, voice.pitch + chance.randint(-15, 15))), rate=chance.randint(120, 210)
-        )
-        speech = synthesizer.speak(text, said)
-        samples = resample(speech.samples, speech.sample_rate, 16_000)
-        noise = AddNoise(NoiseSettings((5.0, 25.0)))
-        samples = noise(samples, torch.Generator().manual_seed(chance.getrandbits(62)))
-        save_audio(path, samples / max(1.0, float(samples.abs().max())))
-    return Recording(path, text if label is None else label, speaker=voice.name)
-
-
-def _some(recordings: Sequence[Recording], most: int) -> list[Recording]:
-    """Of each text at most so many, the same ones in every run."""
-    kept: list[Recording] = []
-    for text in sorted({one.text for one in recordings}):
-        own = [one for one in recordings if one.text == text]
-        random.Random(f"some {text}").shuffle(own)
-        kept += own[:most]
-    return kept
-
-
-def _halves(
-    recordings: Sequence[Recording], group: Callable[[Recording], str], chance: random.Random
-) -> tuple[list[Recording], list[Recording]]:
-    """Two halves of each group; no file is in both."""
-    first: list[Recording] = []
-    second: list[Recording] = []
-    for name in sorted({group(one) for one in recordings}):
-        files = sorted({str(one.audio) for one in recordings if group(one) == name})
-        chance.shuffle(files)
-        early = set(files[: len(files) // 2])
-        for one in recordings:
-            if group(one) == name:
-                (first if str(one.audio) in early else second).append(one)
-    return first, second
-
 
 # -- measuring -----------------------------------------------------------------------------------------------
 
@@ -481,9 +284,6 @@ class Bench:
             self.add(told | {"acoustic": acoustic, "audio": audio})
 
 
-PARTS = ("general", "search", "test", "search_others", "test_others")
-
-
 def outcome(decided: Decisions, labels: np.ndarray, others: Decisions, threshold: float) -> dict[str, Any]:
     """What becomes of each recording: "." right, "m" missed, "c" confused, "f" a false alarm; and rates."""
     accepted = decided.accepted(threshold)
@@ -504,162 +304,6 @@ def tell(what: str, done: int, total: int) -> None:
     if time.monotonic() - _told[0] > 30:
         _told[0] = time.monotonic()
         print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
-
-
-# -- tables --------------------------------------------------------------------------------------------------
-
-
-def section(raw: dict[str, Any]) -> str:
-    """All tables, markers left out."""
-    rows = [row for row in raw["rows"] if row["kind"] == "errors"]
-    m = raw["machine"]
-    parts = [
-        f"Measured {raw['date']} on one thread of a machine that other jobs shared ({m['processor']}). "
-        f"Wanted false alarms: {RATE:.0%} of recordings of other speech. MD: missed, MC: taken for another "
-        "command, FA: false alarms; percent of test recordings, means over seeds, in brackets 95 % intervals "
-        "by resampling recordings. *Fixed*: the original grammar's threshold. *Re-tuned*: each grammar's, "
-        "set on the recordings of the search. *Equal*: set on the test's other speech, so that all have the "
-        "same false alarms; the errors are MD + MC there."
-    ]
-    for name in SETS:
-        for model in MODELS:
-            own = [row for row in rows if (row["set"], row["model"]) == (name, model)]
-            if own:
-                parts.append(_errors(name, model, own))
-    parts.append(_verdicts(rows))
-    times = [row for row in raw["rows"] if row["kind"] == "times"]
-    if times:
-        parts.append(_times(times))
-    return "\n\n".join(parts)
-
-
-def _errors(name: str, model: str, rows: Sequence[dict[str, Any]]) -> str:
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        searched = [row for row in own if row.get("evaluations")]
-        seconds = f"{np.mean([row['seconds'] for row in searched]):.1f}" if searched else "–"
-        lines.append(
-            [
-                method,
-                f"{np.mean([row['size'] for row in own]):.0f}",
-                _rates(own, "fixed"),
-                _rates(own, "retuned"),
-                _interval([errors(row["equal"]) for row in own]),
-                seconds,
-            ]
-        )
-    recordings = next((row["recordings"] for row in rows if "recordings" in row), None)
-    told = (
-        ""
-        if recordings is None
-        else (
-            f" {recordings[1]:,} recordings of commands and {recordings[3]:,} of other speech to search "
-            f"with, {recordings[2]:,} and {recordings[4]:,} to test with."
-        )
-    )
-    head = ["grammar", "size", "fixed: MD / MC / FA", "re-tuned: MD / MC / FA", "equal: errors", "search, s"]
-    seeds = len({row["seed"] for row in rows})
-    return f"**{name}, {model}** ({seeds} seed{'s' if seeds > 1 else ''}).{told}\n\n" + report.table(
-        head, lines
-    )
-
-
-def _rates(rows: Sequence[dict[str, Any]], at: str) -> str:
-    if at not in rows[0]:
-        return "–"
-    values = np.mean([row[at]["rates"] for row in rows], axis=0) * 100
-    return " / ".join(f"{value:.1f}" for value in values)
-
-
-def errors(found: dict[str, Any]) -> np.ndarray:
-    """1 for each recording of a command that was not understood."""
-    return np.array([one != "." for one in found["commands"]], dtype=float)
-
-
-def _interval(parts: Sequence[np.ndarray]) -> str:
-    mean, low, high = bootstrap(parts)
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def bootstrap(parts: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Mean over seeds of means over recordings, in percent, with a 95 % interval."""
-    chance = np.random.default_rng(0)
-    draws = [
-        100 * np.mean([part[chance.integers(len(part), size=len(part))].mean() for part in parts])
-        for _ in range(2000)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return 100 * float(np.mean([part.mean() for part in parts])), float(low), float(high)
-
-
-def _verdicts(rows: Sequence[dict[str, Any]]) -> str:
-    """The paper's two claims, on our data; differences are paired by recording."""
-    lines = []
-    for name in SETS:
-        for model in MODELS:
-            by = {
-                method: {
-                    row["seed"]: row
-                    for row in rows
-                    if (row["set"], row["model"], row["method"]) == (name, model, method)
-                }
-                for method in METHODS
-            }
-            seeds = sorted(set(by["CEM, refit"]) & set(by["original"]) & set(by["greedy, refit"]))
-            if not seeds:
-                continue
-
-            def gap(
-                one: str, other: str, by: Any = by, seeds: list[int] = seeds
-            ) -> tuple[float, float, float]:
-                return bootstrap([errors(by[one][s]["equal"]) - errors(by[other][s]["equal"]) for s in seeds])
-
-            first, second = gap("CEM, refit", "original"), gap("CEM, refit", "greedy, refit")
-            before = np.mean([errors(by["original"][s]["equal"]).mean() for s in seeds])
-            missed = [
-                np.mean([by[method][s]["equal"]["rates"][0] for s in seeds])
-                for method in ("original", "CEM, refit")
-            ]
-            fall = 1 - missed[1] / missed[0] if missed[0] else 0.0
-            lines.append(
-                [
-                    f"{name}, {model}",
-                    f"{first[0]:+.1f} [{first[1]:+.1f}, {first[2]:+.1f}] of {100 * before:.1f}",
-                    _verdict(first),
-                    f"{fall:.0%}" + (f" (aim {AIM:.0%})" if name != "synthetic" else ""),
-                    f"{second[0]:+.1f} [{second[1]:+.1f}, {second[2]:+.1f}]",
-                    _verdict(second),
-                ]
-            )
-    head = [
-        "",
-        "CEM less original, points",
-        "fewer errors?",
-        "missed fall by",
-        "CEM less greedy, points",
-        "better?",
-    ]
-    return (
-        "**The paper's two claims here**, at equal false alarms on the test: fewer missed and confused "
-        "commands, and the cross-entropy method better than greedy search, both with a refitted "
-        "threshold.\n\n" + report.table(head, lines)
-    )
-
-
-def _verdict(gap: tuple[float, float, float]) -> str:
-    _, low, high = gap
-    return "yes" if high < 0 else "no, worse" if low > 0 else "not shown"
-
-
-def _times(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [[f"{row['size']:,}", f"{1e3 * row['seconds']:.1f}"] for row in rows]
-    return (
-        f"**Time to decide against the size of the grammar**: milliseconds of processor time to score a "
-        f"recording of {rows[0]['audio']:.1f} s with expressions of nine letters, embedded recognizer; the "
-        f"recognizer itself takes {1e3 * rows[0]['acoustic']:.0f} ms.\n\n"
-        + report.table(["expressions", "ms"], lines)
-    )
 
 
 def main() -> None:

@@ -39,6 +39,20 @@ def mean_and_deviation(values: Sequence[float], digits: int = 2) -> str:
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
+def difference(gaps: Sequence[float], more: str = "better", less: str = "worse") -> str:
+    """Whether the mean of differences is further from 0 than their standard deviation.
+
+    Args:
+        gaps: one of each seed.
+        more: the word for a mean above 0.
+        less: for one below.
+    """
+    if len(gaps) < 2:
+        return "one seed"
+    mean = statistics.mean(gaps)
+    return "no difference" if abs(mean) <= statistics.stdev(gaps) else more if mean > 0 else less
+
+
 def publish(raw: Raw, section: Callable[[Raw], str], name: str, keep: bool) -> None:
     """Print a section of the page of results; keep: write it there, and first what it is made of."""
     if keep:
