@@ -36,6 +36,19 @@ def test_one_number_of_any_weight_changes_it(deep: PreTrainedModel) -> None:
     assert all(len(one) == 16 for one in digests)
 
 
+def test_settings_that_logits_depend_on_change_it(deep: PreTrainedModel) -> None:
+    changed = copy.deepcopy(deep)
+    changed.config.rope_parameters = {**deep.config.rope_parameters, "rope_theta": 123.0}
+    other = copy.deepcopy(deep)
+    other.config.rms_norm_eps *= 2
+    assert len({model_digest(one) for one in (deep, changed, other)}) == 3
+    idle = copy.deepcopy(deep)
+    idle.config.use_cache = False
+    idle.config.name_or_path = "elsewhere"
+    idle.config.pad_token_id = 3
+    assert model_digest(idle) == model_digest(deep)
+
+
 def test_masks_are_part_of_it(deep: PreTrainedModel) -> None:
     mask = torch.ones(8, 8, dtype=torch.bool)
     other = mask.clone()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from modicum.errors import InputError
 from modicum.fit.fit_text import FitText
 from tests.fit.fitting import QUICK, tiny
 
@@ -34,3 +37,12 @@ def test_probes_read_what_is_held_back_and_calibration_the_rest() -> None:
     for row in found:
         assert LEARNED in row
         assert HELD not in row
+
+
+@pytest.mark.parametrize(("part", "option"), [("sequences", "--length"), ("probes", "--probe-length")])
+def test_a_length_too_short_for_the_questions_names_the_options(part: str, option: str) -> None:
+    model, tokenizer = tiny()
+    ids = tokenizer(f"{LEARNED} " * 40, add_special_tokens=False)["input_ids"]
+    read = getattr(FitText(ids, ids), part)
+    with pytest.raises(InputError, match=rf"the length is 32: .* fit's {option}, .* its --tasks"):
+        read(model, tokenizer, TASKS, QUICK, 32, lambda *_: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,11 +15,26 @@ from modicum.kv.offload import offloaded_value
 
 _CHUNK = 2**24
 """Numbers that are read at a time."""
+_NOT_COMPUTED_WITH = frozenset(
+    {
+        *(
+            "transformers_version",
+            "architectures",
+            "_name_or_path",
+            "dtype",
+            "torch_dtype",
+            "initializer_range",
+        ),
+        *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "problem_type"),
+        *("id2label", "label2id", "pad_token_id", "bos_token_id", "eos_token_id", "quantization_config"),
+    }
+)
+"""Settings of a model that leave its logits as they are, or are of how its weights are held."""
 
 
 def model_digest(model: PreTrainedModel, masks: Mapping[str, Tensor] | None = None) -> str:
-    """16 hex digits that stand for the model's type, all weights and saved buffers, and masks; "" where some
-    of the weights cannot be read here.
+    """16 hex digits that stand for the model's settings, all weights and saved buffers, and masks; "" where
+    some of the weights cannot be read here.
 
     Floating-point values are read as float32, so the digest is the same in the 16 bits that a model was saved
     in. A layer that is held packed counts as its weights do unpacked. A weight of several layers is read
@@ -28,7 +44,9 @@ def model_digest(model: PreTrainedModel, masks: Mapping[str, Tensor] | None = No
         model: on any device.
         masks: bool, by names, which are part of what is told apart.
     """
-    sha = hashlib.sha256(model.config.get_text_config(decoder=True).model_type.encode())
+    settings = model.config.get_text_config(decoder=True).to_dict()
+    told = {name: value for name, value in settings.items() if name not in _NOT_COMPUTED_WITH}
+    sha = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, value in _saved(model):
         if value is None:
             return ""

@@ -80,7 +80,7 @@ class FitText:
         def answer(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
             return [_answer(model, prompt, most) for prompt in prompts]
 
-        with _file(tokenizer, self.learned) as haystack:
+        with _naming("--length"), _file(tokenizer, self.learned) as haystack:
             questions = HaystackQuestions(tasks, settings.task_share, settings.seed, haystack)
             asked = with_questions(
                 found, tokenizer, questions, answer, lambda done, total: tell("answering", done, total)
@@ -97,7 +97,7 @@ class FitText:
         tell: Tell,
     ) -> Probes:
         """Probes of so many tokens, with questions of their own for each length."""
-        with _file(tokenizer, self.held) as haystack:
+        with _naming("--probe-length"), _file(tokenizer, self.held) as haystack:
             return Probes(
                 model,
                 tokenizer,
@@ -107,6 +107,17 @@ class FitText:
                 settings.seed + length,
                 lambda done, total: tell("asking the reference", done, total),
             )
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Name the options in errors of the questions that are asked."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"{error} (the length is fit's {option}, the questions are its --tasks; --tasks '' asks none)"
+        ) from error
 
 
 @contextmanager
