@@ -203,7 +203,7 @@ def test_a_few_variants_are_few_without_the_references_own(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("options", "package"),
-    [({"runtime": Runtime("onnxruntime")}, "onnxruntime"), ({"method": "nsga2"}, "pymoo"), ({}, "scipy")],
+    [({"runtime": Runtime("onnxruntime")}, "onnxruntime"), ({}, "scipy")],
 )
 def test_a_missing_package_is_told_before_anything_is_trained(
     options: dict[str, object], package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -213,6 +213,14 @@ def test_a_missing_package_is_told_before_anything_is_trained(
     with pytest.raises(InputError, match=rf"needs the package {package}\b"):
         search(pictures(), tmp_path / "out", replace(SETTINGS, **options))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_evolution_needs_no_package(found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ["pymoo", "scipy", *(name for name in sys.modules if name.startswith(("pymoo.", "scipy.")))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    settings = replace(SETTINGS, method="nsga2")
+    VisionSearch(pictures(), tmp_path / "out", settings)._check()
+    assert VisionSearch(pictures(), found, settings).front()
 
 
 @pytest.mark.parametrize("num", range(1, 9))

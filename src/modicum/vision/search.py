@@ -116,7 +116,8 @@ class VisionSearch:
         """
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out} is a file: give a folder")
-        import_package("scipy.optimize" if self.settings.method == "milp" else "pymoo", "search")
+        if self.settings.method == "milp":
+            import_package("scipy.optimize", "search")
         self.settings.runtime.check_packages()
         if self.settings.table is None:
             return

@@ -47,7 +47,9 @@ class Random(Policy):
     name: ClassVar[str] = "random"
     title: ClassVar[str] = "Random"
     paper: ClassVar[str] = "—"
-    summary: ClassVar[str] = "Keeps tokens by a seeded lot per layer, head and position."
+    summary: ClassVar[str] = (
+        "Keeps tokens by seeded random scores of each layer, head and position; a baseline."
+    )
 
     seed: int = 0
 
