@@ -18,7 +18,7 @@ from modicum.measure import Spread
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 # What was promised before anything was measured (ratios, except for slots and chunks).
-DECODE_LONG, DECODE_SHORT, PREFILL, NEWCOMER, CHUNKS, PROCESS = 0.28, 1.05, 0.32, 1, 1.0, 1.05
+DECODE_LONG, DECODE_SHORT, PREFILL, NEW_TOKEN, CHUNKS, PROCESS = 0.28, 1.05, 0.32, 1, 1.0, 1.05
 COMPILED, EVERY_POLICY = 1.05, 1.20  # both ÷ a cache of the budget's length
 SETTINGS = {"tokens": 16_384, "budget": 1_024, "chunk": 512, "threads": 2}
 DEAR = 0.3  # share of a decode step above which a policy's scoring is named
@@ -81,7 +81,7 @@ def _head(raw: Raw) -> str:
 
 def _targets(raw: Raw) -> str:
     s, memory = raw["settings"], raw["memory"][PRIME]
-    slots = s["budget"] + NEWCOMER
+    slots = s["budget"] + NEW_TOKEN
     short, long = (_process(raw, PRIME, s[key])["peak"] for key in ("tokens", "long_tokens"))
     full, brief = f"DynamicCache at {s['tokens']:,}", f"DynamicCache at {s['budget']:,}"
     rows = [
@@ -210,7 +210,7 @@ def _storage(raw: Raw) -> str:
     return (
         "### KV bytes between calls\n\n"
         "After the prompt, from live storage. *slots*: keys and values in slots' worth per layer and head, "
-        "the newcomer's included; *all as slots*: with positions and policy state. *peak above*: the "
+        "the new token's included; *all as slots*: with positions and policy state. *peak above*: the "
         "high-water mark within calls less what is held between them, in units of one layer's chunk of keys "
         "and values.\n\n" + table(head, lines) + _full_note(raw)
     )
