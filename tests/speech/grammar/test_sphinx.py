@@ -17,7 +17,7 @@ from modicum.speech import Synthesizer
 from modicum.speech.augment import resample
 from modicum.speech.grammar import Expression, Grammar, SphinxModel, command_of, export_grammar
 from modicum.speech.grammar.letter_to_sound import letter_to_sound
-from modicum.speech.grammar.phone_scores import free_score, phone_scores
+from modicum.speech.grammar.phone_scores import PhoneChains, free_score
 from modicum.speech.grammar.sphinx_definition import SphinxDefinition
 from modicum.speech.synthesis import Voice
 from tests.bounds import unit_roundoff
@@ -68,7 +68,7 @@ def test_scores_are_those_of_a_search_over_the_graph() -> None:
     chance = np.random.default_rng(1)
     scores = chance.normal(-5, 3, (30, 12)).astype(np.float32)
     expressions = [[["A", "B"]], [["A"], ["B", "A"]], [["B"]]]
-    found = phone_scores(scores, definition, expressions)
+    found = PhoneChains.of(definition, expressions, scores.shape[1]).scores(scores)
     filler, enter = 12, np.log(0.005)
     wide = np.concatenate([scores, scores[:, 6:9].max(1, keepdims=True)], 1)
     for words, score in zip(expressions, found, strict=True):
@@ -118,8 +118,10 @@ def test_free_scores_are_those_of_a_loop_of_phones() -> None:
 
 def test_too_few_frames_make_minus_infinity() -> None:
     scores = np.zeros((4, 12), np.float32)
-    assert np.isinf(phone_scores(scores, tiny(), [[["A", "B"]], [["A"]]])).tolist() == [True, False]
-    assert phone_scores(scores, tiny(), []).shape == (0,)
+    assert np.isinf(
+        PhoneChains.of(tiny(), [[["A", "B"]], [["A"]]], scores.shape[1]).scores(scores)
+    ).tolist() == [True, False]
+    assert PhoneChains.of(tiny(), [], scores.shape[1]).scores(scores).shape == (0,)
 
 
 def test_phones_in_context_are_found_as_pocketsphinx_does() -> None:

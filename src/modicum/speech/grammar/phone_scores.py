@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,58 +23,78 @@ Words = Sequence[Sequence[str]]
 """Phones of each word."""
 
 
-def phone_scores(
-    scores: np.ndarray, definition: SphinxDefinition, expressions: Sequence[Words]
-) -> np.ndarray:
-    """The likelihood of the best path through each expression: log-scores [expressions] float32.
+@dataclass(frozen=True)
+class PhoneChains:
+    """Expressions as chains of states, padded to the longest. Made once for many recordings.
 
     An expression is a chain of its phones' states. Before it, after it and between words there may be a
-    filler: one state, as likely as the most likely state of all filler phones. Computed together, padded to
-    the longest.
+    filler: one state, as likely as the most likely state of all filler phones.
 
-    Args:
-        scores: [frames, senones] log-likelihoods.
-        definition: the models of phones.
-        expressions: words of phones; none is empty.
-
-    Returns:
-        -inf where the frames are too few.
+    Attributes:
+        fillers: senones of all filler phones.
+        states: [expressions, width] int64; one more than the last senone for a filler.
+        stay: [expressions, width] float32, log-probability of staying in a state.
+        enter: [expressions, width] float32, of coming from the state before.
+        skip: [expressions, width] float32, of coming from the one before that, past a filler.
+        sizes: [expressions] int64, states of each.
+        leave: [expressions] float32, of leaving the last phone's last state.
     """
-    if not expressions:
-        return np.zeros(0, dtype=np.float32)
-    num_senones = scores.shape[1]
-    filler_states = definition.states[list(definition.fillers)].ravel()
-    wide = np.concatenate([scores, scores[:, filler_states].max(1, keepdims=True)], 1).astype(np.float32)
-    chains = [_chain(definition, words, num_senones) for words in expressions]
-    width = max(len(states) for states, _, _ in chains)
-    states = np.full((len(chains), width), num_senones, dtype=np.int64)
-    stay = np.zeros((len(chains), width), dtype=np.float32)
-    # Into a state from the one before, and from the one before that past a filler.
-    enter = np.full((len(chains), width), -np.inf, dtype=np.float32)
-    skip = np.full((len(chains), width), -np.inf, dtype=np.float32)
-    sizes = np.zeros(len(chains), dtype=np.int64)
-    leave = np.zeros(len(chains), dtype=np.float32)
-    for row, (chain, own_stay, go) in enumerate(chains):
-        size = len(chain)
-        sizes[row], leave[row] = size, go[-2]
-        states[row, :size], stay[row, :size] = chain, own_stay
-        is_filler = np.array(chain) == num_senones
-        enter[row, 1:size] = go[:-1]
-        enter[row, :size][is_filler] += _FILLER
-        after = np.flatnonzero(is_filler[1:-1]) + 2
-        skip[row, after] = go[after - 2]
-    alpha = np.full((len(chains), width + 2), -np.inf, dtype=np.float32)
-    first = wide[0][states]
-    alpha[:, 2] = first[:, 0] + _FILLER
-    alpha[:, 3] = first[:, 1]
-    for frame in wide[1:]:
-        best = np.maximum(alpha[:, 2:] + stay, alpha[:, 1:-1] + enter)
-        np.maximum(best, alpha[:, :-2] + skip, out=best)
-        alpha[:, 2:] = best + frame[states]
-    rows = np.arange(len(chains))
-    # The last state is a filler, the one before that of the last phone.
-    found: np.ndarray = np.maximum(alpha[rows, 1 + sizes], alpha[rows, sizes] + leave)
-    return found
+
+    fillers: np.ndarray
+    states: np.ndarray
+    stay: np.ndarray
+    enter: np.ndarray
+    skip: np.ndarray
+    sizes: np.ndarray
+    leave: np.ndarray
+
+    @classmethod
+    def of(cls, definition: SphinxDefinition, expressions: Sequence[Words], num_senones: int) -> PhoneChains:
+        """Of expressions, words of phones; none is empty."""
+        chains = [_chain(definition, words, num_senones) for words in expressions]
+        width = max((len(states) for states, _, _ in chains), default=0)
+        states = np.full((len(chains), width), num_senones, dtype=np.int64)
+        stay = np.zeros((len(chains), width), dtype=np.float32)
+        enter = np.full((len(chains), width), -np.inf, dtype=np.float32)
+        skip = np.full((len(chains), width), -np.inf, dtype=np.float32)
+        sizes = np.zeros(len(chains), dtype=np.int64)
+        leave = np.zeros(len(chains), dtype=np.float32)
+        for row, (chain, own_stay, go) in enumerate(chains):
+            size = len(chain)
+            sizes[row], leave[row] = size, go[-2]
+            states[row, :size], stay[row, :size] = chain, own_stay
+            is_filler = np.array(chain) == num_senones
+            enter[row, 1:size] = go[:-1]
+            enter[row, :size][is_filler] += _FILLER
+            after = np.flatnonzero(is_filler[1:-1]) + 2
+            skip[row, after] = go[after - 2]
+        fillers = definition.states[list(definition.fillers)].ravel()
+        return cls(fillers, states, stay, enter, skip, sizes, leave)
+
+    def scores(self, scores: np.ndarray) -> np.ndarray:
+        """The likelihood of the best path through each expression: log-scores [expressions] float32.
+
+        Args:
+            scores: [frames, senones] log-likelihoods.
+
+        Returns:
+            -inf where the frames are too few.
+        """
+        if not len(self.states):
+            return np.zeros(0, dtype=np.float32)
+        wide = np.concatenate([scores, scores[:, self.fillers].max(1, keepdims=True)], 1).astype(np.float32)
+        alpha = np.full((len(self.states), self.states.shape[1] + 2), -np.inf, dtype=np.float32)
+        first = wide[0][self.states]
+        alpha[:, 2] = first[:, 0] + _FILLER
+        alpha[:, 3] = first[:, 1]
+        for frame in wide[1:]:
+            best = np.maximum(alpha[:, 2:] + self.stay, alpha[:, 1:-1] + self.enter)
+            np.maximum(best, alpha[:, :-2] + self.skip, out=best)
+            alpha[:, 2:] = best + frame[self.states]
+        rows = np.arange(len(self.states))
+        # The last state is a filler, the one before that of the last phone.
+        found: np.ndarray = np.maximum(alpha[rows, 1 + self.sizes], alpha[rows, self.sizes] + self.leave)
+        return found
 
 
 def free_score(scores: np.ndarray, definition: SphinxDefinition) -> float:

@@ -2,7 +2,7 @@
 
 pocketsphinx itself computes the likelihood of every state at every frame, once for a recording, and decodes
 phones freely. From these likelihoods all expressions are scored here, with the same models of phones in
-context (see `phone_scores`): it has no call that scores many expressions.
+context (see `PhoneChains`): it has no call that scores many expressions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from modicum.errors import InputError, ModelError
 from modicum.packages import import_package
 from modicum.speech.grammar.command_model import SPHINX, Form, Heard
 from modicum.speech.grammar.letter_to_sound import letter_to_sound
-from modicum.speech.grammar.phone_scores import free_score, phone_scores
+from modicum.speech.grammar.phone_scores import PhoneChains, free_score
 from modicum.speech.grammar.sphinx_definition import SphinxDefinition
 
 _SAMPLES = 16_000
@@ -64,6 +64,7 @@ class SphinxModel:
         fillers = set(self.definition.fillers)
         self.symbols = tuple(x for at, x in enumerate(self.definition.phones) if at not in fillers)
         self._known: tuple[bytes, tuple[np.ndarray, tuple[str, ...]]] | None = None
+        self._chained: tuple[tuple[tuple[Form, ...], ...], PhoneChains] | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -115,8 +116,15 @@ class SphinxModel:
     def score(self, samples: Tensor, expressions: Sequence[tuple[Form, ...]]) -> tuple[np.ndarray, float]:
         """Viterbi log-likelihoods; that of the free decode is of a loop of all phones."""
         scores, _ = self._observed(samples)
-        words = [[form.split() for form in forms] for forms in expressions]
-        return phone_scores(scores, self.definition, words), free_score(scores, self.definition)
+        chains = self._chains(tuple(expressions), scores.shape[1])
+        return chains.scores(scores), free_score(scores, self.definition)
+
+    def _chains(self, expressions: tuple[tuple[Form, ...], ...], num_senones: int) -> PhoneChains:
+        """Of expressions. Those of the last call are kept, for the next recording."""
+        if self._chained is None or self._chained[0] != expressions:
+            words = [[form.split() for form in forms] for forms in expressions]
+            self._chained = expressions, PhoneChains.of(self.definition, words, num_senones)
+        return self._chained[1]
 
     def _observed(self, samples: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
         """Log-likelihoods [frames, senones] float32, and phones. Those of the last recording are kept."""
