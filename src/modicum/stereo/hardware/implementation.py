@@ -81,7 +81,7 @@ def implement(
         folder: for the tools' files.
         seed: of the placement.
         target: clock in MHz that placement and routing aim at.
-        router: nextpnr's; router1 gives a faster clock where it ends, which it does not do for 32 disparities.
+        router: nextpnr's. router1 gives a faster clock, but does not end for 32 disparities.
 
     Raises:
         InputError: a tool is not installed or failed, as where the core does not fit the device.
