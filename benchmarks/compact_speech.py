@@ -203,14 +203,12 @@ class Bench:
 
     def measure(self, task: Task, cell: Cell, seed: int) -> None:
         """Append the row of a cell, unless it is there."""
-        key = _key(task.name, cell, seed)
-        rows = {row["key"]: row for row in read_rows(self.work)}
-        if key in rows:
+        key = json.dumps([task.name, seed, asdict(replace(cell, name=""))], sort_keys=True)
+        alike = [row for row in read_rows(self.work) if row["key"] == key]
+        if any(row["name"] == cell.name for row in alike):
             return
-        alike = [_key(task.name, replace(cell, name=one.name), seed) for one in cells(task.stride)]
-        found = next((rows[one] for one in alike if one in rows), None)
-        if found is not None:  # two rivals of the same width
-            append_row(self.work, found | {"key": key, "name": cell.name, "cpu_seconds": 0.0})
+        if alike:  # a rival of the same width
+            append_row(self.work, alike[0] | {"name": cell.name, "cpu_seconds": 0.0})
             return
         started = time.process_time()
         begun = self.begun(task, cell, seed)
@@ -251,10 +249,6 @@ class Bench:
             return None
         teacher = self.begun(task, Cell("unshared", replace(BASE, subsampling=task.stride)), seed)
         return record_targets([teacher], task.train, self.work / "targets" / f"{task.name}-{seed}")
-
-
-def _key(task: str, cell: Cell, seed: int) -> str:
-    return json.dumps([task, seed, asdict(cell)], sort_keys=True)
 
 
 def rates(recognizer: Recognizer, task: Task) -> dict[str, float]:

@@ -12,11 +12,8 @@ import report
 def section(raw: dict[str, Any]) -> str:
     """All tables, markers left out."""
     rows = raw["rows"]
-    minutes = sum(row["cpu_seconds"] for row in rows) / 60
     parts = [
-        f"Measured {raw['date']}, {len(rows)} models in {minutes:.0f} minutes of one core "
-        f"({raw['machine']['processor']}); mean and, behind ±, standard deviation over "
-        f"{len({row['seed'] for row in rows})} seeds. CER and WER of held-out speakers, in percent. "
+        f"{report.models_measured(raw)}. CER and WER of held-out speakers, in percent. "
         "Products are those of weights that are not 0, for a second of audio; attention's own are left out."
     ]
     for task in sorted({row["task"] for row in rows}):
@@ -50,15 +47,11 @@ def _percent(group: Sequence[dict[str, Any]], kind: str, rate: str) -> str:
     return report.mean_and_deviation([100 * row[kind][rate] for row in group])
 
 
-def _gaps(rows: Sequence[dict[str, Any]], first: str, second: str) -> list[float]:
-    """CER of one minus that of the other, in points, seed by seed."""
-    by_seed = {(row["name"], row["seed"]): 100 * row["packed"]["cer"] for row in rows}
-    seeds = sorted({row["seed"] for row in rows})
-    return [
-        by_seed[first, seed] - by_seed[second, seed]
-        for seed in seeds
-        if (first, seed) in by_seed and (second, seed) in by_seed
-    ]
+def _gaps(rows: Sequence[dict[str, Any]], first: str, second: str, form: str = "packed") -> list[float]:
+    """CER of one, packed, minus that of the other in a form, in points, seed by seed."""
+    ones = {row["seed"]: 100 * row["packed"]["cer"] for row in rows if row["name"] == first}
+    others = {row["seed"]: 100 * row[form]["cer"] for row in rows if row["name"] == second}
+    return [ones[seed] - others[seed] for seed in sorted(ones.keys() & others.keys())]
 
 
 def _rivals(rows: Sequence[dict[str, Any]]) -> str:
@@ -80,19 +73,13 @@ def _told(gaps: Sequence[float]) -> list[str]:
 
 def _verdict(rows: Sequence[dict[str, Any]]) -> str:
     """The paper's claim, on this task."""
-    gaps = _gaps(rows, "together", "unshared")
-    by_name = {row["name"]: row for row in rows}
-    if not gaps or "together" not in by_name:
+    gaps = _gaps(rows, "together", "unshared", form="float")
+    if not gaps:
         return ""
+    by_name = {row["name"]: row for row in rows}
     ratio = by_name["unshared"]["float_nbytes"] / by_name["together"]["nbytes"]
-    float_gaps = [
-        100 * (row["packed"]["cer"] - other["float"]["cer"])
-        for row in rows
-        for other in rows
-        if row["name"] == "together" and other["name"] == "unshared" and row["seed"] == other["seed"]
-    ]
     return (
         "The paper's abstract claims ten times fewer bytes at 0.43 points more CER (AISHELL-2). Here "
         f'"together" has {ratio:.1f} times fewer bytes than the unshared float32 model, at '
-        f"{report.mean_and_deviation(float_gaps)} points more."
+        f"{report.mean_and_deviation(gaps)} points more."
     )

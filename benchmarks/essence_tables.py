@@ -30,13 +30,7 @@ CONDITIONS = {
 def section(raw: dict[str, Any]) -> str:
     """All tables, markers left out."""
     rows = raw["rows"]
-    m = raw["machine"]
-    minutes = sum(row["cpu_seconds"] for row in rows) / 60
-    parts = [
-        f"Measured {raw['date']}, {len(rows)} models in {minutes:.0f} minutes of one core "
-        f"({m['processor']}), float32; mean and, behind ±, standard deviation over "
-        f"{len({r['seed'] for r in rows})} seeds, each with an ensemble of its own."
-    ]
+    parts = [f"{report.models_measured(raw, ', float32')}, each with an ensemble of its own."]
     for task in MEASURES:
         mine = [row for row in rows if row["task"] == task]
         if mine:

@@ -39,6 +39,17 @@ def mean_and_deviation(values: Sequence[float], digits: int = 2) -> str:
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
+def models_measured(raw: Raw, more: str = "") -> str:
+    """The beginning of the text above tables of trained models; `more` is of how they were trained."""
+    rows = raw["rows"]
+    minutes = sum(row["cpu_seconds"] for row in rows) / 60
+    return (
+        f"Measured {raw['date']}, {len(rows)} models in {minutes:.0f} minutes of one core "
+        f"({raw['machine']['processor']}){more}; mean and, behind ±, standard deviation over "
+        f"{len({row['seed'] for row in rows})} seeds"
+    )
+
+
 def difference(gaps: Sequence[float], more: str = "better", less: str = "worse") -> str:
     """Whether the mean of differences is further from 0 than their standard deviation.
 

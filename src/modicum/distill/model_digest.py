@@ -17,16 +17,23 @@ _CHUNK = 2**24
 """Numbers that are read at a time."""
 _NOT_COMPUTED_WITH = frozenset(
     {
-        *(
-            "transformers_version",
-            "architectures",
-            "_name_or_path",
-            "dtype",
-            "torch_dtype",
-            "initializer_range",
-        ),
-        *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "problem_type"),
-        *("id2label", "label2id", "pad_token_id", "bos_token_id", "eos_token_id", "quantization_config"),
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "quantization_config",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
     }
 )
 """Settings of a model that leave its logits as they are, or are of how its weights are held."""

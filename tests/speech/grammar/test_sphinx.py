@@ -68,7 +68,7 @@ def test_scores_are_those_of_a_search_over_the_graph() -> None:
     chance = np.random.default_rng(1)
     scores = chance.normal(-5, 3, (30, 12)).astype(np.float32)
     expressions = [[["A", "B"]], [["A"], ["B", "A"]], [["B"]]]
-    found = PhoneChains.of(definition, expressions, scores.shape[1]).scores(scores)
+    found = PhoneChains.of(definition, expressions).scores(scores)
     filler, enter = 12, np.log(0.005)
     wide = np.concatenate([scores, scores[:, 6:9].max(1, keepdims=True)], 1)
     for words, score in zip(expressions, found, strict=True):
@@ -118,10 +118,8 @@ def test_free_scores_are_those_of_a_loop_of_phones() -> None:
 
 def test_too_few_frames_make_minus_infinity() -> None:
     scores = np.zeros((4, 12), np.float32)
-    assert np.isinf(
-        PhoneChains.of(tiny(), [[["A", "B"]], [["A"]]], scores.shape[1]).scores(scores)
-    ).tolist() == [True, False]
-    assert PhoneChains.of(tiny(), [], scores.shape[1]).scores(scores).shape == (0,)
+    assert np.isinf(PhoneChains.of(tiny(), [[["A", "B"]], [["A"]]]).scores(scores)).tolist() == [True, False]
+    assert PhoneChains.of(tiny(), []).scores(scores).shape == (0,)
 
 
 def test_phones_in_context_are_found_as_pocketsphinx_does() -> None:

@@ -22,6 +22,9 @@ _STAY = math.log(0.9)
 Words = Sequence[Sequence[str]]
 """Phones of each word."""
 
+_FILLER_STATE = -1
+"""Its likelihood stands behind those of all senones."""
+
 
 @dataclass(frozen=True)
 class PhoneChains:
@@ -32,7 +35,7 @@ class PhoneChains:
 
     Attributes:
         fillers: senones of all filler phones.
-        states: [expressions, width] int64; one more than the last senone for a filler.
+        states: [expressions, width] int64, senones; -1 for a filler.
         stay: [expressions, width] float32, log-probability of staying in a state.
         enter: [expressions, width] float32, of coming from the state before.
         skip: [expressions, width] float32, of coming from the one before that, past a filler.
@@ -49,11 +52,11 @@ class PhoneChains:
     leave: np.ndarray
 
     @classmethod
-    def of(cls, definition: SphinxDefinition, expressions: Sequence[Words], num_senones: int) -> PhoneChains:
+    def of(cls, definition: SphinxDefinition, expressions: Sequence[Words]) -> PhoneChains:
         """Of expressions, words of phones; none is empty."""
-        chains = [_chain(definition, words, num_senones) for words in expressions]
+        chains = [_chain(definition, words) for words in expressions]
         width = max((len(states) for states, _, _ in chains), default=0)
-        states = np.full((len(chains), width), num_senones, dtype=np.int64)
+        states = np.full((len(chains), width), _FILLER_STATE, dtype=np.int64)
         stay = np.zeros((len(chains), width), dtype=np.float32)
         enter = np.full((len(chains), width), -np.inf, dtype=np.float32)
         skip = np.full((len(chains), width), -np.inf, dtype=np.float32)
@@ -63,7 +66,7 @@ class PhoneChains:
             size = len(chain)
             sizes[row], leave[row] = size, go[-2]
             states[row, :size], stay[row, :size] = chain, own_stay
-            is_filler = np.array(chain) == num_senones
+            is_filler = np.array(chain) == _FILLER_STATE
             enter[row, 1:size] = go[:-1]
             enter[row, :size][is_filler] += _FILLER
             after = np.flatnonzero(is_filler[1:-1]) + 2
@@ -114,12 +117,10 @@ def free_score(scores: np.ndarray, definition: SphinxDefinition) -> float:
     return float((alpha[:, 2] + go[:, 2]).max())
 
 
-def _chain(
-    definition: SphinxDefinition, words: Words, filler: int
-) -> tuple[list[int], list[float], np.ndarray]:
+def _chain(definition: SphinxDefinition, words: Words) -> tuple[list[int], list[float], np.ndarray]:
     """States, and log-probabilities of staying in each and of leaving it for the next."""
     models = iter(definition.models(words))
-    states: list[int] = [filler]
+    states: list[int] = [_FILLER_STATE]
     stay: list[float] = [_STAY]
     go: list[float] = [math.log1p(-math.exp(_STAY))]
     for word in words:
@@ -129,7 +130,7 @@ def _chain(
             states += [int(state) for state in definition.states[model]]
             stay += [float(transitions[at, at]) for at in range(3)]
             go += [float(transitions[at, at + 1]) for at in range(3)]
-        states.append(filler)
+        states.append(_FILLER_STATE)
         stay.append(_STAY)
         go.append(math.log1p(-math.exp(_STAY)))
     return states, stay, np.array(go)

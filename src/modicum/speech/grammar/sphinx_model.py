@@ -116,14 +116,13 @@ class SphinxModel:
     def score(self, samples: Tensor, expressions: Sequence[tuple[Form, ...]]) -> tuple[np.ndarray, float]:
         """Viterbi log-likelihoods; that of the free decode is of a loop of all phones."""
         scores, _ = self._observed(samples)
-        chains = self._chains(tuple(expressions), scores.shape[1])
-        return chains.scores(scores), free_score(scores, self.definition)
+        return self._chains(tuple(expressions)).scores(scores), free_score(scores, self.definition)
 
-    def _chains(self, expressions: tuple[tuple[Form, ...], ...], num_senones: int) -> PhoneChains:
+    def _chains(self, expressions: tuple[tuple[Form, ...], ...]) -> PhoneChains:
         """Of expressions. Those of the last call are kept, for the next recording."""
         if self._chained is None or self._chained[0] != expressions:
             words = [[form.split() for form in forms] for forms in expressions]
-            self._chained = expressions, PhoneChains.of(self.definition, words, num_senones)
+            self._chained = expressions, PhoneChains.of(self.definition, words)
         return self._chained[1]
 
     def _observed(self, samples: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
