@@ -64,6 +64,7 @@ GROUPS: dict[str, list[Cell]] = {
         *cells(["auto"], "k8v4", "16%", "8%"),
         *cells(["auto"], "int4", "45%", "22%", "11%"),
     ],
+    "shares": [*cells(["auto"], "model", "50%", "6.25%"), *cells(["auto"], "k8v4", "16%", "8%")],
     "least": [*cells(["auto"], "k8v4", "5%"), *cells(["auto"], "int4", "11%", "6.5%")],
     "scores": [
         FULL,
@@ -90,7 +91,8 @@ GROUPS: dict[str, list[Cell]] = {
         ),
     ],
 }
-"""Settings that are compared with each other; "papers": what the four papers say."""
+"""Settings that are compared with each other; "shares": the fewest of "bytes" from a half to 3 %;
+"papers": what the four papers say."""
 TASKS = {
     "single": "niah_single_2:max_new_tokens=16",
     "keys": "niah_multikey_1:each=true,max_new_tokens=16",
