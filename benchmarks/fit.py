@@ -37,6 +37,7 @@ from modicum.fit.fit_plan import FitPlan
 from modicum.fit.fitter import Fitter
 from modicum.fit.settings import FitSettings, Target
 from modicum.fit.weight_option import WeightOption
+from modicum.float32_products import float32_products
 from modicum.kv.budget import format_size
 from modicum.kv.calibration import calibrate
 from modicum.kv.head_store import find_profile
@@ -361,7 +362,8 @@ def main() -> None:
             probe_length=512, samples=4, candidates=2,
         )  # fmt: skip
         budgets = [0.6]
-    measure(given.work, scale, settings, budgets)
+    with float32_products(torch.bfloat16):
+        measure(given.work, scale, settings, budgets)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from modicum.fit.fit_report import FitReport
 from modicum.fit.fitter import Fitter
 from modicum.fit.folder import save_fitted
 from modicum.fit.settings import FitSettings, Target
+from modicum.float32_products import float32_products
 from modicum.weights.new_folder import STATE, check_new
 from modicum.weights.progress import Progress
 
@@ -54,14 +55,15 @@ def fit(
     check_new(Path(out))
     where = None if text is None else Path(text)
     kept = None if library is None else Path(library)
-    fitter = Fitter(model, tokenizer, where, target, settings, library=kept, progress=progress)
-    fitter.check_reachable()
-    fitter.build()
-    found = fitter.plan(target.nbytes)
-    report = fitter.apply(found[0], found)
-    fitted = fitter.model
-    if teacher is not None and report.masks:
-        fitted = fitter.finetuned(report, teacher, Path(out) / STATE)
+    with float32_products(model.dtype):
+        fitter = Fitter(model, tokenizer, where, target, settings, library=kept, progress=progress)
+        fitter.check_reachable()
+        fitter.build()
+        found = fitter.plan(target.nbytes)
+        report = fitter.apply(found[0], found)
+        fitted = fitter.model
+        if teacher is not None and report.masks:
+            fitted = fitter.finetuned(report, teacher, Path(out) / STATE)
     report.seconds = time.perf_counter() - started
     report.file_bytes = save_fitted(
         Path(out),

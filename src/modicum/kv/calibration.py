@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modicum.errors import InputError, ModelError
+from modicum.float32_products import float32_products
 from modicum.kv import head_store
 from modicum.kv.attention_override import attention_override
 from modicum.kv.fingerprint import weights_digest
@@ -239,6 +240,7 @@ def _scores(model: PreTrainedModel, piece: list[int], turning: Turning | None) -
         attention_override(model, attention, "calibrated"),
         torch.no_grad(),
         without_autocast(device),
+        float32_products(model.dtype),
     ):
         largest = _Largest(length, length, residuals)
         model.base_model(input_ids=ids, use_cache=False)

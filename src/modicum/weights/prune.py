@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from modicum.float32_products import float32_products
 from modicum.weights.blocks import blocks_of, one_by_one
 from modicum.weights.layer import Layer
 from modicum.weights.plain_model import plain_model
@@ -86,7 +87,12 @@ def prune(
     tell = progress or (lambda *_: None)
     try:
         # A compiled graph does not call hooks that are added after it was made.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), one_by_one(model, blocks):
+        with (
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            one_by_one(model, blocks),
+            float32_products(model.dtype),
+        ):
             how.pattern.check(
                 {m.name: (m.weight.shape[0], m.weight.shape[1]) for b in blocks for m in b.matrices}
             )
