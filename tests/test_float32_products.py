@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+import modicum
 from modicum import float32_products as module
 from modicum.float32_products import MIN_ROWS, Float32Products, float32_products, has_units
 from tests.bounds import assert_within, attention_bound, dot_bound, gamma, logit_bound
+from tests.tiny_model import TINY_MODEL
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -139,6 +141,24 @@ def test_nothing_changes_where_the_processor_has_units(
     assert calls.dtypes == [torch.bfloat16 if supported else torch.float32]
     with float32_products(torch.float32):
         assert F.linear(torch.zeros(MIN_ROWS, 4), torch.zeros(3, 4)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_prompt_is_read_in_float32_and_the_answer_in_16_bits(
+    supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    model, tokenizer = modicum.load(TINY_MODEL, dtype="bfloat16")
+    calls = Calls()
+    with calls:
+        answer = modicum.generate(
+            model, tokenizer, "The red boat " * 12, budget=24, chunk=16, n_sink=2, recent=4, max_new_tokens=3
+        )
+    assert answer.cache.full_nbytes == answer.seen * model.config.num_hidden_layers * 2 * (
+        2 * model.config.num_key_value_heads * model.config.head_dim
+    )  # of 2 bytes each
+    assert (torch.float32 in calls.dtypes) is not supported
+    assert torch.bfloat16 in calls.dtypes
 
 
 def test_gradients_flow() -> None:

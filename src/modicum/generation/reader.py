@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from modicum.compat import cache_argument
 from modicum.errors import InputError
+from modicum.float32_products import float32_products
 from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.transcript import Transcript
@@ -161,7 +162,8 @@ class Reader:
             ids = torch.cat([ids, ids], dim=1)
             if self._extra:
                 inputs["logits_to_keep"] = torch.tensor([m - 1], device=self.device)
-        with self.cache.replaying(m) if again else nullcontext():
+        reading = float32_products(self.model.dtype) if m > 1 else nullcontext()
+        with reading, self.cache.replaying(m) if again else nullcontext():
             out = run(input_ids=ids, use_cache=True, return_dict=True, **inputs)
         logits = out.logits[:, m - 1 if again and not self._extra else -1]
         if valid is not None and told.logits is not None:
