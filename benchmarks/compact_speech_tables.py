@@ -14,7 +14,9 @@ def section(raw: dict[str, Any]) -> str:
     rows = raw["rows"]
     parts = [
         f"{report.models_measured(raw)}. CER and WER of held-out speakers, in percent. "
-        "Products are those of weights that are not 0, for a second of audio; attention's own are left out."
+        "Products are those of weights that are not 0, for a second of audio; attention's own are left out. "
+        "Memory (beside the program's) and RTF (seconds of processor time for a second of audio) are of "
+        "the first seed's files, on one thread."
     ]
     for task in sorted({row["task"] for row in rows}):
         mine = [row for row in rows if row["task"] == task]
