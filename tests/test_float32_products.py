@@ -147,7 +147,7 @@ def test_nothing_changes_where_the_processor_has_units(
 def test_a_prompt_is_read_in_float32_and_the_answer_in_16_bits(
     supported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(module, "has_units", lambda dtype: supported)
     model, tokenizer = modicum.load(TINY_MODEL, dtype="bfloat16")
     calls = Calls()
     with calls:
