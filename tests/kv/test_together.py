@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from modicum.errors import InputError
 from modicum.kernels import dispatch
 from modicum.kv.filling import Filling
 from modicum.kv.shared import Shared
+from modicum.kv.span import Span
 from tests import zoo
 from tests.bounds import FUNCTION, assert_same_logits, assert_within, gamma
 from tests.driver import budget_layers, check_limits
@@ -84,6 +86,59 @@ def test_together_is_what_apart_is(policy: str, monkeypatch: pytest.MonkeyPatch)
         assert all(map(torch.equal, kept(cache), kept(apart)))
         assert cache.seen == apart.seen
         check_limits(cache)
+
+
+@pytest.mark.parametrize("store", ["int8", "k8v4", "int4"])
+@pytest.mark.parametrize("policy", ["learned", "calibrated+learned", "streamingllm"])
+def test_coded_slots_go_together_where_scores_do_not_read_them(
+    policy: str, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = zoo.build("llama"), zoo.tokens(2, 44)
+    if "learned" in policy:
+        give_profile(model)
+    reads: list[Span] = []
+    decode = Span.decoded
+    together = BudgetCache(model, policy, 20, **SMALL, store=store)
+    with monkeypatch.context() as patch:
+        patch.setattr(Span, "decoded", lambda span: (reads.append(span), decode(span))[1])
+        got = decoded(together, model, ids, 12)
+    steps = together.shared.steps
+    assert steps is not None
+    # Each layer decodes what it attends to, and nobody else does.
+    places = sum(len(places) for places in steps.places)
+    assert len(reads) > 0
+    assert len(reads) % places == 0
+    assert all(len(span.layers) == 1 for span in reads)
+    monkeypatch.setattr(Shared, "_decide", lambda self, mask: None)
+    apart = BudgetCache(model, policy, 20, **SMALL, store=store)
+    wanted = decoded(apart, model, ids, 12)
+    assert_same_logits(model, got, wanted, 44)
+    assert all(map(torch.equal, kept(together), kept(apart)))
+    check_limits(together)
+
+
+def test_coded_slots_that_scores_read_are_decoded_once_layer_by_layer() -> None:
+    model = zoo.build("llama")
+    cache = BudgetCache(model, "keydiff", 20, **SMALL, store="int8")
+    decoded(cache, model, zoo.tokens(1, 44), 12)
+    assert cache.shared.steps is None
+
+
+@pytest.mark.parametrize("store", ["model", "int8", "k8v4", "int4"])
+def test_a_key_that_is_no_number_changes_nothing(store: str) -> None:
+    model, ids = zoo.build("llama"), zoo.tokens(1, 40)
+    cache = BudgetCache(model, "streamingllm", 20, **SMALL, store=store)
+    decoded(cache, model, ids, 30)
+    assert cache.shared.steps is not None
+    before = kept(cache)
+    last = model.model.layers[-1].self_attn.k_proj
+    hook = last.register_forward_hook(lambda _, __, out: out * math.nan)
+    with torch.no_grad(), pytest.raises(InputError, match="are not finite"):
+        model(ids[:, :1], **cache_kwargs(model, cache), use_cache=True)
+    hook.remove()
+    assert all(map(torch.equal, kept(cache), before))
+    assert cache.seen == 40
+    cache.check_integrity()
 
 
 @pytest.mark.parametrize("evict_every", [1, 5])

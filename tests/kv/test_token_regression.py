@@ -24,6 +24,7 @@ from modicum.kv.shape import Shape
 from modicum.kv.token_regression import RIDGE, TokenRegression, TokenScorer, features
 from modicum.texts import sample_text
 from tests import zoo
+from tests.bounds import assert_within, dot_bound, gamma
 from tests.driver import budget_layers, feed
 from tests.kv.profiles import give_profile, random_regression
 from tests.kv.test_calibration import largest
@@ -136,6 +137,31 @@ def test_keys_are_turned_back_and_other_keys_are_taken_as_they_are() -> None:
     assert not torch.allclose(TokenScorer(regression, None).scores(0, turned, values, at), plain, atol=1.0)
     wanted = features(keys, values)[1, 3] @ regression.weights[0].float() + regression.intercepts[0]
     assert torch.allclose(plain[1, :, 3], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_layers_in_one_go_are_layers_one_by_one(rows: int) -> None:
+    model = zoo.shared("llama")
+    shape = Shape.of(model).layers[0]
+    regression = random_regression(model)
+    assert regression is not None
+    layers = tuple(sorted(regression.weights))
+    assert len(layers) > 1
+    rng = torch.Generator().manual_seed(1)
+    sizes = (len(layers), rows, shape.kv_heads, 1)
+    keys, values = (torch.randn(*sizes, d, generator=rng) for d in (shape.key_dim, shape.value_dim))
+    at = torch.arange(100, 100 + rows)[:, None]
+    found = TokenScorer(regression, turning_of(model)).scores_of(layers, keys.unbind(), values.unbind(), at)
+    assert found.shape == sizes
+    for number, layer in enumerate(layers):
+        alone = TokenScorer(regression, turning_of(model)).scores(layer, keys[number], values[number], at)
+        weight = regression.weights[layer].double()
+        # Turned back, a key is as long as it was; features are keys, values and their norms.
+        size = 2 * (keys[number].norm() + values[number].norm()) * weight.norm(dim=0).max()
+        turned = gamma(20, torch.float32) * size
+        assert_within(
+            found[number], alone.double(), 2 * dot_bound(len(weight), torch.float32, size, 1.0) + turned
+        )
 
 
 def test_a_profile_keeps_it_in_its_file_and_files_without_it_load(tmp_path: Path) -> None:

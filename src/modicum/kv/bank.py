@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -144,10 +145,11 @@ class Moment:
 
 
 class Candidates(View):
-    """A view whose protected tokens are worked out only if the policy asks: most do not, and each look
-    has a price.
+    """A view whose protected tokens, and keys and values that are to be decoded first, are worked out only if
+    the policy asks: most do not, and each look has a price.
     """
 
+    _parts: tuple[tuple[Tensor, Tensor], ...] | Callable[[], tuple[Tensor, Tensor]]
     _protected: Tensor | None
     limit: Tensor
     _sinks: int
@@ -156,6 +158,22 @@ class Candidates(View):
         """Protect the first `sinks` positions and those from `limit` on."""
         self.limit, self._sinks = limit, sinks
         return self
+
+    @property
+    def parts(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """As a view has them. May be set to what makes the only one."""
+        if callable(self._parts):
+            self._parts = (self._parts(),)
+        return self._parts
+
+    @parts.setter
+    def parts(self, value: tuple[tuple[Tensor, Tensor], ...] | Callable[[], tuple[Tensor, Tensor]]) -> None:
+        self._parts = value
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one part."""
+        return callable(self._parts) or len(self._parts) == 1
 
     @property
     def protected(self) -> Tensor:
@@ -170,7 +188,7 @@ class Candidates(View):
 
     def guard(self, score: Tensor) -> Tensor:
         """Scores [B, H, N] with protected tokens on top and empty places at the bottom."""
-        if self._protected is not None or self.valid is not None or len(self.parts) > 1:
+        if self._protected is not None or self.valid is not None or not self.is_single:
             score = score.masked_fill(self.protected, math.inf)
             return score if self.valid is None else score.masked_fill(~self.valid, -math.inf)
         score = torch.where(self.positions < self.limit, score, _INFINITY)

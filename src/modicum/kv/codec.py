@@ -110,20 +110,18 @@ class Codec:
 
 
 def _scaled(x: Tensor, most: float) -> tuple[Tensor, Tensor]:
-    """The two bytes of the scale of x [..., D], the lower first, and x / scale, from -most to most."""
+    """The two bytes of the scale of x [..., D], and x / scale, from -most to most."""
     # Rounded up, so that no code is cut off; a vector of zeros needs no scale.
     scale = (x.abs().amax(-1, keepdim=True) * (1 + 2**-8) / most).to(torch.bfloat16)
     ratio = x / scale.to(x.dtype).clamp_min(torch.finfo(torch.bfloat16).tiny)
-    bits = scale.view(torch.int16)
-    both = torch.cat((bits & 255, (bits >> 8) & 255), -1).to(torch.uint8)
-    return both, ratio.clamp(-most, most)
+    return scale.view(torch.uint8), ratio.clamp_(-most, most)
 
 
 def _rescaled(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """codes [..., D] times the scale of two bytes [..., 2], in `dtype`."""
     wide = torch.promote_types(dtype, torch.float32)
-    low, high = scale.to(torch.int16).chunk(2, -1)
-    factor = (low | (high << 8)).view(torch.bfloat16).to(wide)
+    # Copied, as two bytes that are read as one number must lie at an even place.
+    factor = scale.clone(memory_format=torch.contiguous_format).view(torch.bfloat16)
     return codes.to(wide).mul_(factor).to(dtype)
 
 

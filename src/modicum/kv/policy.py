@@ -165,6 +165,14 @@ class Policy:
         return False
 
     @property
+    def reads_slots(self) -> bool:
+        """Whether `observe` or `score` read the keys or values of tokens that are held.
+
+        Where they do not, slots that are coded need not be decoded to choose what goes.
+        """
+        return True
+
+    @property
     def traceable(self) -> bool:
         """Whether the score is made of tensor operations alone, none of which hangs on a tensor's content."""
         return True
@@ -296,6 +304,10 @@ class Wrapper(Policy):
 @dataclass(frozen=True)
 class Divider(Wrapper):
     """A wrapper that divides the budget anew, over layers or heads, and leaves the scores to its base."""
+
+    @property
+    def reads_slots(self) -> bool:
+        return self.base.reads_slots
 
     @property
     def is_rotation_invariant(self) -> bool:

@@ -138,7 +138,8 @@ class Shared:
         first = self.layers[0]
         budget, store = first.setting.budget, first.store
         decodes = store.is_coded and not (store.has_kernel and kernels.on(first.device))
-        one_by_one = decodes or budget.evict_every > 1
+        # What a layer has decoded to attend, its policy reads there and then: decoding again would cost more.
+        one_by_one = (decodes and first.setting.policy.reads_slots) or budget.evict_every > 1
         if self.turning is not None:
             return None
         if mask is not None and first.device.type != "cpu" and self.graphable and not one_by_one:

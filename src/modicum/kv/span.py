@@ -128,6 +128,11 @@ class Span:
         keys = bank.store.keys.decode(self.keys, bank.dtype)
         return keys, bank.store.values.decode(self.values, bank.dtype)
 
+    def new_keys(self) -> Tensor:
+        """Keys [R, H, Dk] of the tokens that have come, in the model's dtype."""
+        bank = self.banks[0]
+        return bank.store.keys.decode(pick(self.keys, self.hole), bank.dtype)
+
     def at(self, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Key [R, H, 1, Dk] and value in fp32 or wider, and state [R, H, 1, F], of one slot of each head."""
         bank = self.banks[0]

@@ -27,7 +27,7 @@ from modicum.kv.group import Group, Place
 from modicum.kv.joining import why_apart
 from modicum.kv.policy import ALL
 from modicum.kv.scoring import level, observed
-from modicum.kv.span import Span, pick, put
+from modicum.kv.span import Span, put
 from modicum.kv.stack import joined
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class Together:
         self.entered = False
         self._marked = False
         self._fresh: list[Tensor] = []  # the step's queries, where a policy reads those of its call
-        self._scores: list[Tensor] = []  # [b, H, 1] of each layer's newcomers, where there is a scorer
-        self._at: Tensor | None = None  # [b, 1] the newcomers' positions, for the scorer
+        self._given: list[tuple[Tensor, Tensor]] = []  # the step's key and value in each layer, likewise
+        self._scores: Sequence[Tensor] = ()  # [b, H, 1] of each layer's newcomers, where there is a scorer
 
     @classmethod
     def of(cls, layers: Sequence[BudgetLayer]) -> Together | None:
@@ -212,21 +212,19 @@ class Together:
         b, h = key.shape[:2]
         grouped = query.reshape(b, h, -1, query.shape[-1])
         if index == 0:
-            self._fresh, self._scores = [], []
+            self._fresh, self._given = [], []
         taken = None if mask is None or not self.static else mask[:, -1].to(torch.bool)
         if layer.ring is not None:
             self._note(layer, grouped)
         elif self.policy.query_rows == ALL:
             self._fresh.append(grouped)
-        scorer = self.shared.scorer
-        if scorer is not None:
-            if index == 0:
-                self._at = self.clock[:, None]
-            self._scores.append(scorer.scores(layer.setting.layer, key, value, self._at))
+        if self.shared.scorer is not None:
+            self._given.append((key, value))
+        stored = layer.store.keys.encode(key), layer.store.values.encode(value)
         outs = []
         for place in places:
             heads = place.bank.heads
-            q, k, v = (x if len(places) == 1 else x[:, heads] for x in (grouped, key, value))
+            q, k, v = (x if len(places) == 1 else x[:, heads] for x in (grouped, *stored))
             outs.append(self._in_bank(place, q, k, v, taken, scaling, softcap))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         if index == len(self.layers) - 1:
@@ -243,18 +241,17 @@ class Together:
         scaling: float,
         softcap: float | None,
     ) -> Tensor:
-        """query [b, h, G, Dk], key [b, h, 1, Dk], value -> [b, h, G, Dv]."""
+        """query [b, h, G, Dk], key [b, h, 1, Ck] and value as they lie in their slots -> [b, h, G, Dv]."""
         bank, span = place.bank, place.alone
         store = bank.store
-        k, v = store.keys.encode(key), store.values.encode(value)
         if self.static:
-            put(span.keys, span.hole, k.squeeze(2))
-            put(span.values, span.hole, v.squeeze(2))
+            put(span.keys, span.hole, key.squeeze(2))
+            put(span.values, span.hole, value.squeeze(2))
         else:
-            place.keys.index_copy_(0, place.at, k.reshape(-1, k.shape[-1]))
-            place.values.index_copy_(0, place.at, v.reshape(-1, v.shape[-1]))
+            place.keys.index_copy_(0, place.at, key.reshape(-1, key.shape[-1]))
+            place.values.index_copy_(0, place.at, value.reshape(-1, value.shape[-1]))
         if self.kernels:
-            fresh = store.keys.decode(k, bank.dtype), store.values.decode(v, bank.dtype)
+            fresh = store.keys.decode(key, bank.dtype), store.values.decode(value, bank.dtype)
             return self._by_kernel(place, query, fresh, taken, scaling, softcap)
         keys, values = span.decoded()
         valid = None
@@ -316,6 +313,7 @@ class Together:
             self._check()
             spans = [span for group in self.groups for span in group.spans]
         self._note_positions(taken)
+        self._score_newcomers()
         for span in spans:
             self._take(span)
             self._choose(span, taken, scaling, softcap)
@@ -327,7 +325,7 @@ class Together:
                 torch.add(group.hole, group.first, out=group.at)
         self.clock.add_(1 if taken is None else taken)
         self.columns.add_(1)
-        self._fresh, self._scores, self._at = [], [], None
+        self._fresh, self._given, self._scores = [], [], ()
         if self.shared.scorer is not None:
             self.shared.scorer.forget()
         for places in self.places:
@@ -341,11 +339,20 @@ class Together:
         if self.device.type != "cpu":
             return
         spans = (span for group in self.groups for span in group.spans)
-        if all(math.isfinite(pick(span.keys, span.hole).sum().item()) for span in spans):
+        if all(math.isfinite(span.new_keys().sum().item()) for span in spans):
             return
         for layer, places in zip(self.layers, self.places, strict=True):
             for place in places:
-                admission.check_finite(layer.setting.layer, pick(place.alone.keys, place.alone.hole)[None])
+                admission.check_finite(layer.setting.layer, place.alone.new_keys()[None])
+
+    def _score_newcomers(self) -> None:
+        """By a regression, where the policy reads one: of all layers at once, as each is little work."""
+        scorer = self.shared.scorer
+        if scorer is None:
+            return
+        layers = tuple(layer.setting.layer for layer in self.layers)
+        keys, values = zip(*self._given, strict=True)
+        self._scores = scorer.scores_of(layers, keys, values, self.clock[:, None]).unbind()
 
     def _note_positions(self, taken: Tensor | None) -> None:
         """Where the step's queries stand."""
@@ -430,7 +437,7 @@ class Together:
         queries, at = self._asked(span, taken)
         seen = span.per_row(self.clock) + 1
         return Candidates(
-            parts=(span.decoded(),),
+            parts=span.decoded,  # type: ignore[arg-type]  # made when read
             positions=span.positions,
             valid=valid,
             protected=None,  # type: ignore[arg-type]  # worked out when read

@@ -77,7 +77,7 @@ class TokenRegression:
     """Layer -> c [H], fp32."""
     is_unrotated: bool
     """Whether x has keys as they are before the rotary embedding; else as they are cached."""
-    _wide: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(
+    _wide: dict[tuple[tuple[int, ...], torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -149,13 +149,15 @@ class TokenRegression:
             if reason is not None:
                 raise ModelError(f"layer {i} of {name} has no regression of token scores: {reason}")
 
-    def on(self, layer: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """W [F, H] and c [H] of a layer, on a device; made once."""
-        known = self._wide.get((layer, device, dtype))
+    def on(self, layers: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """W [L, F, H] and c [L, 1, H] of some layers of one shape, on a device; made once."""
+        known = self._wide.get((layers, device, dtype))
         if known is None:
             with torch.inference_mode(False):
-                known = self.weights[layer].to(device, dtype), self.intercepts[layer].to(device, dtype)
-            self._wide[layer, device, dtype] = known
+                weight = torch.stack([self.weights[layer] for layer in layers])
+                intercept = torch.stack([self.intercepts[layer] for layer in layers]).unsqueeze(1)
+                known = weight.to(device, dtype), intercept.to(device, dtype)
+            self._wide[layers, device, dtype] = known
         return known
 
 
@@ -185,9 +187,26 @@ class TokenScorer:
 
         positions [B|1, m]: where the model has turned the keys; None for keys that are not turned.
         """
-        wide = torch.promote_types(keys.dtype, torch.float32)
-        keys, values = keys.to(wide), values.to(wide)
+        return self.scores_of((layer,), [keys], [values], positions)[0]
+
+    def scores_of(
+        self,
+        layers: tuple[int, ...],
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        positions: Tensor | None,
+    ) -> Tensor:
+        """The same tokens in several layers of one shape, in one go -> [L, B, H, m] fp32."""
+        count, (b, h, m) = len(layers), keys[0].shape[:3]
+        wide = torch.promote_types(keys[0].dtype, torch.float32)
+        # [L·B, H, m, D]: layers are further rows.
+        k, v = (
+            torch.cat(list(parts)).to(wide) if count > 1 else parts[0].to(wide) for parts in (keys, values)
+        )
         if self.turning is not None and positions is not None:
-            keys = self.turning.back(keys, positions)
-        weight, intercept = self.regression.on(layer, keys.device, wide)
-        return (features(keys, values) @ weight + intercept).transpose(1, 2).float()
+            if count > 1 and len(positions) > 1:
+                positions = positions.repeat(count, 1)
+            k = self.turning.back(k, positions)
+        weight, intercept = self.regression.on(layers, k.device, wide)
+        found = torch.baddbmm(intercept, features(k, v).view(count, b * m, -1), weight)
+        return found.view(count, b, m, h).transpose(2, 3).float()

@@ -44,6 +44,10 @@ class Learned(Policy):
         return True
 
     @property
+    def reads_slots(self) -> bool:
+        return False
+
+    @property
     def layerwise(self) -> bool:
         return False
 

@@ -61,6 +61,10 @@ class Random(Policy):
     def is_rotation_invariant(self) -> bool:
         return True
 
+    @property
+    def reads_slots(self) -> bool:
+        return False
+
     def score(self, view: View) -> Tensor:
         key = _keys(self.seed, view.layer, view.positions.shape[1], view.positions.device)
         # 24 bits are what fp32 holds exactly.

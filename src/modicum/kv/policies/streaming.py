@@ -31,6 +31,10 @@ class StreamingLLM(Policy):
         return True
 
     @property
+    def reads_slots(self) -> bool:
+        return False
+
+    @property
     def layerwise(self) -> bool:
         return False
 
