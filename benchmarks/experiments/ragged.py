@@ -1,8 +1,9 @@
-"""What a decode step costs with heads of unlike sizes, beside heads alike at the same budget.
+"""What a decode step costs with heads of unlike sizes, and with coded slots, beside heads alike and plain
+slots at the same budget.
 
     python benchmarks/experiments/ragged.py            # reference and, where it is installed, smollm2
 
-Policies take turns, some tokens each; ratios are of neighbouring turns. One thread.
+Settings take turns, some tokens each; ratios are of neighbouring turns. Processor time of one thread.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from modicum.generation.inputs import Block
 from modicum.generation.interrupt import Interrupt
 from modicum.generation.reader import Reader
 
-POLICIES = ("keydiff", "calibrated+keydiff", "manifoldkv", "auto")
-BASE = "keydiff"
+SETTINGS = (
+    *((policy, "model") for policy in ("keydiff", "calibrated+keydiff", "manifoldkv", "auto")),
+    *((policy, store) for store in ("int8", "k8v4") for policy in ("keydiff", "auto")),
+)
+"""Policies, and what their slots are stored in."""
+BASE = ("keydiff", "model")
 WARM, STEPS = 2, 8
 
 
@@ -31,28 +36,28 @@ def read(reader: Reader, tokens: list[int]) -> None:
 
 
 def measure(name: str, length: int, budget: str, turns: int) -> list[list[str]]:
-    """A line of the table for each policy."""
+    """A line of the table for each setting."""
     model, tokenizer = modicum.load(name)
     ids = tokenizer(modicum.sample_text()[: 8 * length], verbose=False)["input_ids"][:length]
     readers = {}
-    for policy in POLICIES:
-        cache = BudgetCache(model, policy, budget, n_sink=4, recent=16, length=length)
-        readers[policy] = Reader(model, cache, 1, 0)
-        read(readers[policy], ids)
-    seconds: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+    for policy, store in SETTINGS:
+        cache = BudgetCache(model, policy, budget, n_sink=4, recent=16, store=store, length=length)
+        readers[policy, store] = Reader(model, cache, 1, 0)
+        read(readers[policy, store], ids)
+    seconds: dict[tuple[str, str], list[float]] = {setting: [] for setting in SETTINGS}
     for _ in range(turns):
-        for policy, reader in readers.items():
+        for setting, reader in readers.items():
             for _ in range(WARM):
                 read(reader, ids[:1])
-            clock = time.perf_counter()
+            clock = time.thread_time()
             for _ in range(STEPS):
                 read(reader, ids[:1])
-            seconds[policy].append((time.perf_counter() - clock) / STEPS)
+            seconds[setting].append((time.thread_time() - clock) / STEPS)
     lines = []
-    for policy, taken in seconds.items():
+    for (policy, store), taken in seconds.items():
         ratios = sorted(a / b for a, b in zip(taken, seconds[BASE], strict=True))
         low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        sizes = len({n for row in readers[policy].cache.plan.capacities for n in row})
+        sizes = len({n for row in readers[policy, store].cache.plan.capacities for n in row})
         ratio = f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]"
         lines.append(
             [
@@ -60,6 +65,7 @@ def measure(name: str, length: int, budget: str, turns: int) -> list[list[str]]:
                 str(length),
                 budget,
                 f"`{policy}`",
+                store,
                 str(sizes),
                 f"{1e3 * statistics.median(taken):.1f}",
                 ratio,
@@ -83,7 +89,7 @@ def main() -> None:
             lines += measure(name, length, "12.5%", 2 if asked.quick else asked.turns)
         except ModicumError as error:
             print(f"{name} is left out: {error}")
-    head = ["model", "tokens", "budget", "policy", "sizes", "ms a step", "÷ KeyDiff [quartiles]"]
+    head = ["model", "tokens", "budget", "policy", "store", "sizes", "ms a step", "÷ KeyDiff [quartiles]"]
     text = table(head, lines)
     print(text)
     if not asked.quick:
