@@ -64,7 +64,7 @@ GROUPS: dict[str, list[Cell]] = {
         *cells(["auto"], "k8v4", "16%", "8%"),
         *cells(["auto"], "int4", "45%", "22%", "11%"),
     ],
-    "shares": [*cells(["auto"], "model", "50%", "6.25%"), *cells(["auto"], "k8v4", "16%", "8%")],
+    "shares": [FULL, *cells(["auto"], "model", "50%", "6.25%"), *cells(["auto"], "k8v4", "16%", "8%")],
     "least": [*cells(["auto"], "k8v4", "5%"), *cells(["auto"], "int4", "11%", "6.5%")],
     "scores": [
         FULL,
