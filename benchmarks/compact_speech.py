@@ -118,18 +118,15 @@ def cells(stride: int) -> list[Cell]:
         Cell("4 bits", base, bits=4),
         Cell("together", adapters, sparsity=0.5, is_taught=True),
     ]
-    rivals = ["all", "cycle", "cycle, adapters", "half zeros", "three quarters zeros", "4 bits", "together"]
-    by_name = {cell.name: cell for cell in found}
-    for name in rivals:
-        found.append(Cell(f"narrow, bytes of {name}", narrow(base, planned(by_name[name]))))
+    small, together = found[1:], found[-1]
+    found += [Cell(f"narrow, bytes of {cell.name}", narrow(base, planned(cell))) for cell in small]
     # Sharing leaves the products as they are: its model of equal products is the unshared one.
-    found.append(Cell("narrow, products of half zeros", narrow_by_products(base, 0.5)))
-    found.append(
-        replace(
-            found[-1], name="narrow, taught", model=narrow(base, planned(by_name["together"])), is_taught=True
-        )
-    )
-    return found
+    found += [
+        Cell(f"narrow, products of {cell.name}", narrow_by_products(base, 1 - cell.sparsity))
+        for cell in small
+        if cell.sparsity
+    ]
+    return [*found, Cell("narrow, taught", narrow(base, planned(together)), is_taught=True)]
 
 
 def planned(cell: Cell) -> int:

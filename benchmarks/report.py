@@ -43,8 +43,9 @@ def models_measured(raw: Raw, more: str = "") -> str:
     """The beginning of the text above tables of trained models; `more` is of how they were trained."""
     rows = raw["rows"]
     minutes = sum(row["cpu_seconds"] for row in rows) / 60
+    trained = sum(row["cpu_seconds"] > 0 for row in rows)  # others are rows of a model that has one already
     return (
-        f"Measured {raw['date']}, {len(rows)} models in {minutes:.0f} minutes of one core "
+        f"Measured {raw['date']}, {trained} models in {minutes:.0f} minutes of one core "
         f"({raw['machine']['processor']}){more}; mean and, behind ±, standard deviation over "
         f"{len({row['seed'] for row in rows})} seeds"
     )
