@@ -60,7 +60,8 @@ class Group:
             run = slice(self.edges[i], self.edges[i + 1])
             free = self.hole[run].view(arena.keys.shape[:2])
             keys, values = arena.keys.flatten(0, 2), arena.values.flatten(0, 2)
-            yield layer, Place(bank, Span.single(bank, layer, self.live, free), self.at[run], keys, values)
+            alone = Span.single(bank, layer, self.live, free, self.first[run])
+            yield layer, Place(bank, alone, self.at[run], keys, values)
 
     def enter(self) -> None:
         """Take the free slots and counts from the arenas, which from now on have them from here."""

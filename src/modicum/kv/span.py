@@ -12,32 +12,6 @@ from modicum.kv.bank import Bank, Virtual
 from modicum.kv.stack import joined
 
 
-def put(store: Tensor, slot: Tensor, x: Tensor) -> None:
-    """Write x [R, H, …] into one slot [R, H] of each pair, in place: store [R, H, S, …]."""
-    rows, heads, slots = store.shape[:3]
-    if torch.compiler.is_compiling():  # a scatter that the compiler leaves in place
-        store.index_put_(_pairs(rows, heads, slot), x)
-        return
-    store.flatten(0, 2).index_copy_(0, _flat(slot, slots), x.flatten(0, 1))
-
-
-def pick(store: Tensor, slot: Tensor) -> Tensor:
-    """One slot [R, H] of each pair: store [R, H, S, …] -> [R, H, …]."""
-    rows, heads, slots = store.shape[:3]
-    if torch.compiler.is_compiling():
-        return store[_pairs(rows, heads, slot)]
-    return store.flatten(0, 2).index_select(0, _flat(slot, slots)).view(rows, heads, *store.shape[3:])
-
-
-def _pairs(rows: int, heads: int, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    row, head = (torch.arange(n, device=slot.device) for n in (rows, heads))
-    return row[:, None], head[None], slot
-
-
-def _flat(slot: Tensor, slots: int) -> Tensor:
-    return slot.flatten() + torch.arange(0, slot.numel() * slots, slots, device=slot.device)
-
-
 @dataclass
 class Span:
     """Tensors over the arenas of some banks; views, nothing of its own."""
@@ -63,13 +37,15 @@ class Span:
     virtual: Virtual | None
     row: Tensor | None
     """[R] the batch's row of each row; None where they are the same."""
+    first: Tensor
+    """[R·H] where the slots of each pair of a row and a head begin, all slots in one line."""
 
     @classmethod
-    def single(cls, bank: Bank, layer: int, live: Tensor, hole: Tensor) -> Span:
+    def single(cls, bank: Bank, layer: int, live: Tensor, hole: Tensor, first: Tensor) -> Span:
         """One bank, by its own tensors."""
         a = bank.arena
         own = (a.keys, a.values, a.positions, a.state, a.sums, a.tally)
-        return cls([bank], [layer], live, hole, *own, bank.virtual, None)
+        return cls([bank], [layer], live, hole, *own, bank.virtual, None, first)
 
     @classmethod
     def of(cls, banks: list[Bank], layers: list[int], live: Tensor, hole: Tensor) -> Span:
@@ -103,6 +79,7 @@ class Span:
             if means
             else None,
             row.to(hole.device),
+            torch.arange(len(hole), device=hole.device) * (banks[0].arena.capacity + 1),
         )
 
     @property
@@ -120,7 +97,32 @@ class Span:
 
     def per_row(self, x: Tensor) -> Tensor:
         """Numbers [B] of the batch's rows as numbers [R] of these."""
-        return x if self.row is None else x[self.row]
+        if self.row is None:
+            return x
+        return x.expand(len(self.row)) if len(x) == 1 else x[self.row]
+
+    def put(self, store: Tensor, slot: Tensor, x: Tensor) -> None:
+        """Write x [R, H, …] into one slot [R, H] of each pair, in place: store [R, H, S, …], one of these."""
+        if torch.compiler.is_compiling():  # a scatter that the compiler leaves in place
+            store.index_put_(self._pairs(slot), x)
+            return
+        store.flatten(0, 2).index_copy_(0, self._line(slot), x.flatten(0, 1))
+
+    def pick(self, slot: Tensor, *stores: Tensor) -> list[Tensor]:
+        """One slot [R, H] of each pair: of each store [R, H, S, …], one of these, [R, H, …]."""
+        if torch.compiler.is_compiling():
+            return [store[self._pairs(slot)] for store in stores]
+        line = self._line(slot)
+        return [
+            store.flatten(0, 2).index_select(0, line).view(*slot.shape, *store.shape[3:]) for store in stores
+        ]
+
+    def _line(self, slot: Tensor) -> Tensor:
+        return slot.flatten() + self.first
+
+    def _pairs(self, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        row, head = (torch.arange(n, device=slot.device) for n in slot.shape)
+        return row[:, None], head[None], slot
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """Keys [R, H, S, Dk] and values in the model's dtype."""
@@ -131,12 +133,13 @@ class Span:
     def new_keys(self) -> Tensor:
         """Keys [R, H, Dk] of the tokens that have come, in the model's dtype."""
         bank = self.banks[0]
-        return bank.store.keys.decode(pick(self.keys, self.hole), bank.dtype)
+        return bank.store.keys.decode(self.pick(self.hole, self.keys)[0], bank.dtype)
 
     def at(self, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Key [R, H, 1, Dk] and value in fp32 or wider, and state [R, H, 1, F], of one slot of each head."""
         bank = self.banks[0]
-        parts = ((bank.store.keys, self.keys), (bank.store.values, self.values))
-        both = (codec.decode(pick(x, slot), bank.dtype) for codec, x in parts)
+        key, value, state = self.pick(slot, self.keys, self.values, self.state)
+        parts = ((bank.store.keys, key), (bank.store.values, value))
+        both = (codec.decode(x, bank.dtype) for codec, x in parts)
         key, value = (x.to(torch.promote_types(x.dtype, torch.float32)).unsqueeze(2) for x in both)
-        return key, value, pick(self.state, slot).unsqueeze(2)
+        return key, value, state.unsqueeze(2)

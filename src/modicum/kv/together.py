@@ -27,7 +27,7 @@ from modicum.kv.group import Group, Place
 from modicum.kv.joining import why_apart
 from modicum.kv.policy import ALL
 from modicum.kv.scoring import level, observed
-from modicum.kv.span import Span, put
+from modicum.kv.span import Span
 from modicum.kv.stack import joined
 
 if TYPE_CHECKING:
@@ -245,8 +245,8 @@ class Together:
         bank, span = place.bank, place.alone
         store = bank.store
         if self.static:
-            put(span.keys, span.hole, key.squeeze(2))
-            put(span.values, span.hole, value.squeeze(2))
+            span.put(span.keys, span.hole, key.squeeze(2))
+            span.put(span.values, span.hole, value.squeeze(2))
         else:
             place.keys.index_copy_(0, place.at, key.reshape(-1, key.shape[-1]))
             place.values.index_copy_(0, place.at, value.reshape(-1, value.shape[-1]))
@@ -275,7 +275,7 @@ class Together:
             keys, values = (x.float() for x in fresh)
             state = policy.token_state(keys, values, self.group, None)
             if state.shape[-1]:
-                put(span.state, span.hole, state.squeeze(2))
+                span.put(span.state, span.hole, state.squeeze(2))
             self._add(span, (keys, values, state), taken, 1)
             probe = policy.probe(span.sums)
         mean = span.virtual
@@ -373,10 +373,10 @@ class Together:
     def _take(self, span: Span) -> None:
         """Positions of the newcomers, and the policy's numbers for them."""
         position = span.per_row(self.clock).to(torch.int32)[:, None].expand(span.hole.shape)
-        put(span.positions, span.hole, position)
+        span.put(span.positions, span.hole, position)
         if span.state.shape[-1] and not self._early(span):
             key, value, _ = span.at(span.hole)
-            put(span.state, span.hole, self.policy.token_state(key, value, self.group, None).squeeze(2))
+            span.put(span.state, span.hole, self.policy.token_state(key, value, self.group, None).squeeze(2))
 
     def _early(self, span: Span) -> bool:
         """Whether a newcomer enters the policy's sums before it is attended to."""
