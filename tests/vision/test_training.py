@@ -39,6 +39,20 @@ def test_it_learns() -> None:
     assert not found.training
 
 
+def test_all_maps_of_a_step_have_channels_last() -> None:
+    found, images, orders = network(), image_set(16), []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        orders.append(output.is_contiguous(memory_format=torch.channels_last))
+
+    for module in found.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(keep)
+    train(found, images, replace(RECIPE, epochs=1))
+    assert len(orders) > 0
+    assert all(orders)
+
+
 class _Logits(nn.Module):
     """Gives the same logits for every image."""
 

@@ -17,7 +17,7 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool = True, 
         shift: pixels at most, in each direction.
 
     Returns:
-        A new tensor of the same shape.
+        A tensor of the same shape, channels last in memory.
     """
     batch, _, height, width = images.shape
     if flip:
@@ -31,4 +31,4 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool = True, 
         place = torch.arange(batch).view(-1, 1, 1, 1)
         channels = torch.arange(images.shape[1]).view(1, -1, 1, 1)
         images = padded[place, channels, rows.view(batch, 1, -1, 1), columns.view(batch, 1, 1, -1)]
-    return images
+    return images.contiguous(memory_format=torch.channels_last)

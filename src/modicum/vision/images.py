@@ -27,7 +27,8 @@ Progress = Callable[[str, int, int], object]
 class ImageSet:
     """Images of one size in memory.
 
-    `images[rows]` gives inputs [b, 3, S, S] float32, normalised by mean and deviation of each colour.
+    `images[rows]` gives inputs [b, 3, S, S] float32, normalised by mean and deviation of each colour, in
+    `torch.channels_last` order, in which convolutions of few channels are faster on a CPU.
 
     Attributes:
         pixels: [n, 3, S, S] uint8.
@@ -50,8 +51,8 @@ class ImageSet:
         return self.normalized(self.pixels[rows])
 
     def normalized(self, pixels: Tensor) -> Tensor:
-        """Inputs of a network: [b, 3, S, S] float32 of uint8 pixels."""
-        scaled = pixels.float() / 255
+        """Inputs of a network: [b, 3, S, S] float32 of uint8 pixels, channels last in memory."""
+        scaled = pixels.contiguous(memory_format=torch.channels_last).float() / 255
         return (scaled - self.mean.view(3, 1, 1)) / self.deviation.view(3, 1, 1)
 
     @property

@@ -110,7 +110,8 @@ class SSD(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """Maps, finest first, of images [B, 3, H, W] in RGB, 0 to 255, of any dtype."""
         x = (images.to(self.anchors.dtype) - _MEAN) / _SCALE
-        maps = self.backbone(x)
+        # Convolutions of few channels are faster on a CPU in this order, which all maps then have.
+        maps = self.backbone(x.contiguous(memory_format=torch.channels_last))
         for extra in self.extras:
             maps.append(extra(maps[-1]))
         return cast(list[Tensor], maps)
