@@ -310,7 +310,8 @@ def _model(model: str, rows: dict[tuple[float, str], dict[str, Any]], raw: dict[
         if not row["fits"]:
             lines.append([name, f"{budget:.0%}", "does not fit", "", "", ""])
             continue
-        cache = f"{row['tokens']:,} slots in {row['store']}"
+        form = "16 bits" if row["store"] == "model" else row["store"]
+        cache = f"{row['tokens']:,} slots in {form}"
         lines.append([name, f"{budget:.0%}", format_size(row["bytes"]), *_scores(row), cache])
     tau = f"{check['fitted_tau']:.2f}" if "fitted_tau" in check else "–"
     lead = (
