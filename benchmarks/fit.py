@@ -2,8 +2,8 @@ r"""Fitting a model and its cache into a memory: `modicum fit` beside uniform ch
 same bytes. One process, one thread, under an hour and a half for `reference`; resumable.
 
     python benchmarks/fit.py --work FOLDER                  # measures what rows.jsonl does not have
-    python benchmarks/fit.py --work FOLDER --model smollm2 --context 8192 --probe-length 1024 --probes 2 \
-        --questions 1 --stretches 2 --weights dense,50%,70%,85%       # hours
+    python benchmarks/fit.py --work FOLDER --model smollm2 --context 2048 --batch 4 --probe-length 1024 \
+        --probes 2 --questions 2 --stretches 2 --weights dense,50%,70%,85%       # hours
     python benchmarks/fit.py --work FOLDER --quick          # minutes, for a trial
     python benchmarks/fit.py --work FOLDER --docs           # writes docs/benchmarks_fit.json and the tables
 
@@ -57,13 +57,15 @@ class Scale:
     """How much is measured.
 
     Attributes:
-        context: tokens.
+        context: tokens of a sequence.
+        batch: sequences whose caches count; they are read one after the other.
         questions: contexts of each task; of niah_multikey_1 each has 8 questions.
         stretches: of text that perplexity is of.
     """
 
     model: str = "reference"
     context: int = 4096
+    batch: int = 1
     questions: int = 4
     stretches: int = 6
 
@@ -86,7 +88,7 @@ class Bench:
         self.model, self.tokenizer = modicum.load(scale.model, dtype="bfloat16", device="cpu")
         self.weights = copy.deepcopy(self.model.state_dict())
         learned, self.held = _texts(work)
-        target = Target(1, scale.context)
+        target = Target(1, scale.context, scale.batch)
         library = work / f"library-{scale.model}"
         self.fitter = Fitter(
             self.model, self.tokenizer, learned, target, settings, library=library, progress=_tell
@@ -148,7 +150,7 @@ class Bench:
     def ways(self, memory: int) -> Iterator[Way | str]:
         """Each way to spend a memory; a name alone where it cannot be spent so."""
         planner, loss = self.fitter.planner, self.fitter.loss
-        target = Target(memory, self.scale.context)
+        target = Target(memory, self.scale.context, self.scale.batch)
         yield "modicum fit"
         for option in self.fitter.library.options:
             found = [planner.uniform(target, loss, option.name, s) for s in planner.stores]
@@ -169,7 +171,7 @@ class Bench:
         weights = self._dense_weights()
         for store in ("int8", "k8v4", "int4"):
             cache = CacheOption(store, self.scale.context, self.scale.context)
-            if weights + planner.cache_nbytes(cache) <= memory:
+            if weights + self.scale.batch * planner.cache_nbytes(cache) <= memory:
                 options = {part.name: "dense" for part in self.fitter.library.parts}
                 plan = FitPlan(options, cache, weights, planner.cache_nbytes(cache), math.nan)
                 return Way("bits alone", plan)
@@ -179,7 +181,7 @@ class Bench:
         """The least sparsity of all weights at which they fit beside the whole cache in 16 bits."""
         planner = self.fitter.planner
         cache = CacheOption("model", self.scale.context, self.scale.context)
-        room = memory - planner.cache_nbytes(cache)
+        room = memory - self.scale.batch * planner.cache_nbytes(cache)
         for percent in range(2, round(100 * MOST) + 1):
             nbytes = planner.fixed_nbytes + self._packed(percent / 100)
             if nbytes <= room:
@@ -231,14 +233,13 @@ class Bench:
             made_row = self.evaluate(plan.cache.store, f"{plan.cache_nbytes} B")
         finally:
             self.restore()
-        used = plan.weights_nbytes + plan.cache_nbytes
         return {
             "fits": True,
             **more,
             **made_row,
-            "bytes": used,
+            "bytes": plan.nbytes(self.scale.batch),
             "weights_bytes": plan.weights_nbytes,
-            "cache_bytes": plan.cache_nbytes,
+            "cache_bytes": self.scale.batch * plan.cache_nbytes,
             "store": plan.cache.store,
             "tokens": plan.cache.tokens,
             "options": list(plan.options.values()),
@@ -314,10 +315,11 @@ def _model(model: str, rows: dict[tuple[float, str], dict[str, Any]], raw: dict[
         cache = f"{row['tokens']:,} slots in {form}"
         lines.append([name, f"{budget:.0%}", format_size(row["bytes"]), *_scores(row), cache])
     tau = f"{check['fitted_tau']:.2f}" if "fitted_tau" in check else "–"
+    batch = f", {scale['batch']} sequences" if scale.get("batch", 1) > 1 else ""
     lead = (
         f"`{model}`, measured {raw['date']} on one thread ({raw['machine']['processor']}), in bfloat16, a "
-        f"context of {scale['context']:,} tokens: {whole['questions']} questions (hidden), perplexity of "
-        f"{scale['stretches']} stretches of held-back text; one seed. Kendall's τ of the predictor over "
+        f"context of {scale['context']:,} tokens{batch}: {whole['questions']} questions (hidden), perplexity "
+        f"of {scale['stretches']} stretches of held-back text; one seed. Kendall's τ of the predictor over "
         f"{check['samples']} assembled models: plain sum {check['plain_tau']:.2f}, fitted {tau} (left out); "
         f"{'fitted' if check['is_fitted'] else 'plain sum'} used."
     )
@@ -333,6 +335,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="rows.jsonl and libraries")
     parser.add_argument("--model", default="reference")
     parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=Scale.batch, help="sequences whose caches count")
     parser.add_argument("--probe-length", type=int, default=2048)
     parser.add_argument("--questions", type=int, default=Scale.questions, help="contexts of each task")
     parser.add_argument("--stretches", type=int, default=Scale.stretches, help="of text, for perplexity")
@@ -348,7 +351,7 @@ def main() -> None:
         write_docs(given.work, section, "benchmarks_fit.json", "fit.md", "fit")
         return
     torch.set_num_threads(1)
-    scale = Scale(given.model, given.context, given.questions, given.stretches)
+    scale = Scale(given.model, given.context, given.batch, given.questions, given.stretches)
     settings = FitSettings(
         weights=tuple(given.weights.split(",")),
         probes=given.probes,
