@@ -91,6 +91,17 @@ def test_a_second_run_trains_nothing_and_finds_the_same(found: Path) -> None:
     assert not any(doing.startswith("training the") for doing in told)
 
 
+def test_the_time_of_a_step_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = VisionSearch(pictures(), tmp_path, SETTINGS)
+    clock = iter([0.0, 1.0, 3.0, 10.0, 20.0, 21.0])
+    monkeypatch.setattr("modicum.vision.search.time.perf_counter", lambda: next(clock))
+    with run._timed("winners"), run._timed("library"):
+        pass
+    with run._timed("library"):
+        pass
+    assert run.seconds == {"winners": 10.0 - 2.0, "library": 2.0 + 1.0}
+
+
 def test_evolution_finds_the_front_of_a_small_space(found: Path) -> None:
     exact = VisionSearch(pictures(), found, replace(SETTINGS, front_points=200)).front()
     evolved = VisionSearch(pictures(), found, replace(SETTINGS, method="nsga2")).front()

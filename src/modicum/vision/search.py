@@ -407,11 +407,13 @@ class VisionSearch:
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
-        started = time.perf_counter()
+        """Add the time of a step, but for that of the steps within it."""
+        started, told = time.perf_counter(), sum(self.seconds.values())
         try:
             yield
         finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+            within = sum(self.seconds.values()) - told
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started - within
 
 
 def evenly_spaced(num: int, count: int) -> list[int]:
