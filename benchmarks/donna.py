@@ -165,6 +165,8 @@ class Bench:
             for method in ("random", "evolution"):
                 self.peer(method)
         self.latencies()
+        if self.seed == self.sizes.seeds[0]:
+            self.repeat()
 
     # -- the predictor ---------------------------------------------------------------------------------------
 
@@ -231,6 +233,31 @@ class Bench:
             if predictor is not None:
                 taus.append(predictor.kendall_tau)
         return taus
+
+    def repeat(self) -> None:
+        """Kendall's τ between two finetunings of the samples, alike but for their seeds: what is random in an
+        accuracy bounds what any predictor can reach.
+        """
+        if self.find(kind="repeat"):
+            return
+        run, recipe = self.run, self.settings.finetuning(self.sizes.sample_epochs)
+        second = []
+        for number, sample in enumerate(run.samples):
+            tell("finetuning samples again", number, len(run.samples))
+            network = run.assembled(run.space.picks(sample.variants))
+            train(network, self.images.train, replace(recipe, seed=recipe.seed + 1), teacher=run.reference)
+            second.append(accuracy(network, self.images.validation))
+        first = [sample.finetuned for sample in run.samples]
+        middle = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+        sums = [-sum(run.block_errors(sample.variants)) for sample in run.samples]
+        self.add(
+            {
+                "kind": "repeat",
+                "between": kendall_tau(first, second),
+                "sum": kendall_tau(sums, middle),
+                "scores": second,
+            }
+        )
 
     # -- latency ---------------------------------------------------------------------------------------------
 

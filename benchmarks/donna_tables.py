@@ -64,6 +64,11 @@ def _ranking(rows: Sequence[dict[str, Any]]) -> str:
                 + (f"; on the others {told}" if told else ""),
             ]
         )
+    for again in _of(rows, kind="repeat"):
+        told = f"accuracy after a second finetuning with another seed (seed {again['seed']})"
+        lines.append(
+            [told, f"{again['between']:.2f}; the sum of errors with the mean of both {again['sum']:.2f}"]
+        )
     head = ["signal", "Kendall's τ with accuracy after finetuning"]
     told = [tau for r in own for tau in r["categories"]]
     if told:
