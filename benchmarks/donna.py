@@ -1,4 +1,4 @@
-"""Architecture search for small photos: rankings, costs, fronts, peers. About 50 minutes of one core a seed,
+"""Architecture search for small photos: rankings, costs, fronts, peers. About two hours of one core a seed,
 resumable.
 
     python benchmarks/donna.py --work FOLDER --data FOLDER          # measures what rows.jsonl does not have
@@ -12,15 +12,16 @@ time, latencies processor time of a call on one thread.
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from donna_peers import peer_search
+from donna_sizes import QUICK, Sizes
 from donna_tables import section
 from measured_rows import append_row, read_rows, work_folder, write_docs
 
@@ -40,7 +41,6 @@ from modicum.search.network import BlockNetwork
 from modicum.search.predictor import Predictor, kendall_tau
 from modicum.search.samples import draw
 from modicum.search.space import Picks
-from modicum.vision.conv import ConvSpaceSettings
 from modicum.vision.recipe import ImageRecipe
 from modicum.vision.reference import ReferenceSettings
 from modicum.vision.search import VisionSearch
@@ -50,57 +50,6 @@ from modicum.vision.training import accuracy, train
 
 RUNTIMES = (Runtime("onnxruntime"), Runtime("onnxruntime-int8"), Runtime("torch"))
 MAIN = RUNTIMES[0]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is trained and tested."""
-
-    most_images: int = 700
-    validation: float = 3 / 7
-    channels: tuple[int, ...] = (24, 32, 64)
-    strides: tuple[int, ...] = (1, 2, 2)
-    space: ConvSpaceSettings = field(
-        default_factory=lambda: ConvSpaceSettings((3, 5), (2, 4), (1, 2), widths=(1.0, 0.5))
-    )
-    variants: int | None = 24
-    """Of each block that are trained; the errors of the others are predicted."""
-    epochs: int = 20
-    samples: int = 24
-    sample_epochs: int = 2
-    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.75)
-    """Of the way from the cheapest network's time to the reference's: limits at which networks are sought."""
-    winner_epochs: int = 10
-    baseline_epochs: int = 20
-    mobilenets: tuple[tuple[float, int], ...] = ((0.5, 1), (0.5, 2), (1.0, 1), (1.0, 2), (1.5, 2))
-    """Factor of the reference's channels, and depth."""
-    residuals: tuple[tuple[float, int], ...] = ((0.5, 1), (0.5, 2), (1.0, 1))
-    scratch_epochs: tuple[int, ...] = (2, 5, 10, 20, 40)
-    library_epochs: tuple[int, ...] = (1, 2, 5, 10)
-    has_peers: bool = True
-    peer_share: float = 1.0
-    """Of the cost of library and samples that a peer may spend."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-
-QUICK = Sizes(
-    most_images=300,
-    validation=0.5,
-    space=ConvSpaceSettings((3,), (2, 4), (1, 2), ("relu",), ("depthwise", "grouped"), (1.0, 0.5)),
-    variants=10,
-    epochs=12,
-    samples=16,
-    sample_epochs=2,
-    shares=(0.4,),
-    winner_epochs=4,
-    baseline_epochs=8,
-    mobilenets=((0.5, 1), (1.0, 2)),
-    residuals=((0.5, 1),),
-    scratch_epochs=(4,),
-    library_epochs=(1,),
-    peer_share=0.1,
-    seeds=(0,),
-)
 
 
 class Bench:
@@ -160,6 +109,7 @@ class Bench:
             self.latency_check(runtime)
         self.winners()
         self.baselines()
+        self.longer()
         self.finetuning()
         if self.sizes.has_peers:
             for method in ("random", "evolution"):
@@ -386,6 +336,15 @@ class Bench:
                 rate = self.settings.recipe.learning_rate
                 self.add(key | self.trained(network, self.sizes.baseline_epochs, rate)[1])
 
+    def longer(self) -> None:
+        """The winners of the main runtime again from the library's weights, for as long as the families."""
+        for winner in [r for r in self.rows if r["kind"] == "winner" and r["runtime"] == MAIN.name]:
+            key = {"kind": "longer", "share": winner["share"]}
+            if winner["seed"] == self.seed and not self.find(**key):
+                network = self.run.assembled(self.run.space.picks(winner["variants"]))
+                told = self.trained(network, self.sizes.baseline_epochs, self.settings.finetune_rate)[1]
+                self.add(key | {"variants": winner["variants"]} | told)
+
     def finetuning(self) -> None:
         """The network of the middle limit from the library's weights and from fresh ones, for some epochs."""
         limits = self.limits(MAIN)
@@ -400,12 +359,10 @@ class Bench:
                     self.add(key | self.trained(network, epochs, rate)[1])
 
     def peer(self, method: str) -> None:
-        """Random search, or regularised evolution, at the cost of library and samples.
+        """A search that trains each candidate, at the cost of library and samples, within the middle limit.
 
-        Networks stay within the middle limit.
         Candidates are trained from fresh weights for as long as a sample, with the same teacher; the one with
-        the best validation accuracy is trained as long as a winner. Evolution: Real et al. 2018 (arXiv
-        1802.01548), 10 networks, tournaments of 3, one block changed.
+        the best validation accuracy is trained as long as a winner.
         """
         if self.find(kind="peer", method=method):
             return
@@ -413,48 +370,28 @@ class Bench:
         assert ranking is not None
         budget = self.sizes.peer_share * (ranking["library_seconds"] + ranking["sample_seconds"])
         limits, table, space = self.limits(MAIN), self.table(MAIN), self.run.space
-        limit = limits[len(limits) // 2]
-        generator = random.Random(self.seed)
-        done = [
-            r
-            for r in self.rows
-            if r["kind"] == "candidate" and r["seed"] == self.seed and r["method"] == method
-        ]
+        limit, rate = limits[len(limits) // 2], self.settings.recipe.learning_rate
+        key = {"kind": "candidate", "method": method}
+        done = [r for r in self.rows if (key | {"seed": self.seed}).items() <= r.items()]
+
+        def tried(number: int, picks: Picks) -> tuple[float, float]:
+            names = list(space.names(picks))
+            if number < len(done):
+                row = done[number]
+                assert row["variants"] == names, "the draws of a stopped run are repeated"
+            else:
+                row = key | {"variants": names}
+                row |= self.trained(self.fresh(picks), self.sizes.sample_epochs, rate)[1]
+                self.add(row)
+            return row["validation"], row["seconds"]
 
         def fits(picks: Picks) -> bool:
             return network_seconds(space, table, picks) <= limit
 
-        def proposed(known: list[tuple[Picks, float]]) -> Picks:
-            while True:
-                if method == "random" or len(known) < 10:
-                    picks = tuple(generator.randrange(size) for size in space.sizes)
-                else:
-                    parent = max(generator.sample(known[-10:], 3), key=lambda one: one[1])[0]
-                    place = generator.randrange(len(parent))
-                    other = generator.randrange(space.sizes[place])
-                    picks = (*parent[:place], other, *parent[place + 1 :])
-                if fits(picks) and picks not in {one[0] for one in known}:
-                    return picks
-
-        known: list[tuple[Picks, float]] = []
-        spent = 0.0
-        while spent < budget:
-            picks = proposed(known)
-            if len(known) < len(done):
-                row = done[len(known)]
-                assert row["variants"] == list(space.names(picks)), "the draws of a stopped run are repeated"
-            else:
-                rate = self.settings.recipe.learning_rate
-                told = self.trained(self.fresh(picks), self.sizes.sample_epochs, rate)[1]
-                row = {"kind": "candidate", "method": method, "variants": list(space.names(picks))} | told
-                self.add(row)
-            known.append((picks, row["validation"]))
-            spent += row["seconds"]
-        picks = max(known, key=lambda one: one[1])[0]
-        rate = self.settings.recipe.learning_rate
-        told = self.trained(self.fresh(picks), self.sizes.winner_epochs, rate)[1]
-        about = {"kind": "peer", "method": method, "candidates": len(known), "spent": spent}
-        self.add(about | {"variants": list(space.names(picks))} | told)
+        found = peer_search(method, space.sizes, fits, tried, budget, self.seed)
+        told = self.trained(self.fresh(found.picks), self.sizes.winner_epochs, rate)[1]
+        about = {"kind": "peer", "method": method, "candidates": found.candidates, "spent": found.spent}
+        self.add(about | {"variants": list(space.names(found.picks))} | told)
 
     # -- end to end ------------------------------------------------------------------------------------------
 

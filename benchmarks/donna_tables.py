@@ -128,25 +128,14 @@ def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float | No
 
 
 def _front(rows: Sequence[dict[str, Any]]) -> str:
-    lines, gains, speed = [], [], []
-    for seed in sorted({row["seed"] for row in rows}):
-        times = _of(rows, kind="latencies", runtime=MAIN, seed=seed)[0]["milliseconds"]
-        mobile = [
-            (times[f"mobilenetv2 {r['factor']} {r['depth']}"], r["test"])
-            for r in _of(rows, kind="baseline", family="mobilenetv2", seed=seed)
-        ]
-        for row in _of(rows, kind="winner", runtime=MAIN, seed=seed):
-            ms = times["|".join(row["variants"])]
-            alike = _interpolated(mobile, ms)
-            # The time at which they reach the same accuracy.
-            slower = _interpolated([(y, x) for x, y in _hull(mobile)], row["test"])
-            if alike is not None:
-                gains.append(100 * (row["test"] - alike))
-            if slower is not None:
-                speed.append(slower / ms)
-    for share in dict.fromkeys(r["share"] for r in _of(rows, kind="winner", runtime=MAIN)):
-        own = _of(rows, kind="winner", runtime=MAIN, share=share)
-        lines.append(_line(rows, f"found, limit at {share:.0%}", own, lambda r: "|".join(r["variants"])))
+    lines = []
+    shares = list(dict.fromkeys(r["share"] for r in _of(rows, kind="winner", runtime=MAIN)))
+    for name, own in _found(rows).items():
+        for share in shares:
+            mine = _of(own, share=share)
+            lines.append(
+                _line(rows, f"{name}, limit at {share:.0%}", mine, lambda r: "|".join(r["variants"]))
+            )
     for family in ("mobilenetv2", "residual"):
         mine = _of(rows, kind="baseline", family=family)
         for factor, depth in dict.fromkeys((r["factor"], r["depth"]) for r in mine):
@@ -154,21 +143,45 @@ def _front(rows: Sequence[dict[str, Any]]) -> str:
             name = f"{family}-like, channels × {factor}, depth {depth}"
             lines.append(_line(rows, name, own, lambda r: f"{r['family']} {r['factor']} {r['depth']}"))
     head = ["network", "ms end to end", "test accuracy, %", "parameters", "epochs"]
-    told = (
-        f"\n\nAgainst MobileNetV2-like networks (their front, linear between them): at the same time "
-        f"{_told(gains, '{:+.1f}')} points; at the same accuracy {_told(speed)} times as fast "
-        f"({len(gains)} and {len(speed)} networks lie in their range)."
+    told = "\n".join(
+        f"- {name}, against {family}-like networks (linear between them): {_against(rows, own, family)}"
+        for family in ("mobilenetv2", "residual")
+        for name, own in _found(rows).items()
     )
-    return (
-        _table(
-            "**Front**, "
-            + MAIN
-            + ", one thread; limits from the cheapest network (0 %) to the reference (100 %)",
-            head,
-            lines,
-        )
-        + told
-    )
+    title = f"**Front**, {MAIN}, one thread; limits from the cheapest network (0 %) to the reference (100 %)"
+    return f"{_table(title, head, lines)}\n\n{told}"
+
+
+def _found(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Found networks by how they were trained."""
+    named = {
+        "found": _of(rows, kind="winner", runtime=MAIN),
+        "found, trained longer": _of(rows, kind="longer"),
+    }
+    return {name: own for name, own in named.items() if own}
+
+
+def _against(rows: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], family: str) -> str:
+    """Points at the same time, and speed at the same accuracy, of the networks within the family's range."""
+    gains, speed = [], []
+    for seed in sorted({row["seed"] for row in rows}):
+        times = _of(rows, kind="latencies", runtime=MAIN, seed=seed)[0]["milliseconds"]
+        theirs = [
+            (times[f"{family} {r['factor']} {r['depth']}"], r["test"])
+            for r in _of(rows, kind="baseline", family=family, seed=seed)
+        ]
+        for row in _of(found, seed=seed):
+            ms = times["|".join(row["variants"])]
+            alike = _interpolated(theirs, ms)
+            # The time at which they reach the same accuracy.
+            slower = _interpolated([(y, x) for x, y in _hull(theirs)], row["test"])
+            if alike is not None:
+                gains.append(100 * (row["test"] - alike))
+            if slower is not None:
+                speed.append(slower / ms)
+    points = f"at the same time {_told(gains, '{:+.1f}')} points ({len(gains)} networks)" if gains else ""
+    fast = f"at the same accuracy {_told(speed)} times as fast ({len(speed)} networks)" if speed else ""
+    return "; ".join(filter(None, [points, fast])) or "none lies in their range"
 
 
 def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
