@@ -129,13 +129,10 @@ def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float | No
 
 def _front(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
-    shares = list(dict.fromkeys(r["share"] for r in _of(rows, kind="winner", runtime=MAIN)))
-    for name, own in _found(rows).items():
-        for share in shares:
-            mine = _of(own, share=share)
-            lines.append(
-                _line(rows, f"{name}, limit at {share:.0%}", mine, lambda r: "|".join(r["variants"]))
-            )
+    for name, found in _found(rows).items():
+        for share in dict.fromkeys(r["share"] for r in found):
+            own = _of(found, share=share)
+            lines.append(_line(rows, f"{name}, limit at {share:.0%}", own, lambda r: "|".join(r["variants"])))
     for family in ("mobilenetv2", "residual"):
         mine = _of(rows, kind="baseline", family=family)
         for factor, depth in dict.fromkeys((r["factor"], r["depth"]) for r in mine):
