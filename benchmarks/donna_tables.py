@@ -119,9 +119,7 @@ def _check(rows: Sequence[dict[str, Any]]) -> str:
 
 def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float | None:
     """Of the upper hull of (time, accuracy), linear in time; None outside."""
-    points = sorted(points)
-    hull = [p for i, p in enumerate(points) if all(q[1] < p[1] for q in points[:i])]
-    for (a, ya), (b, yb) in pairwise(hull):
+    for (a, ya), (b, yb) in pairwise(_hull(points)):
         if a <= x <= b:
             return ya + (yb - ya) * (x - a) / (b - a)
     return None

@@ -17,7 +17,7 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool = True, 
         shift: pixels at most, in each direction.
 
     Returns:
-        A tensor of the same shape, channels last in memory.
+        A tensor of the same shape; images with channels last in memory keep that order.
     """
     batch, _, height, width = images.shape
     if flip:
@@ -28,7 +28,7 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool = True, 
         offsets = torch.randint(0, 2 * shift + 1, (2, batch), generator=generator)
         rows = offsets[0].view(-1, 1) + torch.arange(height)
         columns = offsets[1].view(-1, 1) + torch.arange(width)
-        place = torch.arange(batch).view(-1, 1, 1, 1)
-        channels = torch.arange(images.shape[1]).view(1, -1, 1, 1)
-        images = padded[place, channels, rows.view(batch, 1, -1, 1), columns.view(batch, 1, 1, -1)]
-    return images.contiguous(memory_format=torch.channels_last)
+        place = torch.arange(batch).view(-1, 1, 1)
+        pixels = padded.permute(0, 2, 3, 1)[place, rows.view(batch, -1, 1), columns.view(batch, 1, -1)]
+        images = pixels.permute(0, 3, 1, 2)  # channels stay last in memory
+    return images
