@@ -361,14 +361,18 @@ def _verdicts(
     have = {name for name, _ in by}
     if not {TEACHER, ALL} <= have:
         return "No verdict: teacher or student is missing."
-    lost = 100 * (mean(TEACHER, "map50") - mean(ALL, "map50"))
-    share, size = (mean(ALL, what) / mean(TEACHER, what) for what in ("macs", "nbytes"))
-    is_met = share <= SHARE and size <= BYTES_AIM and lost <= MAP_AIM
-    lines = [
-        f"- A quarter of the teacher's MACs and a fifth of its bytes within {MAP_AIM:g} point of mAP@.5: "
-        f"**{'yes' if is_met else 'no'}** ({share:.0%} of the MACs, {size:.0%} of the bytes, {lost:+.1f} "
-        "points lost)."
-    ]
+    lines = []
+    for name in (ALL, "bytes"):
+        if name not in have:
+            continue
+        lost = 100 * (mean(TEACHER, "map50") - mean(name, "map50"))
+        share, size = (mean(name, what) / mean(TEACHER, what) for what in ("macs", "nbytes"))
+        is_met = share <= SHARE and size <= BYTES_AIM and lost <= MAP_AIM
+        lines.append(
+            f"- A quarter of the teacher's MACs and a fifth of its bytes within {MAP_AIM:g} point of mAP@.5, "
+            f"{NAMES[name]}: **{'yes' if is_met else 'no'}** ({share:.1%} of the MACs, {size:.1%} of the "
+            f"bytes, {lost:+.1f} points lost)."
+        )
     for name in ("scratch", "torch-pruning", "uniform", "mobilenet macs", "mobilenet bytes"):
         if name in have:
             gaps = [100 * (by[ALL, s]["map50"] - by[name, s]["map50"]) for s in seeds if (name, s) in by]
