@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modicum.errors import InputError, ModelError
+from modicum.fit.lower_layers import LowerLayers
 from modicum.fit.part import Part, held_nbytes, is_held_packed, itemsize_of, parts_of
 from modicum.fit.probe import Errors, Probes
 from modicum.fit.settings import FitSettings
@@ -101,6 +102,7 @@ class Library:
         """
         tell = progress or (lambda *_: None)
         passes: Passes | None = None
+        lower = LowerLayers(self.model, [block.module for block in self.blocks], probes)
         at = 0
         for number in range(len(self.blocks)):
             tell("pruning each layer alone", number, len(self.blocks))
@@ -109,7 +111,8 @@ class Library:
                     passes, at = Passes(self.model, self.blocks, self.ids), 0
                 while at < number:
                     passes.hidden, at = passes.through(at), at + 1
-                self._make(number, passes, probes)
+                lower.keep(number)
+                self._make(number, passes, probes, lower)
         tell("pruning each layer alone", len(self.blocks), len(self.blocks))
 
     @contextmanager
@@ -212,7 +215,7 @@ class Library:
         return True
 
     @torch.no_grad()
-    def _make(self, number: int, passes: Passes, probes: Probes) -> None:
+    def _make(self, number: int, passes: Passes, probes: Probes, lower: LowerLayers) -> None:
         block = self.blocks[number]
         plans = {x.name: self.plan_of(x.name) for x in self.options if not x.is_dense}
         found = gather(passes, number, block, next(iter(plans.values()))) if plans else {}
@@ -234,7 +237,8 @@ class Library:
                         made[f"{part.name}/{option}/{index}.values"] = values
                         nbytes += self._nbytes(matrix, values)
                     ratio = noise_to_signal(dense_out, passes.through(number))
-                    errors = probes.measure(self.model)
+                    with lower.skipped():
+                        errors = probes.measure(self.model)
                 finally:  # an error or Ctrl-C leaves the caller's model as it was, too
                     for matrix, weight in zip(part.matrices, whole, strict=True):
                         matrix.weight.copy_(weight)

@@ -144,6 +144,19 @@ class Probes:
                 found.update(ids.numpy().tobytes() + b"|")
         return found.hexdigest()[:16]
 
+    def read_all(self, model: PreTrainedModel) -> None:
+        """Call a model as `measure` does, with its own cache; predictions are not looked at."""
+        for item in self.items:
+            _logits(model, item, None)
+
+    def is_reference(self, model: PreTrainedModel) -> bool:
+        """Whether a model predicts the first probe as the reference did, to the last bit that is kept."""
+        item = self.items[0]
+        return all(
+            torch.equal(tail.log_probs, logits.to(tail.log_probs.dtype))
+            for tail, logits in zip(item.tails, _logits(model, item, None), strict=True)
+        )
+
     def measure(self, model: PreTrainedModel, make_cache: MakeCache | None = None) -> Errors:
         """The errors of a changed model, of another cache than the whole one, or of both."""
         sums = {True: [0.0, 0], False: [0.0, 0]}
