@@ -9,6 +9,8 @@ from typing import Any
 
 RUNTIMES = ("onnxruntime", "onnxruntime-int8", "torch")
 MAIN = RUNTIMES[0]
+SPEED_AIM = 1.2
+"""The paper's claim: 20 % faster than MobileNetV2 at the same accuracy."""
 
 
 def section(raw: dict[str, Any]) -> str:
@@ -175,7 +177,9 @@ def _against(rows: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], fa
             if slower is not None:
                 speed.append(slower / ms)
     points = f"at the same time {_told(gains, '{:+.1f}')} points ({len(gains)} networks)" if gains else ""
-    fast = f"at the same accuracy {_told(speed)} times as fast ({len(speed)} networks)" if speed else ""
+    many = sum(ratio >= SPEED_AIM for ratio in speed)
+    counted = f"{len(speed)} networks, {many} at least {SPEED_AIM} times"
+    fast = f"at the same accuracy {_told(speed)} times as fast ({counted})" if speed else ""
     return "; ".join(filter(None, [points, fast])) or "none lies in their range"
 
 
