@@ -33,11 +33,11 @@ def build(name: str, **more: Any) -> tuple[Any, list[nn.Module]]:
         config.initializer_range = 0.15
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    number = max(
+    layers = max(
         (x for x in model.modules() if isinstance(x, nn.ModuleList) and len(x) == NUM_LAYERS),
         key=lambda x: sum(p.numel() for p in x.parameters()),
     )
-    return model, list(number)
+    return model, list(layers)
 
 
 def probes_of(model: Any) -> Probes:
