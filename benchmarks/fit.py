@@ -25,7 +25,7 @@ from typing import Any
 
 import report
 import torch
-from measured_rows import append_row, read_rows, work_folder, write_docs
+from measured_rows import append_row, processors, read_rows, work_folder, write_docs
 
 import modicum
 from modicum.evaluation.grid import HIDDEN
@@ -317,7 +317,7 @@ def _model(model: str, rows: dict[tuple[float, str], dict[str, Any]], raw: dict[
     tau = f"{check['fitted_tau']:.2f}" if "fitted_tau" in check else "–"
     batch = f", {scale['batch']} sequences" if scale.get("batch", 1) > 1 else ""
     lead = (
-        f"`{model}`, measured {raw['date']} on one thread ({raw['machine']['processor']}), in bfloat16, a "
+        f"`{model}`, measured {raw['date']} on one thread ({processors(rows.values())}), in bfloat16, a "
         f"context of {scale['context']:,} tokens{batch}: {whole['questions']} questions (hidden), perplexity "
         f"of {scale['stretches']} stretches of held-back text; one seed. Kendall's τ of the predictor over "
         f"{check['samples']} assembled models: plain sum {check['plain_tau']:.2f}, fitted {tau} (left out); "

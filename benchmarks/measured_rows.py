@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ def read_rows(work: Path) -> list[dict[str, Any]]:
 
 
 def append_row(work: Path, row: dict[str, Any]) -> None:
-    """In one write, so that a row is there or not."""
-    line = (json.dumps(row) + "\n").encode()
+    """In one write, so that a row is there or not; with the processor that it was measured on."""
+    line = (json.dumps({"processor": machine.describe()["processor"], **row}) + "\n").encode()
     path = work / ROWS
     with open(path, "ab") as file:
         if file.tell() and not path.read_bytes().endswith(b"\n"):
@@ -52,6 +52,11 @@ def append_row(work: Path, row: dict[str, Any]) -> None:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def processors(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The processors that rows were measured on, in words."""
+    return " and ".join(dict.fromkeys(row["processor"] for row in rows if "processor" in row))
 
 
 def write_docs(
@@ -69,7 +74,9 @@ def write_docs(
     if not rows:
         raise SystemExit(f"{work} has no rows: measure first")
     started = datetime.fromtimestamp((work / ROWS).stat().st_mtime).astimezone()
-    raw = {"date": started.date().isoformat(), "machine": machine.describe(), **(more or {}), "rows": rows}
+    own = machine.describe()
+    own["processor"] = processors(rows) or own["processor"]
+    raw = {"date": started.date().isoformat(), "machine": own, **(more or {}), "rows": rows}
     (_DOCS / data).write_text(json.dumps(raw, separators=(",", ":")) + "\n", encoding="utf-8")
     write_section(_DOCS / page, marker, section(raw))
 
@@ -87,7 +94,7 @@ def restore(published: Path, work: Path) -> int:
         raise SystemExit(f"{published} has no rows: give a file that a benchmark wrote with --docs")
     work.mkdir(parents=True, exist_ok=True)
     for row in raw["rows"]:
-        append_row(work, row)
+        append_row(work, {"processor": raw["machine"]["processor"], **row})
     return len(raw["rows"])
 
 
