@@ -95,6 +95,7 @@ class Bench:
         )
         self.fitter.build()
         self.dense_nbytes = self.fitter.planner.dense_nbytes(target)
+        self._pruned: dict[str, list[torch.Tensor]] = {}
 
     def restore(self) -> None:
         """The model as it was."""
@@ -206,6 +207,21 @@ class Bench:
                 total += held_nbytes(rows, width, rows * (width - int(width * sparsity + 1e-6)), 2)
         return total
 
+    def _prune(self, way: Way) -> None:
+        """Prune the model in place. Weights of a uniform plan are kept, as other budgets have the same."""
+        matrices = [matrix for part in self.fitter.library.parts for matrix in part.matrices]
+        name = next(iter(way.plan.options.values()))
+        with torch.no_grad():
+            if name in self._pruned:
+                for matrix, weight in zip(matrices, self._pruned[name], strict=True):
+                    matrix.weight.copy_(weight)
+            elif way.sparsity is not None:
+                how: Any = self.fitter.settings.pruning(WeightOption.parse(f"{100 * way.sparsity:g}%"))
+                prune(self.model, self.fitter.library.ids, how)
+            else:
+                assembly.in_order(self.fitter.library, way.plan.options)
+                self._pruned[name] = [matrix.weight.clone() for matrix in matrices]
+
     def spend(self, way: Way | str, memory: int) -> dict[str, Any]:
         """Assemble a way and measure it."""
         started = time.perf_counter()
@@ -219,14 +235,7 @@ class Bench:
                 more = {"loss": made.loss, "in_order": made.in_order, "how": plan.how}
             else:
                 plan, more = way.plan, {}
-                with torch.no_grad():
-                    if way.sparsity is not None:
-                        how: Any = self.fitter.settings.pruning(
-                            WeightOption.parse(f"{100 * way.sparsity:g}%")
-                        )
-                        prune(self.model, self.fitter.library.ids, how)
-                    else:
-                        assembly.in_order(self.fitter.library, plan.options)
+                self._prune(way)
                 own = find_profile(self.model)
                 if own is None or not own.weights:
                     calibrate(self.model, self.tokenizer)
