@@ -80,6 +80,10 @@ NAMES = {
 }
 
 
+RIVALS = ("guidance", "scratch", "uniform", "torch-pruning", "mobilenet macs", "mobilenet bytes")
+"""Of about a student's compute or bytes."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How long is trained."""
@@ -361,10 +365,9 @@ def _verdicts(
     have = {name for name, _ in by}
     if not {TEACHER, ALL} <= have:
         return "No verdict: teacher or student is missing."
+    students = [name for name in (ALL, "knapsack", "bytes") if name in have]
     lines = []
-    for name in (ALL, "bytes"):
-        if name not in have:
-            continue
+    for name in students:
         lost = 100 * (mean(TEACHER, "map50") - mean(name, "map50"))
         share, size = (mean(name, what) / mean(TEACHER, what) for what in ("macs", "nbytes"))
         is_met = share <= SHARE and size <= BYTES_AIM and lost <= MAP_AIM
@@ -373,17 +376,29 @@ def _verdicts(
             f"{NAMES[name]}: **{'yes' if is_met else 'no'}** ({share:.1%} of the MACs, {size:.1%} of the "
             f"bytes, {lost:+.1f} points lost)."
         )
-    for name in ("scratch", "torch-pruning", "uniform", "mobilenet macs", "mobilenet bytes"):
-        if name in have:
-            gaps = [100 * (by[ALL, s]["map50"] - by[name, s]["map50"]) for s in seeds if (name, s) in by]
-            low, high = min(gaps), max(gaps)
-            verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
-            ours, theirs = (_milliseconds(times, f"onnx {one}") for one in (ALL, name))
-            lines.append(
-                f"- All three beside {NAMES[name]}: **{verdict}** ({statistics.mean(gaps):+.1f} points of "
-                f"mAP@.5, {low:+.1f} to {high:+.1f} over seeds; {ours} ms beside {theirs} ms in onnxruntime)."
-            )
-    return "\n".join(lines)
+    table = []
+    for rival in RIVALS:
+        if rival in have:
+            gaps = [_gap(by, student, rival, seeds) for student in students[:2]]
+            table.append([NAMES[rival], *gaps, _milliseconds(times, f"onnx {rival}")])
+    ours = ", ".join(f"{_milliseconds(times, f'onnx {name}')} ms" for name in students[:2])
+    lead = (
+        "Points of mAP@.5 that they are ahead of an alternative, mean and, in brackets, range over seeds; "
+        f"times in onnxruntime (theirs: {ours})."
+    )
+    head = ["beside", *(NAMES[name] for name in students[:2]), "onnxruntime, ms"]
+    return "\n\n".join(["\n".join(lines), lead, report.table(head, table)])
+
+
+def _gap(by: dict[tuple[str, int], dict[str, Any]], student: str, rival: str, seeds: Sequence[int]) -> str:
+    """Points that a student is ahead, and whether it is so for every seed."""
+    both = [seed for seed in seeds if (student, seed) in by and (rival, seed) in by]
+    gaps = [100 * (by[student, seed]["map50"] - by[rival, seed]["map50"]) for seed in both]
+    if not gaps:
+        return "–"
+    low, high = min(gaps), max(gaps)
+    verdict = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
+    return f"**{verdict}**, {statistics.mean(gaps):+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def main() -> None:
