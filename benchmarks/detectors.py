@@ -62,6 +62,9 @@ SHARE = 0.25
 BYTES_AIM, MAP_AIM = 0.2, 1.0
 """Aims: bytes of the student, as a share of the teacher's; points of mAP@.5 that it may lose."""
 
+RATE, MOBILENET_RATE, PRUNED_RATE = 8e-3, 32e-3, 4e-3
+"""Learning rates, chosen on a fifth of the images to learn from, held out (docs/detect.md)."""
+
 TEACHER, ALL = "teacher", "all three"
 NAMES = {
     TEACHER: "teacher, unpruned",
@@ -141,10 +144,10 @@ class Bench:
     def _make(self, name: str, seed: int) -> Detector:
         print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
         if name == TEACHER:
-            return self._trained(name, self.teacher_settings, self.sizes.epochs, seed, 2e-3)
+            return self._trained(name, self.teacher_settings, self.sizes.epochs, seed, RATE)
         if name == "deletion":
             cut = delete_branch_channels(self.detector(TEACHER, seed).network, 0.5)
-            return self._trained(name, cut, self.sizes.final_epochs, seed, 1e-3)
+            return self._trained(name, cut, self.sizes.final_epochs, seed, PRUNED_RATE)
         if name in ("pruning", ALL, "knapsack", "bytes"):
             return self._pruned(name, seed)
         if name == "int8":
@@ -152,7 +155,7 @@ class Bench:
             batches = [torch.stack(inputs[k : k + 8]) for k in range(0, len(inputs), 8)]
             return quantized_detector(self.detector(ALL, seed), batches)
         if name == "torch-pruning":
-            return self._trained(name, self._one_shot(seed), self.sizes.final_epochs, seed, 1e-3)
+            return self._trained(name, self._one_shot(seed), self.sizes.final_epochs, seed, PRUNED_RATE)
         if name == "scratch":
             settings = self.detector(ALL, seed).network.settings
         elif name.startswith("mobilenet"):
@@ -160,7 +163,8 @@ class Bench:
         else:
             settings = self._like("resnet26", seed, is_bytes=False)
         guided = self.detector(TEACHER, seed) if name == "guidance" else None
-        return self._trained(name, settings, self.sizes.scratch_epochs, seed, 2e-3, guided)
+        rate = MOBILENET_RATE if name.startswith("mobilenet") else RATE
+        return self._trained(name, settings, self.sizes.scratch_epochs, seed, rate, guided)
 
     def _trained(
         self,
@@ -192,8 +196,8 @@ class Bench:
             allocator="knapsack" if name == "knapsack" else "greedy",
             steps=sizes.steps,
             branch_factor=1.0 if is_alone else 0.5,
-            step_recipe=Recipe(epochs=sizes.step_epochs, learning_rate=1e-3, seed=seed + 100),
-            recipe=Recipe(epochs=sizes.final_epochs, learning_rate=1e-3, seed=seed),
+            step_recipe=Recipe(epochs=sizes.step_epochs, learning_rate=PRUNED_RATE, seed=seed + 100),
+            recipe=Recipe(epochs=sizes.final_epochs, learning_rate=PRUNED_RATE, seed=seed),
             guidance=None if is_alone else GuidanceSettings(),
         )
         state = self.work / f"{name.replace(' ', '-')}-{seed}.state"

@@ -74,8 +74,8 @@ class PruneSettings:
     max_ratio: float = 0.8
     branch_factor: float = 0.5
     prunes_branches: bool = False
-    step_recipe: Recipe = field(default_factory=lambda: Recipe(epochs=2, learning_rate=1e-3))
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, learning_rate=1e-3))
+    step_recipe: Recipe = field(default_factory=lambda: Recipe(epochs=2, learning_rate=4e-3))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, learning_rate=4e-3))
     guidance: GuidanceSettings | None = field(default_factory=GuidanceSettings)
 
     def __post_init__(self) -> None:
