@@ -212,12 +212,12 @@ class Bench:
         matrices = [matrix for part in self.fitter.library.parts for matrix in part.matrices]
         name = next(iter(way.plan.options.values()))
         with torch.no_grad():
-            if name in self._pruned:
-                for matrix, weight in zip(matrices, self._pruned[name], strict=True):
-                    matrix.weight.copy_(weight)
-            elif way.sparsity is not None:
+            if way.sparsity is not None:
                 how: Any = self.fitter.settings.pruning(WeightOption.parse(f"{100 * way.sparsity:g}%"))
                 prune(self.model, self.fitter.library.ids, how)
+            elif name in self._pruned:
+                for matrix, weight in zip(matrices, self._pruned[name], strict=True):
+                    matrix.weight.copy_(weight)
             else:
                 assembly.in_order(self.fitter.library, way.plan.options)
                 self._pruned[name] = [matrix.weight.clone() for matrix in matrices]
