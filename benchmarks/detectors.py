@@ -99,9 +99,14 @@ class Sizes:
     num_images: int | None = None
 
     @property
+    def student_epochs(self) -> int:
+        """Of a pruned network in all, those between cuts included."""
+        return (self.steps - 1) * self.step_epochs + self.final_epochs
+
+    @property
     def scratch_epochs(self) -> int:
-        """As many as teacher and student have together, but for those between cuts."""
-        return self.epochs + self.final_epochs
+        """As many as teacher and student have together."""
+        return self.epochs + self.student_epochs
 
 
 QUICK = Sizes(1, 1, 1, 2, 9, 24)
@@ -147,7 +152,7 @@ class Bench:
             return self._trained(name, self.teacher_settings, self.sizes.epochs, seed, RATE)
         if name == "deletion":
             cut = delete_branch_channels(self.detector(TEACHER, seed).network, 0.5)
-            return self._trained(name, cut, self.sizes.final_epochs, seed, PRUNED_RATE)
+            return self._trained(name, cut, self.sizes.student_epochs, seed, PRUNED_RATE)
         if name in ("pruning", ALL, "knapsack", "bytes"):
             return self._pruned(name, seed)
         if name == "int8":
@@ -155,7 +160,7 @@ class Bench:
             batches = [torch.stack(inputs[k : k + 8]) for k in range(0, len(inputs), 8)]
             return quantized_detector(self.detector(ALL, seed), batches)
         if name == "torch-pruning":
-            return self._trained(name, self._one_shot(seed), self.sizes.final_epochs, seed, PRUNED_RATE)
+            return self._trained(name, self._one_shot(seed), self.sizes.student_epochs, seed, PRUNED_RATE)
         if name == "scratch":
             settings = self.detector(ALL, seed).network.settings
         elif name.startswith("mobilenet"):
