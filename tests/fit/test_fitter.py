@@ -15,6 +15,7 @@ from modicum.errors import ModelError
 from modicum.fit import fitter as module
 from modicum.fit.fit_plan import FitPlan
 from modicum.fit.fitter import Fitter
+from modicum.fit.page import write_fit_page
 from modicum.fit.probe import Errors
 from modicum.fit.settings import Target
 from modicum.kv.fingerprint import weights_digest
@@ -74,15 +75,41 @@ def test_a_form_of_slots_that_gives_no_numbers_is_left_out(tmp_path: Path) -> No
         return Errors(math.nan, math.nan, 0.0) if cache.store in wrong else found
 
     own.measure_model = broken
-    with pytest.warns(UserWarning, match="int8 is left out"):
+    with pytest.warns(UserWarning, match=r"left out, .*: slots in int8"):
         own.build()
     assert own.planner.stores == ("model",)
+    assert own.left_out == [f"slots in int8 ({own.sizes.measured(('int8',))[-1].tokens} of them)"]
     target = Target(2 * own.planner.dense_nbytes(own.target), CONTEXT)
     assert {plan.cache.store for plan in own.candidates(target)} == {"model"}
     wrong.add("model")
     (tmp_path / "cache.jsonl").unlink()
-    with pytest.raises(ModelError, match="not numbers"), pytest.warns(UserWarning, match="left out"):
+    with pytest.raises(ModelError, match="cache in model, int8 gives values that are not numbers"):
         own.build()
+
+
+def test_all_parts_that_give_no_numbers_are_named_in_every_run_and_on_the_page(tmp_path: Path) -> None:
+    settings = replace(QUICK, weights=("dense", "50%", "2:4"), stores=("model",), samples=0, probes=1)
+    named = ["0.mlp at 50%", "0.mlp at 2:4", "3.attention at 50%"]
+    wrong = {tuple(name.split(" at ")) for name in named}
+    for run in range(2):
+        own = fitter(tmp_path / "library", settings)
+        if run == 0:
+            at = iter([(p.name, o.name) for p in own.library.parts for o in own.library.options[1:]])
+            measure = own.short.measure
+
+            def broken(model: Any, *more: Any, at: Any = at, measure: Any = measure) -> Errors:
+                return Errors(math.nan, 0.0, 1.0) if next(at) in wrong else measure(model, *more)
+
+            own.short.measure = broken  # type: ignore[method-assign]
+        with pytest.warns(UserWarning, match="left out") as told:
+            own.build()
+        assert sum(str(one.message).endswith(f": {', '.join(named)}") for one in told) == 1
+        assert not wrong & set(own.library.variants)
+    report = own.apply(own.plan(own.planner.dense_nbytes(own.target) * 3 // 4)[0])
+    assert report.to_dict()["left_out"] == named
+    assert not wrong & set(report.plan.options.items())
+    page = write_fit_page(report, "tiny", tmp_path).read_text(encoding="utf-8")
+    assert all(name in page for name in named)
 
 
 def test_errors_that_were_measured_with_another_head_profile_are_not_taken(tmp_path: Path) -> None:

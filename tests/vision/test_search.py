@@ -15,6 +15,7 @@ from modicum.cli import app
 from modicum.errors import InputError
 from modicum.measure.block_table import BlockTable
 from modicum.measure.runtimes import Runtime
+from modicum.search.batchnorm import reset_statistics
 from modicum.search.blockwise import BlockwiseSettings
 from modicum.search.latency import block_key, check_latency, ends_keys, network_seconds, timed_blocks
 from modicum.search.library import BlockLibrary
@@ -24,7 +25,7 @@ from modicum.vision.saved import VisionNetwork
 from modicum.vision.search import VisionSearch, evenly_spaced, search
 from modicum.vision.search_images import SearchImages
 from modicum.vision.settings import VisionSearchSettings
-from modicum.vision.training import accuracy
+from modicum.vision.training import accuracy, statistics_batches
 from tests.vision.pictures import encoded, image_set, pixels, write_folder
 
 pytest.importorskip("scipy", reason="needs scipy: pip install 'modicum[search]'")
@@ -144,6 +145,38 @@ def test_sums_of_block_times_are_checked_end_to_end(found: Path) -> None:
     assert check.predicted[0] == network_seconds(run.space, run.table, (0, 0))
     assert min(check.measured) > 0
     assert -1 <= check.kendall_tau <= 1
+
+
+def test_an_assembled_network_has_the_statistics_of_its_own_blocks(found: Path) -> None:
+    run = VisionSearch(pictures(), found, SETTINGS)
+    picks = (1, 2)
+    network = run.assembled(picks)
+    expected = run.space.assemble(picks, run.library.weights(picks))
+    reset_statistics(expected, statistics_batches(run.images.train, SETTINGS.recipe.batch))
+    raw = run.space.assemble(picks, run.library.weights(picks)).state_dict()
+    moved = 0
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+        moved += "running_var" in name and not torch.equal(value, raw[name])
+    assert moved > 0
+
+
+@pytest.mark.parametrize("kind", ["mobilenetv2", "vit"])
+def test_every_kind_of_reference_is_searched(kind: str, tmp_path: Path) -> None:
+    reference = ReferenceSettings(kind, (16, 16), (1, 1), depth=2, stem_channels=8, stem_stride=4, size=16)
+    short = replace(
+        SETTINGS,
+        reference=reference,
+        recipe=replace(SETTINGS.recipe, epochs=1),
+        blockwise=replace(SETTINGS.blockwise, epochs=1),
+        samples=4,
+        winners=1,
+    )
+    report = search(pictures(), tmp_path, short)
+    winner = next(one for one in report.to_dict()["front"] if one["folder"])
+    network = VisionNetwork.load(tmp_path / winner["folder"])
+    assert winner["test"] == accuracy(network.network, pictures().test)
+    assert [variant.name for variant in network.blocks] == list(winner["variants"])
 
 
 def test_untrained_variants_are_predicted_and_trained_when_they_win(tmp_path: Path) -> None:

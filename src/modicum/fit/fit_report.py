@@ -37,6 +37,7 @@ class FitReport:
         candidates: plans that were assembled and measured, the best first.
         in_order: whether the weights are those of pruning in order, not the library's.
         variants: each part's errors and bytes at its options.
+        left_out: options whose errors were not numbers.
     """
 
     target: Target
@@ -51,6 +52,7 @@ class FitReport:
     candidates: list[Measured]
     in_order: bool
     variants: list[dict[str, Any]]
+    left_out: list[str]
     probe_length: int
     library: str
     seconds: float = 0.0
@@ -91,6 +93,7 @@ class FitReport:
             ],
             "pruned_in_order": self.in_order,
             "variants": self.variants,
+            "left_out": self.left_out,
             "probe_length": self.probe_length,
             "library": self.library,
             "seconds": self.seconds,

@@ -110,6 +110,7 @@ class Fitter:
         self.library = Library(folder, self.model, calibrating, self.settings, about, heads)
         self.loss = Loss(self.settings.task_share if asks else 0.0)
         self.check = Check(0, math.nan, math.nan, False)
+        self.left_out: list[str] = []
 
     def check_reachable(self) -> None:
         """Raise if no plan fits the target, before anything else is measured.
@@ -144,6 +145,11 @@ class Fitter:
         with self._quiet():
             self.library.build(self.short, self.tell)
             caches = self._caches()
+            self.left_out += self.library.left_out
+            if self.left_out:
+                warnings.warn(
+                    f"left out, as their errors are not numbers: {', '.join(self.left_out)}", stacklevel=2
+                )
             stores = list(dict.fromkeys(option.store for option in caches))
             errors = CacheErrors(caches)
             self.planner = Planner(self.library, self._fixed_nbytes, self.sizes, errors, stores)
@@ -257,6 +263,7 @@ class Fitter:
                 {"part": v.part, "option": v.option, "bytes": v.nbytes, **v.errors.to_dict()}
                 for v in self.library.variants.values()
             ],
+            left_out=self.left_out,
             probe_length=self.length,
             library=str(self.library.folder),
             masks=masks,
@@ -287,7 +294,7 @@ class Fitter:
         return trained
 
     def _caches(self) -> dict[CacheOption, Errors]:
-        """Errors of caches alone. A form of slots with an error that is not a number is left out."""
+        """Errors of caches alone. Forms of slots whose errors are not numbers are left out and named."""
         known = self.library.rows("cache")
         found = {}
         options = self.sizes.measured(self.settings.stores)
@@ -299,12 +306,7 @@ class Fitter:
             found[option] = known[option.name]
         self.tell("measuring caches", len(options), len(options))
         wrong = {option.store: option for option, errors in found.items() if not errors.is_finite}
-        for store, option in wrong.items():
-            warnings.warn(
-                f"a cache of {option.tokens:,} slots in {store} gives values that are not numbers: {store} "
-                "is left out",
-                stacklevel=2,
-            )
+        self.left_out = [f"slots in {store} ({option.tokens:,} of them)" for store, option in wrong.items()]
         if len(wrong) == len(self.settings.stores):
             raise ModelError(
                 f"a cache in {', '.join(wrong)} gives values that are not numbers: load the model in "

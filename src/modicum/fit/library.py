@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,6 +113,16 @@ class Library:
                 lower.keep(number)
                 self._make(number, passes, probes, lower)
         tell("pruning each layer alone", len(self.blocks), len(self.blocks))
+
+    @property
+    def left_out(self) -> list[str]:
+        """Options of parts whose errors were not numbers, once the library is built."""
+        return [
+            f"{part.name} at {option.name}"
+            for part in self.parts
+            for option in self.options
+            if (part.name, option.name) not in self.variants
+        ]
 
     @contextmanager
     def assembled(self, options: Mapping[str, str]) -> Iterator[PreTrainedModel]:
@@ -243,10 +252,7 @@ class Library:
                     for matrix, weight in zip(part.matrices, whole, strict=True):
                         matrix.weight.copy_(weight)
                 if not errors.is_finite or not math.isfinite(ratio):
-                    warnings.warn(
-                        f"{part.name} at {option} gives values that are not numbers: left out", stacklevel=2
-                    )
-                    continue
+                    continue  # `left_out` names it
                 tensors |= made
                 told = Errors(errors.text, errors.answers, errors.kept, ratio)
                 variants.append(Variant(part.name, option, nbytes, told))

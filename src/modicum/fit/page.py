@@ -72,6 +72,9 @@ def _sections(report: FitReport) -> Iterator[Section]:
         "All that was measured",
         "Each part at each option, in the model as it was but for that part.",
         tables=(_library(report),),
+        notes=(f"Left out, as their errors are not numbers: {', '.join(report.left_out)}.",)
+        if report.left_out
+        else (),
     )
 
 
