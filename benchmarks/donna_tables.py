@@ -95,14 +95,14 @@ def _cost(rows: Sequence[dict[str, Any]]) -> str:
             ("front, exact", "front_seconds"),
         )
     ]
-    each = statistics.mean(
-        r["seconds"]
-        for r in _of(rows, kind="epochs", start="fresh")
-        if r["epochs"] == max(row["epochs"] for row in _of(rows, kind="epochs", start="fresh"))
-    )
     total = statistics.mean(r["library_seconds"] + r["sample_seconds"] for r in own)
-    lines.append(["one network from fresh weights, longest training", f"{each:.0f}"])
-    lines.append(["networks that library and samples would pay for so", f"{total / each:.0f}"])
+    fresh = _of(rows, kind="epochs", start="fresh")
+    for epochs in sorted({r["epochs"] for r in fresh})[-2:]:
+        each = statistics.mean(r["seconds"] for r in _of(fresh, epochs=epochs))
+        lines.append([f"one network from fresh weights, {epochs} epochs", f"{each:.0f}"])
+        lines.append(
+            ["trainings of this length that library and samples would pay for", f"{total / each:.1f}"]
+        )
     return _table("**Cost**", ["step", "seconds of processor time"], lines)
 
 
@@ -146,6 +146,7 @@ def _front(rows: Sequence[dict[str, Any]]) -> str:
         for name, own in _found(rows).items()
     )
     title = f"**Front**, {MAIN}, one thread; limits from the cheapest network (0 %) to the reference (100 %)"
+    told += "\n\nIn these four lines brackets are ranges over networks of all seeds."
     return f"{_table(title, head, lines)}\n\n{told}"
 
 
@@ -211,9 +212,10 @@ def _epochs(rows: Sequence[dict[str, Any]]) -> str:
     for start in ("library", "fresh"):
         mine = _of(rows, kind="epochs", start=start)
         for epochs in sorted({r["epochs"] for r in mine}):
-            own = _of(mine, epochs=epochs)
-            told = [_told([r[key] for r in own], "{:.1f}", 100) for key in ("validation", "test")]
-            lines.append([start, str(epochs), *told])
+            lines.append(_epochs_line(start, _of(mine, epochs=epochs)))
+        longer = _of(rows, kind="longer", share=_middle(rows))  # the same network
+        if start == "library" and longer:
+            lines.append(_epochs_line(start, longer))
     return _table(
         "**From the library's weights and from fresh ones**, the same network and teacher",
         ["begins with", "epochs", "validation, %", "test, %"],
@@ -221,25 +223,60 @@ def _epochs(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _peers(rows: Sequence[dict[str, Any]]) -> str:
+def _epochs_line(start: str, own: Sequence[dict[str, Any]]) -> list[str]:
+    told = [_told([r[key] for r in own], "{:.1f}", 100) for key in ("validation", "test")]
+    return [start, str(own[0]["epochs"]), *told]
+
+
+def _middle(rows: Sequence[dict[str, Any]]) -> float:
+    """The limit at which searches are compared."""
     shares = list(dict.fromkeys(r["share"] for r in _of(rows, kind="winner", runtime=MAIN)))
-    own = _of(rows, kind="winner", runtime=MAIN, share=shares[len(shares) // 2])
-    lines = [["found (library, samples, exact choice)", "", _told([r["test"] for r in own], "{:.1f}", 100)]]
+    share: float = shares[len(shares) // 2]
+    return share
+
+
+def _peers(rows: Sequence[dict[str, Any]]) -> str:
+    found = _of(rows, kind="winner", runtime=MAIN, share=_middle(rows))
+    lines = [_peer_line(rows, "found (library, samples, exact choice)", found)]
+    fresh = [
+        {**r, "variants": one["variants"]}
+        for one in found
+        for r in _of(rows, kind="epochs", start="fresh", epochs=one["epochs"], seed=one["seed"])
+    ]
+    if fresh:
+        lines.append(_peer_line(rows, "the same networks from fresh weights", fresh))
     for method in ("random", "evolution"):
         mine = _of(rows, kind="peer", method=method)
         if mine:
-            lines.append(
-                [
-                    method,
-                    _told([r["candidates"] for r in mine], "{:.0f}"),
-                    _told([r["test"] for r in mine], "{:.1f}", 100),
-                ]
-            )
+            lines.append(_peer_line(rows, f"{method}, from fresh weights", mine))
     return _table(
-        f"**At the same cost**, limit at {shares[len(shares) // 2]:.0%}",
-        ["search", "candidates trained", "test, %"],
+        f"**At the same cost**, limit at {_middle(rows):.0%}, {found[0]['epochs']} epochs at the end; the "
+        "last column is linear in time between the found networks at all limits",
+        ["search", "candidates trained", "ms end to end", "test, %", "points behind found ones of its time"],
         lines,
     )
+
+
+def _peer_line(rows: Sequence[dict[str, Any]], name: str, own: Sequence[dict[str, Any]]) -> list[str]:
+    times, behind = [], []
+    for row in own:
+        known = _of(rows, kind="latencies", runtime=MAIN, seed=row["seed"])[0]["milliseconds"]
+        times.append(known["|".join(row["variants"])])
+        found = [
+            (known["|".join(r["variants"])], r["test"])
+            for r in _of(rows, kind="winner", runtime=MAIN, seed=row["seed"])
+        ]
+        alike = _interpolated(found, times[-1])
+        if alike is not None:
+            behind.append(100 * (alike - row["test"]))
+    counts = [r["candidates"] for r in own if "candidates" in r]
+    return [
+        name,
+        _told(counts, "{:.0f}") if counts else "",
+        _told(times, "{:.3f}"),
+        _told([r["test"] for r in own], "{:.1f}", 100),
+        _told(behind, "{:.1f}") if behind else "",
+    ]
 
 
 def _devices(rows: Sequence[dict[str, Any]]) -> str:

@@ -324,13 +324,15 @@ def _model(model: str, rows: dict[tuple[float, str], dict[str, Any]], raw: dict[
         cache = f"{row['tokens']:,} slots in {form}"
         lines.append([name, f"{budget:.0%}", format_size(row["bytes"]), *_scores(row), cache])
     tau = f"{check['fitted_tau']:.2f}" if "fitted_tau" in check else "–"
+    bytes_tau = f"; bytes alone {check['bytes_tau']:.2f}" if "bytes_tau" in check else ""
     batch = f", {scale['batch']} sequences" if scale.get("batch", 1) > 1 else ""
     lead = (
         f"`{model}`, measured {raw['date']} on one thread ({processors(rows.values())}), in bfloat16, a "
         f"context of {scale['context']:,} tokens{batch}: {whole['questions']} questions (hidden), perplexity "
         f"of {scale['stretches']} stretches of held-back text; one seed. Kendall's τ of the predictor over "
         f"{check['samples']} assembled models: plain sum {check['plain_tau']:.2f}, fitted {tau} (left out); "
-        f"{'fitted' if check['is_fitted'] else 'plain sum'} used."
+        f"{'fitted' if check['is_fitted'] else 'plain sum'} used{bytes_tau}. Weights may be "
+        f"{', '.join(check['settings']['weights'])}."
     )
     return lead + "\n\n" + report.table(["", "memory", "bytes", "perplexity", "recall", "cache"], lines)
 

@@ -15,8 +15,10 @@ from modicum.errors import ModelError
 from modicum.fit import fitter as module
 from modicum.fit.fit_plan import FitPlan
 from modicum.fit.fitter import Fitter
+from modicum.fit.loss import Loss
 from modicum.fit.page import write_fit_page
 from modicum.fit.probe import Errors
+from modicum.fit.samples import sample_plans
 from modicum.fit.settings import Target
 from modicum.kv.fingerprint import weights_digest
 from modicum.kv.head_profile import HeadProfile
@@ -85,6 +87,21 @@ def test_a_form_of_slots_that_gives_no_numbers_is_left_out(tmp_path: Path) -> No
     (tmp_path / "cache.jsonl").unlink()
     with pytest.raises(ModelError, match="cache in model, int8 gives values that are not numbers"):
         own.build()
+
+
+def test_the_predictor_is_compared_with_bytes_alone(tmp_path: Path) -> None:
+    own = fitter(tmp_path)
+    own.build()
+    plans = sample_plans(own.planner, own.target, Loss(own.loss.task_share), QUICK.samples, QUICK.seed)
+    pairs = [(plan.nbytes(1), own.measure(plan).loss(own.loss.task_share)) for plan in plans]
+    signs = [
+        math.copysign(1, (a[0] - b[0]) * (b[1] - a[1]))
+        for i, a in enumerate(pairs)
+        for b in pairs[:i]
+        if a[0] != b[0] and a[1] != b[1]
+    ]
+    assert len(signs) == 10  # no ties, so that τ is a mean over pairs
+    assert own.check.bytes_tau == pytest.approx(sum(signs) / 10)
 
 
 def test_all_parts_that_give_no_numbers_are_named_in_every_run_and_on_the_page(tmp_path: Path) -> None:

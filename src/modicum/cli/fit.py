@@ -163,8 +163,10 @@ def _summary(report: FitReport, page: Path | None, out: Path) -> None:
     )
     check = report.check
     if check.samples:
-        tau = check.fitted_tau if check.is_fitted else check.plain_tau
-        print(f"Kendall's tau of the predictor over {check.samples} assembled models: {tau:.2f}")
+        print(
+            f"Kendall's tau over {check.samples} assembled models: predictor {check.tau:.2f}, "
+            f"bytes alone {check.bytes_tau:.2f}"
+        )
     print(f"{report.seconds:.0f} s; {format_size(report.file_bytes)} packed: {out}")
     if page is not None:
         complain(f"what each layer gave up: {page}")

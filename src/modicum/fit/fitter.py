@@ -42,6 +42,7 @@ from modicum.kv.head_profile import HeadProfile
 from modicum.kv.head_store import find_profile, use_profile
 from modicum.kv.policies.calibrated import Calibrated
 from modicum.kv.registry import parse_policy
+from modicum.search.predictor import kendall_tau
 from modicum.weights.blocks import one_by_one
 from modicum.weights.plain_model import plain_model
 from modicum.weights.progress import Progress
@@ -331,7 +332,13 @@ class Fitter:
             self.tell("measuring assembled models", number, num)
             measured.append(self.measure(plan))
         self.tell("measuring assembled models", num, num)
-        self.loss, self.check = fit_loss([self.sums(p) for p in plans], measured, self.loss.task_share)
+        share = self.loss.task_share
+        self.loss, check = fit_loss([self.sums(p) for p in plans], measured, share)
+        finite = [(p, errors) for p, errors in zip(plans, measured, strict=True) if errors.is_finite]
+        smaller = [-float(plan.nbytes(self.target.batch)) for plan, _ in finite]
+        self.check = replace(
+            check, bytes_tau=kendall_tau(smaller, [errors.loss(share) for _, errors in finite])
+        )
 
     def sums(self, plan: FitPlan) -> Sums:
         """Of a plan, the sum of block errors by kind."""

@@ -63,12 +63,20 @@ class Check:
         fitted_tau: of the fitted sum, each sample predicted by the fit to the others; NaN where none was
             fitted.
         is_fitted: whether the fitted sum is used.
+        bytes_tau: of the measured loss and minus the bytes, the simple alternative to a predictor; NaN where
+            it was not computed.
     """
 
     samples: int
     plain_tau: float
     fitted_tau: float
     is_fitted: bool
+    bytes_tau: float = math.nan
+
+    @property
+    def tau(self) -> float:
+        """Of the loss that is used."""
+        return self.fitted_tau if self.is_fitted else self.plain_tau
 
 
 def fit_loss(sums: Sequence[Sums], measured: Sequence[Errors], task_share: float) -> tuple[Loss, Check]:

@@ -21,7 +21,6 @@ def write_fit_page(report: FitReport, model: str, folder: Path) -> Path:
         InputError: it cannot be written.
     """
     target, check = report.target, report.check
-    tau = check.fitted_tau if check.is_fitted else check.plain_tau
     head = Head(
         f"{model} in {format_size(target.nbytes)}",
         "One fitted model",
@@ -40,7 +39,11 @@ def write_fit_page(report: FitReport, model: str, folder: Path) -> Path:
             "error in answers": [f"{report.errors.answers:.4f}"],
             "answers kept": [f"{report.errors.kept:.0%}"],
             "loss": [f"{report.loss:.4f}, predicted {report.plan.predicted:.4f}"],
-            "Kendall's τ": [f"{tau:.2f} over {check.samples} assembled models"] if check.samples else [],
+            "Kendall's τ": [
+                f"{check.tau:.2f} over {check.samples} assembled models, of bytes alone {check.bytes_tau:.2f}"
+            ]
+            if check.samples
+            else [],
         },
     )
     return write_page(folder / PAGE, head, _sections(report)).page
