@@ -50,6 +50,7 @@ HELD = 0.2
 """Of the sample text, at its end: perplexity is of it."""
 TASKS = "niah_single_2:max_new_tokens=24,niah_multikey_1:keys=8,each=true,max_new_tokens=24"
 MOST = 0.98
+FIT, FINETUNED = "modicum fit", "modicum fit --finetune"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Way:
 class Bench:
     """A reference, its fitter, and what is measured of a model."""
 
-    def __init__(self, work: Path, scale: Scale, settings: FitSettings) -> None:
-        self.scale = scale
+    def __init__(self, work: Path, scale: Scale, settings: FitSettings, finetunes: bool = False) -> None:
+        self.work, self.scale, self.finetunes = work, scale, finetunes
         self.model, self.tokenizer = modicum.load(scale.model, dtype="bfloat16", device="cpu")
         self.weights = copy.deepcopy(self.model.state_dict())
         learned, self.held = _texts(work)
@@ -99,6 +100,7 @@ class Bench:
 
     def restore(self) -> None:
         """The model as it was."""
+        self.model = self.fitter.model
         self.model.load_state_dict(self.weights)
 
     def evaluate(self, store: str, budget: str, policy: str = "auto") -> dict[str, float]:
@@ -152,7 +154,9 @@ class Bench:
         """Each way to spend a memory; a name alone where it cannot be spent so."""
         planner, loss = self.fitter.planner, self.fitter.loss
         target = Target(memory, self.scale.context, self.scale.batch)
-        yield "modicum fit"
+        yield FIT
+        if self.finetunes:
+            yield FINETUNED
         for option in self.fitter.library.options:
             found = [planner.uniform(target, loss, option.name, s) for s in planner.stores]
             plans = [plan for plan in found if plan is not None]
@@ -227,12 +231,18 @@ class Bench:
         started = time.perf_counter()
         try:
             if isinstance(way, str):
-                if way != "modicum fit":
+                if way not in (FIT, FINETUNED):
                     return {"fits": False}
                 found = self.fitter.plan(memory)
                 made = self.fitter.apply(found[0], found)
                 plan = made.plan
                 more = {"loss": made.loss, "in_order": made.in_order, "how": plan.how}
+                if way == FINETUNED:
+                    before = self.evaluate(plan.cache.store, f"{plan.cache_nbytes} B")
+                    more["loss_before"], more["before"] = made.loss, before
+                    state = self.work / f"finetuning-{self.scale.model}-{memory}"
+                    self.model = self.fitter.finetuned(made, self.scale.model, state)
+                    more["loss"] = made.loss
             else:
                 plan, more = way.plan, {}
                 self._prune(way)
@@ -271,10 +281,12 @@ def _tell(what: str, done: int, total: int) -> None:
         print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 
 
-def measure(work: Path, scale: Scale, settings: FitSettings, budgets: Sequence[float]) -> None:
+def measure(
+    work: Path, scale: Scale, settings: FitSettings, budgets: Sequence[float], finetunes: bool = False
+) -> None:
     """All cells that the rows do not have: what fit does at every budget first."""
     known = {(row["model"], row["budget"], row["way"]) for row in read_rows(work)}
-    bench = Bench(work, scale, settings)
+    bench = Bench(work, scale, settings, finetunes)
 
     def keep(budget: float, way: str, row: dict[str, Any]) -> None:
         append_row(work, {"model": scale.model, "budget": budget, "way": way, **row})
@@ -293,7 +305,7 @@ def measure(work: Path, scale: Scale, settings: FitSettings, budgets: Sequence[f
             memory = int(budget * bench.dense_nbytes)
             for way in bench.ways(memory):
                 name = way if isinstance(way, str) else way.name
-                if (name == "modicum fit") == first and (scale.model, budget, name) not in known:
+                if (name == FIT) == first and (scale.model, budget, name) not in known:
                     try:
                         keep(budget, name, bench.spend(way, memory))
                     except modicum.InputError as error:
@@ -313,10 +325,10 @@ def _model(model: str, rows: dict[tuple[float, str], dict[str, Any]], raw: dict[
     whole, check = rows[1.0, "as it is"], rows[1.0, "predictor"]
     scale = check["scale"]
     lines = [["as it is", "100%", format_size(whole["bytes"]), *_scores(whole), ""]]
-    for (budget, way), row in sorted(rows.items(), key=lambda item: -item[0][0]):
+    for (budget, way), row in sorted(rows.items(), key=_place):
         if budget == 1.0:
             continue
-        name = f"**{way}**" if way == "modicum fit" else way
+        name = f"**{way}**" if way in (FIT, FINETUNED) else way
         if not row["fits"]:
             lines.append([name, f"{budget:.0%}", "does not fit", "", "", ""])
             continue
@@ -337,6 +349,12 @@ def _model(model: str, rows: dict[tuple[float, str], dict[str, Any]], raw: dict[
     return lead + "\n\n" + report.table(["", "memory", "bytes", "perplexity", "recall", "cache"], lines)
 
 
+def _place(item: tuple[tuple[float, str], Any]) -> tuple[float, bool, bool]:
+    """Of a row in its table: large budgets first, what fit does before the rest."""
+    (budget, way), _ = item
+    return -budget, way != FIT, way != FINETUNED
+
+
 def _scores(row: dict[str, Any]) -> list[str]:
     return [f"{row['perplexity']:.1f}", f"{row['recall']:.0%}"]
 
@@ -354,6 +372,7 @@ def main() -> None:
     parser.add_argument("--weights", default=",".join(FitSettings.weights))
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--method", default="wanda")
+    parser.add_argument("--finetune", action="store_true", help="a row after distillation, too")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--docs", action="store_true")
     given = parser.parse_args()
@@ -378,7 +397,7 @@ def main() -> None:
         )  # fmt: skip
         budgets = [0.6]
     with float32_products(torch.bfloat16):
-        measure(given.work, scale, settings, budgets)
+        measure(given.work, scale, settings, budgets, given.finetune)
 
 
 if __name__ == "__main__":
