@@ -95,7 +95,7 @@ def train(
     if as_json:
         print_json({**summary.to_dict(), "classes": found.classes, "faults": vars(found.faults)})
         return
-    print(f"{len(found):,} images, {found.num_boxes:,} boxes of {', '.join(found.classes)}")
+    print(f"{len(found):,} annotated images, {found.num_boxes:,} boxes of {', '.join(found.classes)}")
     _tell(summary, out)
 
 

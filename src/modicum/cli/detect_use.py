@@ -55,11 +55,11 @@ def evaluate(
         raise InputError(f"cannot write {html}: it is a folder; give a file such as {html / 'page.html'}")
     detector = load_any(model)
     found = read_dataset(data, split, detector.classes, skip_unknown)
+    for line in found.faults.lines():  # images that cannot be read are told of when they are
+        complain(f"warning: {line}")
     with progress_bar() as progress:
         images = load_test_images(found, detector.input_size, progress)
         evaluation = evaluate_with(detector.detect_inputs, detector.classes, images, progress)
-    for line in found.faults.lines():
-        complain(f"warning: {line}")
     if html is not None:
         _write_page(detector, model, evaluation, images, found.faults.lines(), html)
     if as_json:
@@ -185,8 +185,7 @@ def _write_page(
     from modicum.vision.detect.evaluation_page import PageInput, write_evaluation
     from modicum.vision.detect.speed import measure_speed
 
-    is_torch = isinstance(detector, Detector)
     settings = detector.network.settings if isinstance(detector, Detector) else detector.settings
-    speed = measure_speed(detector, images[0].pixels) if is_torch else None  # type: ignore[arg-type]  # is torch
+    speed = measure_speed(detector, images[0].pixels)
     told = PageInput(path.name, settings, evaluation, images, path.stat().st_size, speed, faults)
     write_evaluation(told, html)

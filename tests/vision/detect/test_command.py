@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from typer.testing import CliRunner
 from modicum.cli import app
 from modicum.vision.detect.detector_file import load_detector, save_detector
 from modicum.vision.detect.drawing import drawn, picture_path
+from modicum.vision.detect.evaluation import evaluate
+from modicum.vision.detect.evaluation_page import mistakes
+from modicum.vision.detect.loaded_images import load_test_images
 from modicum.vision.detect.nms import Detections
+from modicum.vision.detect.read_dataset import read_dataset
 from tests.vision.detect.scenes import annotation, scene, tiny_detector, write_coco, write_voc
 
 runner = CliRunner()
@@ -55,6 +60,8 @@ def test_training_pruning_evaluating_and_running(work: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "Worst images" in text
     assert text.count("<img") + text.count("<picture") >= 5
+    for told in ("Precision against recall", "multiply-accumulates", "network, in torch, "):
+        assert told in text
     rows = json.loads(
         call(
             "run", small, work / "voc/JPEGImages", "--out", work / "pictures", "--min-score", 0, "--json"
@@ -70,6 +77,56 @@ def test_training_pruning_evaluating_and_running(work: Path) -> None:
             assert 0 <= y1 < y2 <= 72
 
 
+def test_options_are_what_is_done(work: Path, tmp_path: Path) -> None:
+    """Each by what it changes in the file."""
+    teacher = work / "teacher.safetensors"
+    short = ("--steps", 1, "--epochs", 1, "--batch", 4)
+    for name, words in {
+        "bytes": ("--bytes", "90%", "--score", "bn", "--no-guidance", "--no-flip-y"),
+        "latency": ("--latency", "100%", "--allocator", "knapsack"),
+    }.items():
+        out = tmp_path / f"{name}.safetensors"
+        told = json.loads(call("prune", teacher, work / "voc", "--out", out, *words, *short, "--json").stdout)
+        assert told["budget"]["limit"] > 0
+        assert told["budget"]["before"] == pytest.approx(
+            told["budget"]["limit"] / (0.9 if name == "bytes" else 1)
+        )
+    how = load_detector(tmp_path / "bytes.safetensors").about["pruned"]
+    assert (tmp_path / "bytes.safetensors").stat().st_size <= 0.9 * teacher.stat().st_size
+    assert (how["score"], how["guidance"], how["recipe"]["augment"]["flip_y"]) == ("bn", None, False)
+    how = load_detector(tmp_path / "latency.safetensors").about["pruned"]
+    assert (how["allocator"], how["budget"]["resource"]) == ("knapsack", "latency")
+    assert how["guidance"] is not None
+    assert how["recipe"]["augment"]["flip_y"] is True
+    out = tmp_path / "guided.safetensors"
+    call("train", work / "voc", "--out", out, "--epochs", 1, "--teacher", teacher, *TINY)
+    assert load_detector(out).about["guided"] is True
+
+
+def test_images_that_do_not_open_are_named_before_training(work: Path, tmp_path: Path) -> None:
+    folder = write_voc(tmp_path / "voc", 3)
+    (folder / "JPEGImages/scene1.png").write_bytes(b"no image")
+    for words in (
+        ("train", folder, "--out", tmp_path / "new.safetensors", "--epochs", 1, *TINY),
+        ("evaluate", work / "teacher.safetensors", folder),
+    ):
+        told = call(*words).stderr
+        assert told.count("scene1.png") == 1
+        assert "1 were left out" in told
+
+
+def test_the_worst_images_are_first(work: Path) -> None:
+    images = load_test_images(read_dataset(work / "voc"), (64, 96))
+    data = [one.annotated for one in images]
+    detections = [
+        Detections(one.boxes[:k], torch.full((len(one.boxes[:k]),), 0.9), one.labels[:k])
+        for one, k in zip(data, (2, 0, 1, 2), strict=True)
+    ]
+    detections[3] = Detections(data[3].boxes, torch.tensor([0.9, 0.9]), 1 - data[3].labels)
+    found = replace(evaluate(tiny_detector(), images), detections=detections)
+    assert [mistakes(found, number) for number in range(4)] == [(0, 0), (2, 0), (1, 0), (2, 2)]
+
+
 def test_int8_and_onnx(work: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs onnxscript, of the extra detect")
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
@@ -81,6 +138,12 @@ def test_int8_and_onnx(work: Path) -> None:
     for name in ("int8.safetensors", "int8.onnx"):
         (row,) = json.loads(call("run", work / name, image, "--min-score", 0.02, "--json").stdout)
         assert row["image"] == str(image)
+    told = json.loads(call("evaluate", work / "int8.onnx", work / "voc", "--json").stdout)
+    assert told["images"] == 4
+    for name, runtime in (("int8.safetensors", "torch, which computes int8"), ("int8.onnx", "onnxruntime")):
+        call("evaluate", work / name, work / "voc", "--html", work / f"{name}.html")
+        text = (work / f"{name}.html").read_text(encoding="utf-8")
+        assert f"with suppression, in {runtime}" in text
     told = call(
         "prune",
         work / "int8.safetensors",

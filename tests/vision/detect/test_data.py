@@ -95,14 +95,41 @@ def test_an_image_that_does_not_open_is_named_and_the_rest_kept(tmp_path: Path) 
     folder = write_voc(tmp_path / "voc", 3)
     (folder / "JPEGImages/scene1.png").write_bytes(b"no image")
     data = read_voc(folder)
-    assert len(load_training_images(data, SIZE)) == 2
-    assert len(load_test_images(data, SIZE)) == 2
+    with pytest.warns(UserWarning, match=r"1 were left out: .*scene1\.png"):
+        assert len(load_training_images(data, SIZE)) == 2
+    with pytest.warns(UserWarning, match=r"scene1\.png"):
+        assert len(load_test_images(data, SIZE)) == 2
     assert len(data.faults.unreadable) == 1
     assert "scene1.png" in data.faults.unreadable[0]
     for path in (folder / "JPEGImages").iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="none of 3 images can be read"):
         load_training_images(data, SIZE)
+
+
+def test_difficult_boxes_are_marked_and_not_learned(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path / "voc", 1)
+    path = folder / "Annotations/scene0.xml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("<difficult>0", "<difficult>1", 1), encoding="utf-8")
+    data = read_voc(folder)
+    assert data.images[0].is_difficult.tolist() == [True, False]
+    (image,) = load_training_images(data, SIZE)
+    assert image.labels.tolist() == data.images[0].labels[1:].tolist()
+    assert len(image.boxes) == 1
+    (tested,) = load_test_images(data, SIZE)
+    assert tested.annotated.is_difficult.tolist() == [True, False]
+
+
+def test_annotations_without_their_image_are_counted(tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "coco")
+    told = json.loads(path.read_text(encoding="utf-8"))
+    told["images"].pop()  # of number 12, with two boxes
+    path.write_text(json.dumps(told), encoding="utf-8")
+    data = read_coco(path)
+    assert len(data) == 2
+    (line,) = data.faults.lines()
+    assert line.startswith("2 have no image and were left out: an annotation of image 12")
 
 
 def test_an_image_cut_short_is_one_line(tmp_path: Path) -> None:

@@ -54,6 +54,32 @@ def test_an_int8_file_gives_the_same_boxes_and_is_a_quarter(tmp_path: Path) -> N
         quantized_detector(detector, [])
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda r, t: t.pop("heads.0.boxes.bias"),
+            "another architecture than its record says: heads.0.boxes",
+        ),
+        (
+            lambda r, t: t.update({"heads.0.boxes.weight": t["heads.0.boxes.weight"].permute(1, 0, 2, 3)}),
+            r"heads\.0\.boxes\.weight has the shape .* and dtype torch\.int8, not",
+        ),
+        (
+            lambda r, t: t.update({"heads.0.boxes.weight": t["heads.0.boxes.weight"].float()}),
+            r"dtype torch\.float32, not",
+        ),
+        (lambda r, t: t["heads.0.boxes.weight_scale"].fill_(math.inf), "not finite: quantise it again"),
+    ],
+)
+def test_an_int8_file_of_another_architecture_is_one_line(tmp_path: Path, change: Change, told: str) -> None:
+    path = tmp_path / "small.safetensors"
+    write_file(path, quantized_bytes(quantized_detector(tiny_detector(), [random_inputs(2)])))
+    _rewritten(path, change)
+    with pytest.raises(ModelError, match=told):
+        load_detector(path)
+
+
 def test_an_int8_convolution_is_that_of_loops() -> None:
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(3, 2, 3, 2, 1)
@@ -91,6 +117,7 @@ def _rewritten(path: Path, change: Change) -> None:
         record = json.loads(file.metadata()["modicum"])
     tensors = load_file(path)
     change(record, tensors)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, path, metadata={"modicum": json.dumps(record)})
 
 

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modicum.errors import InputError, ModelError
-from modicum.vision.detect.backbone import STRIDES
-from modicum.vision.detect.conv_norm import ConvNorm, fold_norms
+from modicum.vision.detect import backbone
+from modicum.vision.detect.backbone import STRIDES, Backbone, register_backbone, scaled
+from modicum.vision.detect.conv_norm import IMAGE, Channels, ConvNorm, ConvShape, fold_norms
 from modicum.vision.detect.cost import CostTable
+from modicum.vision.detect.detector import Detector
+from modicum.vision.detect.detector_file import load_detector, save_detector
+from modicum.vision.detect.loaded_images import load_training_images
+from modicum.vision.detect.pruning.budget import Budget
+from modicum.vision.detect.pruning.prune import PruneSettings, prune
+from modicum.vision.detect.read_dataset import read_dataset
+from modicum.vision.detect.recipe import Recipe
 from modicum.vision.detect.resnet_v1d import Bottleneck
 from modicum.vision.detect.ssd import SSD
 from modicum.vision.detect.ssd_settings import SSDSettings, smallest
+from modicum.vision.detect.training import new_network
 from tests.bounds import assert_within
-from tests.vision.detect.scenes import CLASSES, SIZE, random_inputs, tiny_network, tiny_settings
+from tests.vision.detect.scenes import (
+    CLASSES,
+    SIZE,
+    random_inputs,
+    tiny_network,
+    tiny_settings,
+    write_voc,
+)
 
 BACKBONES = ("resnet14", "resnet26", "resnet50", "mobilenet")
 
@@ -73,6 +91,66 @@ def test_a_resnet_v1d_is_built_as_its_paper_says() -> None:
         assert isinstance(block.shortcut, ConvNorm if is_first else nn.Identity)
     usual = SSDSettings.of(CLASSES, "resnet50", 1.0).channels
     assert [usual[f"stage{n}"] for n in range(4)] == [256, 512, 1024, 2048]
+
+
+class _Plain(Backbone):
+    """Five convolutions of stride 2."""
+
+    num_stages = 1
+    taps = ("plain2", "plain3", "plain4")
+
+    def __init__(self, channels: Channels, blocks: tuple[int, ...]) -> None:
+        super().__init__(channels, blocks)
+        names = [IMAGE, *(f"plain{k}" for k in range(5))]
+        self.layers = nn.ModuleList(
+            ConvNorm(channels, a, b, ConvShape(3, 2)) for a, b in itertools.pairwise(names)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for layer in self.layers:
+            maps.append(x := layer(x))
+        return maps[2:]
+
+    @staticmethod
+    def channels(width: float, blocks: tuple[int, ...]) -> dict[str, int]:
+        return {f"plain{k}": scaled(64 * blocks[0], width) for k in range(5)}
+
+
+class _Mixing(_Plain):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [found.cumsum(1) for found in super().forward(x)]
+
+
+def test_a_backbone_of_ones_own_is_trained_saved_and_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NAMED", "_registered"):
+        monkeypatch.setattr(backbone, name, dict(getattr(backbone, name)))
+    register_backbone("plain", _Plain, (1,))
+    settings = SSDSettings.of(CLASSES, "plain", 0.25, SIZE)
+    detector = Detector(new_network(settings, 0).eval())
+    save_detector(detector, tmp_path / "one.safetensors")
+    loaded = load_detector(tmp_path / "one.safetensors")
+    for a, b in zip(
+        detector.network.raw_outputs(random_inputs().float()),
+        loaded.network.raw_outputs(random_inputs().float()),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    images = load_training_images(read_dataset(write_voc(tmp_path / "voc")), SIZE)
+    recipe = Recipe(epochs=1, batch=4)
+    how = PruneSettings(Budget("macs", 0.8, True), steps=1, step_recipe=recipe, recipe=recipe)
+    assert prune(loaded, images, how).after <= 0.8 * CostTable.of(settings).macs(settings.channels)
+    register_backbone("mixing", _Mixing, (1,))
+    mixing = Detector(new_network(SSDSettings.of(CLASSES, "mixing", 0.25, SIZE), 0).eval())
+    with pytest.raises(ModelError, match="its operation Cumsum may mix channels"):
+        prune(mixing, images, how)
+    with pytest.raises(InputError, match="mobilenet is a backbone of modicum's"):
+        register_backbone("mobilenet", _Plain, (1,))
+    with pytest.raises(ModelError, match="give 1 numbers"):
+        register_backbone("other", _Plain, (1, 2))
+    assert "other" not in backbone.NAMED
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from modicum.vision.detect.deletion import delete_branch_channels, highest
 from modicum.vision.detect.detector import Detector
 from modicum.vision.detect.detector_file import check_shapes, load_detector, save_detector
 from modicum.vision.detect.loaded_images import TrainingImage, load_training_images
+from modicum.vision.detect.pruning import budget, channel_graph
 from modicum.vision.detect.pruning.budget import Budget, CostModel
 from modicum.vision.detect.pruning.channel_graph import kept_network, members
 from modicum.vision.detect.pruning.channel_scores import channel_scores
@@ -367,8 +369,99 @@ def test_pruning_keeps_the_budget_and_leaves_outputs(allocator: Any, images: lis
     assert found.settings.classes == teacher.classes
     assert len(result.losses) == 2
     whole = result.channels_before
-    for name in found.settings.backbone_groups:
-        assert found.settings.channels[name] >= smallest(whole[name], 0.8)
+    for name, count in found.settings.channels.items():
+        assert count % 8 == 0
+        if name in found.settings.backbone_groups:
+            assert count >= smallest(whole[name], 0.8)
+
+
+def test_cuts_are_at_equal_ratios(images: list[TrainingImage], tmp_path: Path) -> None:
+    teacher = Detector(tiny_network(width=0.5))
+    settings_ = PruneSettings(
+        Budget("macs", 0.25, True), steps=3, branch_factor=1.0, step_recipe=SHORT, recipe=SHORT
+    )
+    result = prune(teacher, images, settings_, state=tmp_path / "state")
+    model = CostModel(teacher.network.settings, "macs")
+    costs = [
+        model.cost(load_detector(tmp_path / f"state/cut-{step}.safetensors").network.settings.channels)
+        for step in (1, 2, 3)
+    ]
+    for step, cost in enumerate(costs, 1):
+        target = result.before * 0.25 ** (step / 3)
+        # Greedy stops at the first cut within the target; one cut takes 8 channels of one group.
+        assert 0.75 * target < cost <= target * (1 + 1e-9)
+
+
+def test_guidance_and_branches_are_what_the_settings_say(images: list[TrainingImage]) -> None:
+    found = {}
+    for name, change in {
+        "guided": {},
+        "alone": {"guidance": None},
+        "branches": {"prunes_branches": True, "branch_factor": 1.0},
+    }.items():
+        options: dict[str, Any] = {"budget": Budget("macs", 0.6, True), "steps": 1, "recipe": SHORT, **change}
+        found[name] = prune(Detector(tiny_network(width=0.25)), images, PruneSettings(**options))
+    a, b = (found[name].detector.network for name in ("guided", "alone"))
+    assert a.settings == b.settings
+    assert not torch.equal(a.heads[0].classes.weight, b.heads[0].classes.weight)  # type: ignore[union-attr, arg-type]
+    pruned = found["branches"]
+    cut = [
+        name
+        for name in pruned.detector.network.settings.branch_groups
+        if pruned.detector.network.settings.channels[name] < pruned.channels_before[name]
+    ]
+    assert cut
+
+
+def test_a_cut_that_leaves_a_tensor_as_it_was_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network()
+    monkeypatch.setattr(channel_graph, "_group", lambda *_: SimpleNamespace(prune=lambda: None))
+    with pytest.raises(
+        ModelError, match=r"has the shape \[64, 16, 1, 1\] and its record says \[8, 16, 1, 1\]"
+    ):
+        kept_network(network, {"stage1": torch.arange(8)})
+
+
+def test_tensors_that_lie_elsewhere_than_the_names_say_are_found() -> None:
+    network = tiny_network()
+    network.heads[0].inner.outputs = "head1"  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match="do not lie where the network's names say"):
+        members(network)
+
+
+def test_a_folder_of_others_is_not_taken_for_a_run(images: list[TrainingImage], tmp_path: Path) -> None:
+    settings_ = PruneSettings(Budget("macs", 0.6, True), steps=1, step_recipe=SHORT, recipe=SHORT)
+    (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
+    with pytest.raises(InputError, match="is not of a pruning"):
+        prune(tiny_detector(), images, settings_, state=tmp_path)
+    assert (tmp_path / "letter.txt").read_text(encoding="utf-8") == "dear"
+    with pytest.raises(InputError, match="is not of a pruning"):
+        prune(tiny_detector(), images, settings_, state=tmp_path / "letter.txt")
+
+
+def test_a_time_is_measured_again_at_the_end(
+    images: list[TrainingImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings_ = PruneSettings(Budget("latency", 10.0), steps=1, step_recipe=SHORT, recipe=SHORT)
+    with pytest.raises(InputError, match=r"the detector takes .* ms already"):
+        prune(tiny_detector(), images, settings_)  # really measured
+    unit = 1e-6
+
+    def seconds(network: SSD) -> float:
+        return network.num_parameters * unit
+
+    def slower(doing: str, *_: int) -> None:
+        nonlocal unit
+        if "the last cut" in doing:
+            unit = 2e-6
+
+    monkeypatch.setattr(budget, "median_seconds", seconds)
+    settings_ = PruneSettings(Budget("latency", 0.8, True), steps=1, step_recipe=SHORT, recipe=SHORT)
+    result = prune(tiny_detector(), images, settings_)
+    assert result.after == seconds(result.detector.network) <= result.limit
+    with pytest.warns(UserWarning, match=r"measured again, the pruned detector takes [\d.]+ ms, more than"):
+        result = prune(tiny_detector(), images, settings_, progress=slower)
+    assert result.after == seconds(result.detector.network) > result.limit
 
 
 def test_a_budget_of_time_uses_what_was_measured(images: list[TrainingImage]) -> None:

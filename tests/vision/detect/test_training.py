@@ -12,6 +12,7 @@ import torch
 from modicum.errors import InputError, ModelError
 from modicum.vision.detect.augment import NONE
 from modicum.vision.detect.detector import Detector
+from modicum.vision.detect.detector_file import load_detector
 from modicum.vision.detect.entry import train_detector
 from modicum.vision.detect.evaluation import evaluate
 from modicum.vision.detect.guidance import GuidanceSettings, Guide
@@ -44,6 +45,17 @@ def test_a_network_learns_a_few_pictures(folder: Path, images: list[TrainingImag
     assert found.map50 > 0.8
     assert found.voc > 0.8
     assert found.to_dict()["boxes"] == 16
+
+
+def test_a_teacher_changes_what_is_learned(folder: Path, tmp_path: Path) -> None:
+    data, recipe = read_dataset(folder), Recipe(epochs=1, batch=4)
+    found = {}
+    for name, teacher in (("alone", None), ("again", None), ("guided", tiny_detector(seed=3))):
+        train_detector(data, tiny_settings(), recipe, tmp_path / f"{name}.safetensors", teacher=teacher)
+        found[name] = load_detector(tmp_path / f"{name}.safetensors").network.state_dict()
+    name = "heads.0.classes.weight"
+    assert torch.equal(found["alone"][name], found["again"][name])
+    assert not torch.equal(found["alone"][name], found["guided"][name])
 
 
 def _trained(

@@ -85,13 +85,14 @@ class BackboneSettings:
         return _kinds()[self.kind](channels, self.blocks)
 
 
-NAMED: dict[str, tuple[str, tuple[int, ...]]] = {
+_OWN: dict[str, tuple[str, tuple[int, ...]]] = {
     "resnet14": ("resnet_v1d", (1, 1, 1, 1)),
     "resnet26": ("resnet_v1d", (2, 2, 2, 2)),
     "resnet50": ("resnet_v1d", (3, 4, 6, 3)),
     "mobilenet": ("mobilenet", (6,)),
 }
-"""Backbones by name: kind and blocks."""
+NAMED = dict(_OWN)
+"""Backbones by name: kind and blocks; those that were registered, too."""
 
 
 def scaled(usual: int, width: float) -> int:
@@ -102,9 +103,26 @@ def scaled(usual: int, width: float) -> int:
 _registered: dict[str, type[Backbone]] = {}
 
 
-def register_backbone(kind: str, made: type[Backbone]) -> None:
-    """Let records name a backbone of the user's; files with it load where it was registered, too."""
-    _registered[kind] = made
+def register_backbone(name: str, made: type[Backbone], blocks: tuple[int, ...]) -> None:
+    """Let `SSDSettings.of` and records name a backbone of the user's; its files load where it is registered.
+
+    Args:
+        name: of the backbone and of its kind in records; an earlier one of that name gives way.
+        made: its class.
+        blocks: as many numbers as the class has stages.
+
+    Raises:
+        InputError: the name is one of modicum's own.
+        ModelError: the blocks do not fit the class.
+    """
+    if name in _OWN or name in {kind for kind, _ in _OWN.values()}:
+        raise InputError(f"{name} is a backbone of modicum's: give another name")
+    _registered[name] = made
+    try:
+        NAMED[name] = (BackboneSettings(name, blocks).kind, blocks)
+    except ModelError:
+        del _registered[name]
+        raise
 
 
 def _kinds() -> dict[str, type[Backbone]]:

@@ -33,10 +33,10 @@ def read_coco(
         told: Any = json.loads(path.read_text(encoding="utf-8"))
         names = {category["id"]: str(category["name"]) for category in told["categories"]}
         boxes: dict[Any, list[RawBox]] = {image["id"]: [] for image in told["images"]}
-        orphans = 0
+        orphans = []
         for annotation in told["annotations"]:
             if annotation["image_id"] not in boxes:
-                orphans += 1
+                orphans.append(f"an annotation of image {annotation['image_id']}, which is not listed")
                 continue
             if classes is None and annotation["category_id"] not in names:
                 raise ValueError(
@@ -52,8 +52,7 @@ def read_coco(
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} cannot be read as COCO annotations: {what}") from error
     builder = DatasetBuilder(classes, skip_unknown)
-    if orphans:
-        builder.faults.without_image.append(f"{orphans:,} annotations of images that are not listed")
+    builder.faults.without_image += orphans
     for number, name, height, width in files:
         found = next((folder / name for folder in folders if is_file(folder / name)), None)
         if found is None or min(height, width) < 1:

@@ -39,7 +39,7 @@ class PageInput:
         evaluation: what was measured.
         images: of the evaluation, in its order.
         nbytes: of the file.
-        speed: None where it was not measured.
+        speed: of one image.
         faults: lines about the data set.
     """
 
@@ -48,7 +48,7 @@ class PageInput:
     evaluation: Evaluation
     images: Sequence[TestImage]
     nbytes: int
-    speed: Speed | None
+    speed: Speed
     faults: Sequence[str]
 
 
@@ -198,11 +198,11 @@ def _cost(told: PageInput) -> Table:
         ("multiply-accumulates", f"{table.macs(channels) / 1e6:.1f} M", table.macs(channels)),
         ("file", f"{told.nbytes / 1e3:,.0f} KB", told.nbytes),
     ]
-    if told.speed is not None:
-        for name, spread in (("network", told.speed.network), ("with suppression", told.speed.detect)):
+    speed = told.speed
+    for name, spread in (("network", speed.network), ("with suppression", speed.detect)):
+        if spread is not None:
             text = f"{1e3 * spread.median:.2f} ms ({1e3 * spread.low:.2f} to {1e3 * spread.high:.2f})"
-            cells.append(
-                (f"{name}, {told.speed.num_threads} thread(s), median and quartiles", text, spread.median)
-            )
+            what = f"{name}, in {speed.runtime}, {speed.num_threads} thread(s), median and quartiles"
+            cells.append((what, text, spread.median))
     rows = tuple((Cell(name, name), Cell(text, value)) for name, text, value in cells)
     return Table("cost", "Size and speed", ("what", "value"), rows)

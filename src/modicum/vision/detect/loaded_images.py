@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from modicum.errors import InputError
 from modicum.packages import import_package
-from modicum.vision.detect.dataset import AnnotatedImage, DetectionDataset
+from modicum.vision.detect.dataset import AnnotatedImage, DetectionDataset, Faults
 from modicum.vision.detect.image import letterboxed, open_image
 from modicum.vision.detect.letterbox import Letterbox
 
@@ -52,7 +53,7 @@ def load_training_images(
 ) -> list[TrainingImage]:
     """All images of a data set, scaled to 1.5 times the input at most.
 
-    Images that cannot be read are noted in the data set's faults and left out.
+    Images that cannot be read are noted in the data set's faults and left out, with a warning.
 
     Raises:
         InputError: none can be read.
@@ -120,7 +121,10 @@ def _opened(data: DetectionDataset, progress: Progress | None) -> Iterator[tuple
             tell("reading images", number + 1, len(data))
         count += 1
         yield image, annotated
-    known = set(data.faults.unreadable)
-    data.faults.unreadable.extend(line for line in unreadable if line not in known)
     if not count:
         raise InputError(f"none of {len(data):,} images can be read; the first: {unreadable[0]}")
+    if unreadable:
+        (told,) = Faults(unreadable=unreadable).lines()
+        warnings.warn(told, stacklevel=4)
+    known = set(data.faults.unreadable)
+    data.faults.unreadable.extend(line for line in unreadable if line not in known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError, ModelError
-from modicum.packages import import_package
 from modicum.vision.detect.detector import in_image
 from modicum.vision.detect.image import letterboxed
 from modicum.vision.detect.nms import Detections, NmsSettings
@@ -27,11 +27,13 @@ class OnnxDetector:
         session: of onnxruntime.
         settings: the record.
         min_score: detections with a lower or equal score are not given out, whatever is asked for.
+        num_threads: of the session.
     """
 
     session: Any
     settings: SSDSettings
     min_score: float = 0.0
+    num_threads: int = 1
 
     @classmethod
     def load(cls, path: str | Path, num_threads: int = 1) -> OnnxDetector:
@@ -43,14 +45,20 @@ class OnnxDetector:
         """
         if not Path(path).is_file():
             raise InputError(f"there is no detector {path}: give a file that modicum detect export wrote")
-        runtime = import_package("onnxruntime", "detect")
+        try:
+            runtime: Any = import_module("onnxruntime")
+        except ImportError as error:
+            raise InputError(
+                f".onnx files need the package onnxruntime ({error}): pip install onnxruntime"
+            ) from error
         options = runtime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = 3
         try:
             session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             told = json.loads(session.get_modelmeta().custom_metadata_map["modicum"])
-            return cls(session, SSDSettings.from_dict(told["settings"]), float(told.get("min_score", 0)))
+            settings = SSDSettings.from_dict(told["settings"])
+            return cls(session, settings, float(told.get("min_score", 0)), num_threads)
         except Exception as error:  # onnxruntime's errors have no common base but this
             raise ModelError(
                 f"{path} is no detector that modicum detect export wrote ({type(error).__name__}): export "

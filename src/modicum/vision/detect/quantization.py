@@ -101,12 +101,9 @@ def quantized_bytes(detector: Detector) -> bytes:
     """The contents of an int8 detector's file."""
     from modicum.vision.detect.detector_file import packed
 
-    tensors: dict[str, Tensor] = {}
+    tensors = {name: stored for name, (_, stored) in _stored(detector.network).items()}
     for name, layer in _layers(detector.network).items():
-        tensors[f"{name}.weight"] = layer.integers
-        tensors[f"{name}.weight_scale"] = layer.weight_scale.flatten()
-        tensors[f"{name}.bias"] = layer.bias
-        tensors[f"{name}.input_scale"] = layer.input_quant.scale.reshape(1)
+        tensors[f"{name}.input_scale"] = layer.input_quant.scale.reshape(1)  # never 0, as a step may be
     return packed(detector.network.settings, tensors, detector.about)
 
 
@@ -117,26 +114,33 @@ def fill_quantized(network: SSD, tensors: Mapping[str, Tensor], path: Path) -> N
     Raises:
         ModelError: a tensor is missing, not known, or has another shape or dtype.
     """
-    layers = _replaced(network, "max")
-    wanted: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        wanted[f"{name}.weight"] = layer.integers
-        wanted[f"{name}.weight_scale"] = layer.weight_scale
-        wanted[f"{name}.bias"] = layer.bias
-        wanted[f"{name}.input_scale"] = layer.input_quant.step
+    _replaced(network, "max")
+    wanted = _stored(network)
     odd = sorted(wanted.keys() ^ tensors.keys())
     if odd:
         raise ModelError(f"{path} is of another architecture than its record says: {odd[0]}")
-    for name, tensor in wanted.items():
+    for name, (tensor, stored) in wanted.items():
         found = tensors[name]
-        if found.numel() != tensor.numel() or found.dtype != tensor.dtype:
+        if found.shape != stored.shape or found.dtype != stored.dtype:
             raise ModelError(
                 f"{path} is of another architecture than its record says: {name} has the shape "
-                f"{list(found.shape)} and dtype {found.dtype}; write the file again"
+                f"{list(found.shape)} and dtype {found.dtype}, not {list(stored.shape)} and {stored.dtype}; "
+                "write the file again"
             )
         if found.is_floating_point() and not bool(found.isfinite().all()):
             raise ModelError(f"{path} holds values of {name} that are not finite: quantise it again")
         tensor.copy_(found.reshape(tensor.shape))
+
+
+def _stored(network: SSD) -> dict[str, tuple[Tensor, Tensor]]:
+    """Tensors of int8 convolutions by their names in a file: as in the network, and as in the file."""
+    found = {}
+    for name, layer in _layers(network).items():
+        found[f"{name}.weight"] = (layer.integers, layer.integers)
+        found[f"{name}.weight_scale"] = (layer.weight_scale, layer.weight_scale.flatten())
+        found[f"{name}.bias"] = (layer.bias, layer.bias)
+        found[f"{name}.input_scale"] = (layer.input_quant.step, layer.input_quant.step.reshape(1))
+    return found
 
 
 def _replaced(network: SSD, method: RangeMethod) -> dict[str, QuantConv2d]:

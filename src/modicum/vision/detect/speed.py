@@ -14,17 +14,24 @@ from torch import Tensor
 from modicum.measure import Spread, TimingSettings, interleaved
 from modicum.vision.detect.conv_norm import fold_norms
 from modicum.vision.detect.detector import Detector
+from modicum.vision.detect.onnx_detector import OnnxDetector
 
 ROUNDS = 51
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of one image: the network alone, and with non-maximum suppression."""
+    """Seconds of one image: the network alone, and with non-maximum suppression.
 
-    network: Spread
+    Attributes:
+        network: None in onnxruntime, where suppression is part of the graph.
+        runtime: what computed it, for people.
+    """
+
+    network: Spread | None
     detect: Spread
     num_threads: int
+    runtime: str
 
 
 def runs_of(detector: Detector, image: Tensor) -> Mapping[str, Callable[[], object]]:
@@ -40,8 +47,18 @@ def runs_of(detector: Detector, image: Tensor) -> Mapping[str, Callable[[], obje
     return {"network": network, "detect": lambda: folded.detect_inputs(batch)}
 
 
-def measure_speed(detector: Detector, image: Tensor, rounds: int = ROUNDS) -> Speed:
-    """With torch's number of threads; with one, the thread's own time."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    samples = interleaved(runs_of(detector, image), TimingSettings(rounds, 1e-9), clock)
-    return Speed(Spread.of(samples["network"]), Spread.of(samples["detect"]), torch.get_num_threads())
+def measure_speed(detector: Detector | OnnxDetector, image: Tensor, rounds: int = ROUNDS) -> Speed:
+    """Of an input [3, H, W], with the runtime's number of threads; with one, the thread's own time, which
+    leaves out what other processes take.
+    """
+    if isinstance(detector, Detector):
+        runs, num_threads = runs_of(detector, image), torch.get_num_threads()
+        is_int8 = "quantized" in detector.about
+        runtime = "torch, which computes int8 in float32" if is_int8 else "torch"
+    else:
+        session = detector
+        runs, num_threads = {"detect": lambda: session.detect_inputs(image[None])}, detector.num_threads
+        runtime = "onnxruntime"
+    clock = time.thread_time if num_threads == 1 else time.perf_counter
+    spreads = {k: Spread.of(v) for k, v in interleaved(runs, TimingSettings(rounds, 1e-9), clock).items()}
+    return Speed(spreads.get("network"), spreads["detect"], num_threads, runtime)

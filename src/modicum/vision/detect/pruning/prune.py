@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -103,6 +103,7 @@ class PruneResult:
     """What the given detector takes of the budget's resource."""
     limit: float
     after: float
+    """A time is measured once more at the end."""
     channels_before: dict[str, int]
     losses: list[float] = field(repr=False)
     """Of the last training's steps."""
@@ -233,6 +234,14 @@ def prune(
             save_detector(Detector(network), done)
     losses = work.train(network, settings.recipe, "the last cut")
     after = model.cost(network.settings.channels)
+    if settings.budget.resource == "latency":
+        after = CostModel(network.settings, "latency").cost(network.settings.channels)
+        if after > limit:
+            warnings.warn(
+                f"measured again, the pruned detector takes {model.describe(after)}, more than the budget of "
+                f"{model.describe(limit)}: leave the machine alone meanwhile, or give a smaller budget",
+                stacklevel=2,
+            )
     return PruneResult(Detector(network.eval(), about), before, limit, after, whole, losses)
 
 
@@ -245,8 +254,11 @@ def _costs_of_stopped_run(state: Path | None, basis: Any) -> tuple[float, float]
     Raises:
         InputError: the run was another.
     """
-    path = None if state is None else state / _RUN
-    if path is None or not path.is_file():
+    if state is None:
+        return None
+    path = state / _RUN
+    if not path.is_file():
+        _check_free(state)
         return None
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -264,12 +276,25 @@ def _costs_of_stopped_run(state: Path | None, basis: Any) -> tuple[float, float]
     return costs
 
 
+def _check_free(state: Path) -> None:
+    """Raise if a path is more than what a run leaves that is stopped as it begins.
+
+    Raises:
+        InputError: it is a file, or a folder with files of others.
+    """
+    try:
+        is_free = not state.exists() or all(path.name.startswith(_RUN) for path in state.iterdir())
+    except OSError:
+        is_free = False
+    if not is_free:
+        raise InputError(f"{state} is there and is not of a pruning: remove it, or give another --out")
+
+
 def _begin(state: Path, basis: Any, before: float, start: float) -> None:
     """Claim a folder for a run."""
-    shutil.rmtree(state, ignore_errors=True)
     path = state / _RUN
     try:
-        state.mkdir(parents=True)
+        state.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps({"basis": basis, "before": before, "start": start}, default=str))
     except OSError as error:
         raise ModelError(f"cannot write to {state}: {error.strerror or error}; give another --out") from error
