@@ -60,7 +60,7 @@ def _ranking(rows: Sequence[dict[str, Any]]) -> str:
         told = _told([fit["others"] for fit in fits])
         lines.append(
             [
-                f"predictor fitted to {count}: left out, error in points",
+                f"predictor fitted to {count}: left out, RMS error in points",
                 f"{_told([f['left_out'] for f in fits])}, "
                 f"{_told([f['error'] for f in fits], '{:.1f}', 100)}"
                 + (f"; on the others {told}" if told else ""),
@@ -146,7 +146,10 @@ def _front(rows: Sequence[dict[str, Any]]) -> str:
         for name, own in _found(rows).items()
     )
     title = f"**Front**, {MAIN}, one thread; limits from the cheapest network (0 %) to the reference (100 %)"
-    told += "\n\nIn these four lines brackets are ranges over networks of all seeds."
+    told += (
+        "\n\nIn these four lines brackets are ranges over networks of all seeds. At the same accuracy only "
+        "networks of the family that no other of it beats in both are interpolated."
+    )
     return f"{_table(title, head, lines)}\n\n{told}"
 
 
