@@ -277,10 +277,10 @@ def _costs_of_stopped_run(state: Path | None, basis: Any) -> tuple[float, float]
 
 
 def _check_free(state: Path) -> None:
-    """Raise if a path is more than what a run leaves that is stopped as it begins.
+    """Raise if files of others would be among those of a run.
 
     Raises:
-        InputError: it is a file, or a folder with files of others.
+        InputError: the path is a file, or a folder with more than the beginning of a run.
     """
     try:
         is_free = not state.exists() or all(path.name.startswith(_RUN) for path in state.iterdir())
