@@ -1,5 +1,5 @@
 """Detectors: a teacher, its pruned students, and what else the same compute or bytes buys. One thread,
-resumable; about 100 minutes of one core for each seed.
+resumable; about 75 minutes of one core for each seed.
 
     python benchmarks/detectors.py --data FOLDER --work FOLDER            # measures what rows.jsonl lacks
     python benchmarks/detectors.py --data FOLDER --work FOLDER --seeds 1  # one seed; several may run at once
