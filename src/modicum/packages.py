@@ -1,4 +1,4 @@
-"""Packages of extras, imported when they are first needed."""
+"""Optional packages, imported when they are first needed."""
 
 from __future__ import annotations
 
@@ -29,16 +29,36 @@ def import_package(name: str, extra: str) -> Any:
     Raises:
         InputError: it is not installed, or a library that it loads is missing.
     """
+    return _imported(name, _USES[extra], f"pip install 'modicum[{extra}]'")
+
+
+def import_lone_package(name: str, use: str, otherwise: str = "") -> Any:
+    """The module of a package that no extra brings, or not every extra that uses it.
+
+    Args:
+        name: as it is imported.
+        use: what needs it, for the error.
+        otherwise: what to do without it, for the error: ", or give the runtime torch".
+
+    Raises:
+        InputError: as `import_package`.
+    """
+    return _imported(name, use, f"pip install {_distribution(name)}{otherwise}")
+
+
+def _imported(name: str, use: str, remedy: str) -> Any:
     try:
         return import_module(name)
     except (ImportError, OSError) as error:
         if _is_interrupt(error):
             raise KeyboardInterrupt from error
-        root = name.partition(".")[0]
-        package = {"PIL": "pillow"}.get(root, root.replace("_", "-"))
-        raise InputError(
-            f"{_USES[extra]} needs the package {package} ({error}): pip install 'modicum[{extra}]'"
-        ) from error
+        raise InputError(f"{use} needs the package {_distribution(name)} ({error}): {remedy}") from error
+
+
+def _distribution(name: str) -> str:
+    """What pip calls the package of a module."""
+    root = name.partition(".")[0]
+    return {"PIL": "pillow"}.get(root, root.replace("_", "-"))
 
 
 def _is_interrupt(error: BaseException) -> bool:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.errors import InputError, ModelError
+from modicum.packages import import_lone_package
 
 RuntimeName = Literal["torch", "onnxruntime", "onnxruntime-int8"]
 RUNTIMES: tuple[RuntimeName, ...] = ("torch", "onnxruntime", "onnxruntime-int8")
@@ -156,11 +156,4 @@ def _quantized(data: bytes, inputs: Tensor) -> bytes:
 
 
 def _package(name: str) -> Any:
-    try:
-        return import_module(name)
-    except (ImportError, OSError) as error:
-        package = name.partition(".")[0]
-        raise InputError(
-            f"this runtime needs the package {package} ({error}): pip install {package}, or give the runtime "
-            "torch"
-        ) from error
+    return import_lone_package(name, "this runtime", ", or give the runtime torch")

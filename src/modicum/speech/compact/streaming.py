@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError, ModelError
-from modicum.packages import import_package
+from modicum.packages import import_lone_package, import_package
 from modicum.speech.acoustic_model import AcousticModel, ModelSettings
 from modicum.speech.audio import audio_info, soundfile_name, unreadable
 from modicum.speech.compact.context import model_context
@@ -234,12 +234,7 @@ def microphone_blocks(sample_rate: int, seconds: float = 0.1) -> Iterator[Tensor
     Raises:
         InputError: the package sounddevice is not installed, or there is no microphone.
     """
-    try:
-        import sounddevice
-    except (ImportError, OSError) as error:
-        raise InputError(
-            f"the microphone needs the package sounddevice ({error}): pip install sounddevice, or give a file"
-        ) from error
+    sounddevice = import_lone_package("sounddevice", "the microphone", ", or give a file")
     size = int(seconds * sample_rate)
     try:
         with sounddevice.InputStream(sample_rate, size, channels=1, dtype="float32") as stream:

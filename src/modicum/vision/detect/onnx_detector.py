@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InputError, ModelError
+from modicum.packages import import_lone_package
 from modicum.vision.detect.detector import in_image
 from modicum.vision.detect.image import letterboxed
 from modicum.vision.detect.nms import Detections, NmsSettings
@@ -45,12 +45,7 @@ class OnnxDetector:
         """
         if not Path(path).is_file():
             raise InputError(f"there is no detector {path}: give a file that modicum detect export wrote")
-        try:
-            runtime: Any = import_module("onnxruntime")
-        except ImportError as error:
-            raise InputError(
-                f".onnx files need the package onnxruntime ({error}): pip install onnxruntime"
-            ) from error
+        runtime = import_lone_package("onnxruntime", "an .onnx file")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = 3

@@ -233,15 +233,15 @@ def prune(
         if done is not None:
             save_detector(Detector(network), done)
     losses = work.train(network, settings.recipe, "the last cut")
-    after = model.cost(network.settings.channels)
-    if settings.budget.resource == "latency":
-        after = CostModel(network.settings, "latency").cost(network.settings.channels)
-        if after > limit:
-            warnings.warn(
-                f"measured again, the pruned detector takes {model.describe(after)}, more than the budget of "
-                f"{model.describe(limit)}: leave the machine alone meanwhile, or give a smaller budget",
-                stacklevel=2,
-            )
+    is_time = settings.budget.resource == "latency"
+    last = CostModel(network.settings, "latency") if is_time else model  # measures anew
+    after = last.cost(network.settings.channels)
+    if is_time and after > limit:
+        warnings.warn(
+            f"measured again, the pruned detector takes {model.describe(after)}, more than the budget of "
+            f"{model.describe(limit)}: leave the machine alone meanwhile, or give a smaller budget",
+            stacklevel=2,
+        )
     return PruneResult(Detector(network.eval(), about), before, limit, after, whole, losses)
 
 
